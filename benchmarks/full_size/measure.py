@@ -1,0 +1,134 @@
+"""Measures this project at the published sizes: the export, and `tinygptv ask` on a real photo, in new processes.
+
+The checkpoint is the random one that make_checkpoint.py writes; its words are noise, its speed and memory are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from skimage import data
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from machine import describe
+
+QUESTION = "what is this person wearing?"
+PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers", "torch")
+
+
+def run(command: Sequence[str]) -> tuple[str, float, int]:
+    """Run a command to its end: (its stdout, seconds, peak resident bytes)."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        output.seek(0)
+        return output.read(), seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def export(checkpoint: Path, stage: int, bundle: Path) -> dict[str, float]:
+    """Export the checkpoint; its wall time and peak memory."""
+    files = {
+        "--phi": "phi-2",
+        "--vision": "eva_vit_g.pth",
+        "--qformer": "blip2_pretrained_flant5xxl.pth",
+        "--checkpoint": f"TinyGPT-V_for_Stage{stage}.pth",
+    }
+    paths = (text for option, name in files.items() for text in (option, str(checkpoint / name)))
+    command = [sys.executable, "-m", "tinygptv.export.cli", *paths, "--stage", str(stage), "-o", str(bundle)]
+    _, seconds, peak = run(command)
+    return {"seconds": seconds, "peak_rss_bytes": peak}
+
+
+def ask(bundle: Path, photo: Path, threads: int, tokens: int) -> dict[str, float]:
+    """One `tinygptv ask` in a new process; every figure of its --json, flat, and the whole process's seconds."""
+    command = [sys.executable, "-m", "tinygptv.runtime.cli", "ask", str(photo), QUESTION, "--bundle", str(bundle)]
+    options = ["--json", "--threads", str(threads), "--max-new-tokens", str(tokens)]
+    output, seconds, peak = run([*command, *options])
+    answer = json.loads(output)
+    return {
+        **answer["timings"],
+        "process": seconds,
+        "prompt_tokens": answer["prompt_tokens"],
+        "new_tokens": len(answer["token_ids"]),
+        "peak_rss_bytes": peak,
+    }
+
+
+def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Median, spread and every sample of each figure."""
+    return {
+        name: {
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+            "samples": values,
+        }
+        for name in samples[0]
+        for values in [[sample[name] for sample in samples]]
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python benchmarks/full_size/measure.py --checkpoint /data/random_stage4 --bundle /data/bundle "
+        "-o benchmarks/full_size/results.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="what make_checkpoint.py wrote")
+    parser.add_argument("--stage", type=int, default=4, choices=(3, 4), help="of the checkpoint (default: 4)")
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="where to export to; must not exist")
+    parser.add_argument("--runs", type=int, default=5, help="questions asked, after one to warm up (default: 5)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens an answer (default: 64)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    options = parser.parse_args(argv)
+
+    exported = export(options.checkpoint, options.stage, options.bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder) / "astronaut.png"
+        Image.fromarray(data.astronaut()).save(photo)
+        asks = [
+            ask(options.bundle, photo, options.threads, options.tokens)
+            for _ in tqdm(range(options.runs + 1), desc="questions")
+        ]
+    manifest = (options.bundle / "manifest.json").read_bytes()
+    files = json.loads(manifest)["files"]
+    document = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": describe(PACKAGES),
+        "threads": options.threads,
+        "photo": "scikit-image's astronaut, 512x512",
+        "bundle": {
+            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+            "bytes": sum(file["size"] for file in files),
+            "source_bytes": sum(source["size"] for source in json.loads(manifest)["sources"]),
+        },
+        "export": exported,
+        "ask": summarise(asks[1:]),
+    }
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

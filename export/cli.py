@@ -1,0 +1,106 @@
+"""The ``tinygptv-export`` command."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.memory import peak_rss
+
+from .architecture import STAGES
+from .bundle import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS, TEMPLATE_NAMES, Exported, export_bundle
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXAMPLES = """\
+example, with the four published files:
+  tinygptv-export --phi phi-2 --vision eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
+      --checkpoint TinyGPT-V_for_Stage4.pth --stage 4 -o tinygptv-stage4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export one bundle; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        exported = export_bundle(**vars(options), progress=True)
+    except ExportError as error:
+        print(f"tinygptv-export: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\ntinygptv-export: interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(_summary(exported))
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """A terminated export cleans up after itself as an interrupted one does."""
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinygptv-export",
+        description="Turn the published TinyGPT-V weights into a bundle that the tinygptv runtime loads.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
+    parser.add_argument(
+        "--phi", type=Path, required=True, metavar="DIR", help="Phi-2 folder: config, weights, tokenizer"
+    )
+    parser.add_argument("--vision", type=Path, required=True, metavar="FILE", help="eva_vit_g.pth")
+    parser.add_argument("--qformer", type=Path, required=True, metavar="FILE", help="blip2_pretrained_flant5xxl.pth")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="TinyGPT-V_for_StageN.pth")
+    parser.add_argument(
+        "--stage", type=int, choices=STAGES, required=True, help="of the checkpoint: 1-3 see 224 px, 4 sees 448 px"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="int8", help="fp32 is for comparison (default: int8)"
+    )
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        default=DEFAULT_BLOCK_SIZE,
+        help=f"weights that share one int8 scale: smaller is closer, larger is faster (default: {DEFAULT_BLOCK_SIZE})",
+    )
+    parser.add_argument(
+        "--template",
+        choices=TEMPLATE_NAMES,
+        help="default prompt template (default: that of the stage's released demo)",
+    )
+    parser.add_argument(
+        "--architecture",
+        type=Path,
+        metavar="FILE",
+        help="JSON with image_size, patch_size, vision_layers, vision_heads, qformer_heads, if not the published ones",
+    )
+    return parser
+
+
+def _summary(exported: Exported) -> str:
+    width = max(len(record.name) for record in exported.files)
+    lines = [f"  {record.name:<{width}}  {record.size / 1e6:10,.1f} MB" for record in exported.files]
+    total = sum(record.size for record in exported.files)
+    return "\n".join(
+        (
+            str(exported.path),
+            *lines,
+            f"  {'in all':<{width}}  {total / 1e6:10,.1f} MB",
+            f"made in {exported.seconds:.0f} s, with at most {peak_rss() / 1e9:.1f} GB of memory",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

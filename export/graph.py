@@ -1,0 +1,216 @@
+"""Writes one ONNX graph node by node, its weights streamed to an external data file as they come.
+
+Every linear layer goes through :meth:`GraphWriter.linear`, which is where a precision becomes operators. Operators of
+the ``com.microsoft`` domain are ONNX Runtime's own fused ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from tinygptv.runtime.manifest import FileRecord, Graph, Quantization, TensorSpec
+
+from .quantize import quantize_blocks
+
+CONTRIB = "com.microsoft"
+OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
+ALIGNMENT = 4096
+"""Bytes; external data must start at a page to be memory-mapped, and 4 KiB is every platform's smallest page."""
+INLINE_BYTES = 1024
+"""Smaller constants stay in the .onnx file, where shape inference can see them."""
+ACCURACY_LEVEL_INT8 = 4
+"""MatMulNBits computes with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
+DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
+
+
+class GraphWriter:
+    """Collects the nodes of one graph and streams its weights to ``<name>.onnx.data``.
+
+    Args:
+        folder: Where the two files are written.
+        name: Of the graph; files are ``name.onnx`` and ``name.onnx.data``.
+        precision: ``int8`` or ``fp32``, of the linear layers' weights.
+        block_size: Values along the input dimension that share one int8 scale: a power of two, at least 16.
+    """
+
+    def __init__(self, folder: Path, name: str, precision: str, block_size: int) -> None:
+        self.name = name
+        self._folder = folder
+        self._precision, self._block_size = precision, block_size
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._inputs: list[TensorSpec] = []
+        self._outputs: list[TensorSpec] = []
+        self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
+        self._data_file = f"{name}.onnx.data"
+        self._data: BinaryIO = (folder / self._data_file).open("wb")
+        self._digest = hashlib.sha256()
+        self._offset = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.close()
+
+    def contract(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], layers: int = 0) -> None:
+        """Declare the graph's inputs and outputs; names with ``{i}`` become one tensor for each of ``layers``."""
+        self._specs = (tuple(inputs), tuple(outputs))
+        self._inputs, self._outputs = (_expand(specs, layers) for specs in (inputs, outputs))
+
+    def op(
+        self, kind: str, inputs: Sequence[str], *, name: str, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
+        """Add a node; returns its output's name, or a list of them where ``outputs`` is more than one.
+
+        An unused optional input is an empty string.
+        """
+        names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def rename_output(self, old: str, new: str) -> None:
+        """Give the tensor ``old`` the name ``new`` that the contract promises."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == old:
+                        names[i] = new
+
+    def constant(self, name: str, value: torch.Tensor | np.ndarray[Any, Any] | Sequence[int]) -> str:
+        """Add an initializer under ``name`` unless it is there already."""
+        if name in self._initializers:
+            return name
+        array = value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        array = np.ascontiguousarray(array) if array.ndim else array
+        if array.nbytes < INLINE_BYTES:
+            self._initializers[name] = onnx.numpy_helper.from_array(array, name)
+            return name
+        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = TensorProto.EXTERNAL
+        self._write(bytes(-self._offset % ALIGNMENT))
+        for key, text in (("location", self._data_file), ("offset", self._offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(text))
+        self._write(array.reshape(-1).view(np.uint8).data)
+        self._initializers[name] = tensor
+        return name
+
+    def linear(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
+        """``x @ weight.T + bias``.
+
+        Args:
+            x: Tensor [..., columns].
+            name: Of the layer; also prefixes its weights' names.
+            weight: float32 [rows, columns].
+            bias: float32 [rows].
+        """
+        rows, columns = weight.shape
+        if self._precision == "fp32":
+            product = self.op("MatMul", [x, self.constant(f"{name}.weight", weight.t())], name=f"{name}.product")
+            return str(self.op("Add", [product, self.constant(f"{name}.bias", bias)], name=name))
+        packed, scales = quantize_blocks(weight, self._block_size)
+        inputs = [x, self.constant(f"{name}.weight_int8", packed), self.constant(f"{name}.scales", scales)]
+        return str(
+            self.op(
+                "MatMulNBits",
+                [*inputs, "", "", self.constant(f"{name}.bias", bias)],
+                name=name,
+                domain=CONTRIB,
+                K=columns,
+                N=rows,
+                bits=8,
+                block_size=self._block_size,
+                accuracy_level=ACCURACY_LEVEL_INT8,
+            )
+        )
+
+    def layer_norm(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> str:
+        """LayerNorm over the last axis."""
+        inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
+        return str(self.op("LayerNormalization", inputs, name=name, axis=-1, epsilon=epsilon))
+
+    def skip_layer_norm(
+        self, x: str, skip: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    ) -> tuple[str, str]:
+        """LayerNorm of ``x + skip`` in one pass; returns (the norm, the sum)."""
+        total = f"{name}.sum"
+        inputs = [x, skip, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
+        self._nodes.append(
+            helper.make_node(
+                "SkipLayerNormalization", inputs, [name, "", "", total], name=name, domain=CONTRIB, epsilon=epsilon
+            )
+        )
+        return name, total
+
+    def split(self, x: str, name: str, parts: int) -> list[str]:
+        """Cut the last axis into equal parts."""
+        return list(self.op("Split", [x], name=name, outputs=parts, axis=-1, num_outputs=parts))
+
+    def expand_to_batch(self, constant: str, like: str, name: str, rank: int) -> str:
+        """Repeat a tensor [1, ...] of ``rank`` dimensions along the batch of ``like``."""
+        batch = self.op("Shape", [like], name=f"{name}.batch", start=0, end=1)
+        ones = self.constant(f"{name}.ones", np.ones(rank - 1, np.int64))
+        shape = self.op("Concat", [batch, ones], name=f"{name}.shape", axis=0)
+        return str(self.op("Expand", [constant, shape], name=name))
+
+    def finish(self) -> tuple[Graph, list[FileRecord]]:
+        """Write ``<name>.onnx``; returns the manifest's entries for the graph and its two files."""
+        self._data.close()
+        graph = helper.make_graph(
+            self._nodes,
+            self.name,
+            [_value_info(spec) for spec in self._inputs],
+            [_value_info(spec) for spec in self._outputs],
+            list(self._initializers.values()),
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, CONTRIB_OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="tinygptv-export",
+        )
+        content = model.SerializeToString(deterministic=True)
+        file = f"{self.name}.onnx"
+        (self._folder / file).write_bytes(content)
+        quantization = (
+            Quantization(bits=8, block_size=self._block_size, symmetric=True, operator="MatMulNBits")
+            if self._precision == "int8"
+            else None
+        )
+        described = Graph(file, self._data_file, self._precision, quantization, *self._specs)
+        return described, [
+            FileRecord(file, len(content), hashlib.sha256(content).hexdigest()),
+            FileRecord(self._data_file, self._offset, self._digest.hexdigest()),
+        ]
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._data.write(content)
+        self._digest.update(content)
+        self._offset += len(content)
+
+
+def _expand(specs: Sequence[TensorSpec], layers: int) -> list[TensorSpec]:
+    expanded: list[TensorSpec] = []
+    repeated = [spec for spec in specs if "{i}" in spec.name]
+    for spec in specs:
+        if spec not in repeated:
+            expanded.append(spec)
+    for i in range(layers):
+        expanded += [TensorSpec(spec.name.replace("{i}", str(i)), spec.dtype, spec.axes) for spec in repeated]
+    return expanded
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(
+        spec.name, DTYPES[spec.dtype], [a.name if a.size is None else a.size for a in spec.axes]
+    )

@@ -1,0 +1,144 @@
+"""The ``tinygptv`` command: answers go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from .answer import Answer
+from .errors import TinyGPTVError
+from .memory import peak_rss
+from .model import DEFAULT_MAX_NEW_TOKENS, DEMO_BUNDLE, TinyGPTV
+
+BUNDLE_VARIABLE = "TINYGPTV_BUNDLE"
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXAMPLES = """\
+examples:
+  tinygptv ask photo.jpg "What is in this picture?" --bundle ~/models/tinygptv
+  tinygptv ask photo.jpg "[caption]" --json
+  TINYGPTV_BUNDLE=~/models/tinygptv tinygptv ask photo.jpg "How many people are there?" --stats
+
+Without --bundle and TINYGPTV_BUNDLE, a small demo model answers, which knows simple shapes and colours only.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A console that lacks a character shows a replacement instead of failing (Windows code pages).
+            stream.reconfigure(errors="replace")
+    options = _parser().parse_args(argv)
+    try:
+        return _ask(options)
+    except (TinyGPTVError, ValueError) as error:
+        print(f"tinygptv: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # The reader of a pipe has left; closing stdout at exit would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinygptv", description="Ask questions about images, on this machine's CPU, offline."
+    )
+    parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    ask = commands.add_parser(
+        "ask",
+        help="ask one question about one image",
+        description="Ask one question about one image; the answer is printed as it is written.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ask.add_argument("image", type=Path, metavar="IMAGE", help="picture to look at: PNG, JPEG, WebP, GIF ...")
+    ask.add_argument(
+        "question", metavar="QUESTION", help="may begin with a task tag: [vqa] [caption] [refer] [detection]"
+    )
+    ask.add_argument(
+        "--bundle", type=Path, metavar="DIR", help=f"model to use (default: ${BUNDLE_VARIABLE}, else the demo)"
+    )
+    ask.add_argument(
+        "--max-new-tokens",
+        type=_positive,
+        metavar="N",
+        help=f"stop after N tokens (default: {DEFAULT_MAX_NEW_TOKENS}, or what the context has room for)",
+    )
+    ask.add_argument("--template", metavar="NAME", help="prompt template of the bundle (default: the bundle's own)")
+    ask.add_argument("--threads", type=_positive, metavar="N", help="threads to compute with (default: physical cores)")
+    ask.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    ask.add_argument("--stats", action="store_true", help="print times, speed and memory on stderr")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
+
+
+def _ask(options: argparse.Namespace) -> int:
+    bundle = _bundle(options.bundle)
+    started = time.perf_counter()
+    with TinyGPTV.load(bundle, threads=options.threads) as model:
+        load_seconds = time.perf_counter() - started
+        stream = model.stream(
+            options.image, options.question, max_new_tokens=options.max_new_tokens, template=options.template
+        )
+        if not options.json:
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print()
+        answer = stream.answer
+    if options.json:
+        print(json.dumps(_document(answer, load_seconds), ensure_ascii=False))
+    if options.stats:
+        print(_statistics(answer, load_seconds), file=sys.stderr)
+    return 0
+
+
+def _bundle(given: Path | None) -> Path:
+    named = os.environ.get(BUNDLE_VARIABLE)
+    if given is not None or named:
+        return given if given is not None else Path(named or "")
+    print("tinygptv: no --bundle given, using the built-in demo model (simple shapes and colours)", file=sys.stderr)
+    return DEMO_BUNDLE
+
+
+def _document(answer: Answer, load_seconds: float) -> dict[str, object]:
+    document = dataclasses.asdict(answer)
+    document["timings"]["load"] = load_seconds
+    document["peak_rss_bytes"] = peak_rss()
+    return document
+
+
+def _statistics(answer: Answer, load_seconds: float) -> str:
+    timings = answer.timings
+    speed = f"{timings.decode_tokens_per_second:.1f} tokens/s" if timings.decode_tokens_per_second else "-"
+    rows = (
+        ("load", f"{load_seconds:.2f} s"),
+        ("preprocess", f"{timings.preprocess:.3f} s"),
+        ("image encode", f"{timings.image_encode:.2f} s"),
+        ("prefill", f"{timings.prefill:.2f} s ({answer.prompt_tokens} tokens)"),
+        ("time to first token", f"{timings.time_to_first_token:.2f} s"),
+        ("decode", f"{speed} ({len(answer.token_ids)} tokens, finished by {answer.finish_reason})"),
+        ("peak RSS", f"{peak_rss() / 1e9:.2f} GB"),
+    )
+    return "\n".join(f"{name:>20}  {value}" for name, value in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The decoder's graph with its KV cache: embeddings of new positions in, logits out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .architecture import LanguageArchitecture
+from .kv_cache import KVCache
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+ALL_LOGITS = 0
+"""``num_logits_to_keep`` for the logits of every position fed."""
+
+
+class Decoder:
+    """The language model's graph; immutable, may be used by several threads at once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, sizes: LanguageArchitecture) -> None:
+        self.session = session
+        self.sizes = sizes
+
+    def start(self) -> DecoderState:
+        """A new, empty sequence."""
+        return DecoderState(self)
+
+
+class DecoderState:
+    """One sequence being decoded. Not for two threads at once.
+
+    Everything is bound once: a step of one token overwrites the small inputs in place and runs. Only a prompt, whose
+    length differs, and a cache that has grown are bound anew.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._session = decoder.session
+        self._sizes = decoder.sizes
+        self.cache = KVCache(decoder.sizes)
+        self._binding = decoder.session.io_binding()
+        self._inputs: dict[str, NDArray[np.generic]] = {
+            "seqlens_k": np.zeros(1, np.int32),
+            "total_sequence_length": np.zeros((), np.int32),
+        }
+        for name, array in self._inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        self._bound = (0, 0)
+        self._logits = np.zeros((0, 0), np.float32)
+
+    def run(self, inputs_embeds: NDArray[np.float32], num_logits_to_keep: int = 1) -> NDArray[np.float32]:
+        """Feed new positions after those fed before.
+
+        Args:
+            inputs_embeds: float32 [1, sequence, hidden].
+            num_logits_to_keep: Of how many last positions logits are wanted; :data:`ALL_LOGITS` for all.
+
+        Returns:
+            Logits, float32 [kept, vocabulary], valid until the next call.
+
+        Raises:
+            ValueError: The shape is wrong, or the context has no room for so many positions.
+        """
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[0] != 1 or inputs_embeds.shape[2] != self._sizes.hidden_size:
+            raise ValueError(
+                f"inputs_embeds is {inputs_embeds.shape}; expected (1, sequence, {self._sizes.hidden_size})"
+            )
+        sequence = inputs_embeds.shape[1]
+        if not sequence:
+            raise ValueError("inputs_embeds has no positions; expected at least one")
+        if self.cache.reserve(sequence):
+            self._bind_cache()
+        kept = min(num_logits_to_keep, sequence) or sequence
+        if self._bound != (sequence, kept):
+            self._bind_step(sequence, kept)
+        past, total = self.cache.length, self.cache.length + sequence
+        self._inputs["inputs_embeds"][...] = inputs_embeds
+        self._inputs["position_ids"][...] = np.arange(past, total)
+        self._inputs["seqlens_k"][...] = total - 1
+        self._inputs["total_sequence_length"][...] = total
+        self._session.run_with_iobinding(self._binding)
+        self.cache.length = total
+        return self._logits
+
+    def _bind_step(self, sequence: int, kept: int) -> None:
+        sizes = self._sizes
+        shaped: dict[str, NDArray[np.generic]] = {
+            "inputs_embeds": np.empty((1, sequence, sizes.hidden_size), np.float32),
+            "position_ids": np.empty((1, sequence), np.int64),
+            "num_logits_to_keep": np.array(kept, np.int64),
+        }
+        for name, array in shaped.items():
+            self._binding.bind_cpu_input(name, array)
+        self._inputs |= shaped
+        logits = np.empty((1, kept, sizes.vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._logits = logits[0]
+        self._bound = (sequence, kept)
+
+    def _bind_cache(self) -> None:
+        for i, buffer in enumerate(self.cache.buffers):
+            name = f"{i // 2}.{'value' if i % 2 else 'key'}"
+            place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+            self._binding.bind_input(f"past_key_values.{name}", *place)
+            self._binding.bind_output(f"present.{name}", *place)

@@ -1,0 +1,58 @@
+"""Greedy decoding: logits to token ids, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decoder import DecoderState
+from .errors import ContextOverflowError
+
+Float32Array = NDArray[np.float32]
+
+
+def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
+    """Raise unless a prompt and what may follow it fit in the context.
+
+    Raises:
+        ValueError: ``max_new_tokens`` is less than 1.
+        ContextOverflowError: They do not fit; names all three lengths.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+    if prompt + max_new_tokens > context:
+        raise ContextOverflowError(
+            f"the prompt has {prompt} tokens (images included) and {max_new_tokens} new ones may follow, together "
+            f"{prompt + max_new_tokens}; the model's context is {context}: shorten the question or lower max_new_tokens"
+        )
+
+
+def greedy(
+    state: DecoderState,
+    inputs_embeds: Float32Array,
+    embed: Callable[[int], Float32Array],
+    max_new_tokens: int,
+    eos_token_ids: Collection[int],
+) -> Iterator[int]:
+    """Yield the most probable next token until end of text or ``max_new_tokens``.
+
+    The prompt is fed whole, then one position a token. A token is yielded before it is fed, so a caller who stops
+    early (at a stop string) pays for nothing more.
+
+    Args:
+        state: An empty sequence, or one to continue.
+        inputs_embeds: float32 [1, sequence, hidden].
+        embed: Token id to its embedding, float32 [1, hidden].
+        max_new_tokens: At most so many tokens.
+        eos_token_ids: Tokens that end the text; they are not yielded.
+    """
+    logits = state.run(inputs_embeds)
+    for remaining in range(max_new_tokens - 1, -1, -1):
+        token = int(logits[-1].argmax())
+        if token in eos_token_ids:
+            return
+        yield token
+        if remaining:
+            logits = state.run(embed(token)[np.newaxis])

@@ -1,0 +1,53 @@
+"""The attention's keys and values of one sequence, in buffers that grow in steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .architecture import LanguageArchitecture
+
+GROWTH = 256
+"""Positions added at a time: 168 MB at the published sizes, in float32."""
+
+
+class KVCache:
+    """One key and one value buffer a layer, [1, heads, capacity, head_dim], the first ``length`` positions filled.
+
+    The decoder's graph writes new positions into these very buffers (past and present are bound to the same memory),
+    so a step copies nothing; only growing does.
+    """
+
+    def __init__(self, sizes: LanguageArchitecture) -> None:
+        self._limit = sizes.max_position_embeddings
+        self._shape = (1, sizes.num_attention_heads, 0, sizes.head_dim)
+        self.length = 0
+        """Positions filled."""
+        self.buffers = [np.zeros(self._shape, np.float32) for _ in range(2 * sizes.num_hidden_layers)]
+        """Keys and values in turn: layer i's are at 2i and 2i + 1."""
+
+    @property
+    def capacity(self) -> int:
+        return self.buffers[0].shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def reserve(self, positions: int) -> bool:
+        """Make room for ``positions`` more; returns whether the buffers are other ones now."""
+        needed = self.length + positions
+        if needed > self._limit:
+            raise ValueError(f"{needed} positions do not fit in a context of {self._limit}")
+        if needed <= self.capacity:
+            return False
+        capacity = min(-(-needed // GROWTH) * GROWTH, self._limit)
+        for i, old in enumerate(self.buffers):
+            self.buffers[i] = self._grown(old, capacity)
+        return True
+
+    def _grown(self, old: NDArray[np.float32], capacity: int) -> NDArray[np.float32]:
+        batch, heads, _, head_dim = self._shape
+        new = np.zeros((batch, heads, capacity, head_dim), np.float32)
+        new[:, :, : self.length] = old[:, :, : self.length]
+        return new

@@ -1,0 +1,207 @@
+"""The whole model: the one module that knows every stage, and the public API of the package."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from .answer import Answer, AnswerStream, EncodedImage
+from .decoder import Decoder
+from .detokenize import Detokenizer
+from .embeds import TokenEmbeddings, assemble
+from .errors import BundleError, TinyGPTVError
+from .generate import check_room, greedy
+from .image import ImageSource, open_image, preprocess
+from .manifest import DECODER, EMBEDDINGS, PROJECTOR, TOKENIZER, VISION_ENCODER, Manifest, read_manifest
+from .prompt import encode_segments, render
+from .session import open_session
+from .vision import Vision
+
+DEMO_BUNDLE = Path(__file__).parent / "demo"
+"""The small trained model that comes with the package."""
+DEFAULT_MAX_NEW_TOKENS = 300
+"""As in the released demo."""
+
+Float32Array = NDArray[np.float32]
+Part = TypeVar("Part")
+
+
+class TinyGPTV:
+    """A loaded bundle. Immutable, and may be shared by threads: each generation owns its state.
+
+    Example:
+        >>> with TinyGPTV.load("bundle") as model:
+        ...     image = model.encode_image("photo.jpg")
+        ...     answer = model.ask(image, "What is this?").text
+    """
+
+    def __init__(
+        self, manifest: Manifest, vision: Vision, decoder: Decoder, table: TokenEmbeddings, tokenizer: Tokenizer
+    ) -> None:
+        """Put together from loaded parts; :meth:`load` is the usual way."""
+        self.manifest = manifest
+        self._vision: Vision | None = vision
+        self._decoder: Decoder | None = decoder
+        self._table = table
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Self:
+        """Load a bundle that ``tinygptv-export`` wrote.
+
+        Args:
+            path: The bundle's folder; the built-in demo model's if None.
+            threads: Threads that compute; one a physical core if None.
+
+        Raises:
+            BundleError: The bundle is missing, damaged or of another format; names the file.
+            ValueError: ``threads`` is less than 1.
+        """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; expected at least 1")
+        folder = DEMO_BUNDLE if path is None else Path(path)
+        manifest = read_manifest(folder)
+        language = manifest.architecture.language
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise BundleError(f"{folder / TOKENIZER} cannot be read ({error}); copy the bundle again") from error
+        table = TokenEmbeddings(folder / EMBEDDINGS, language)
+        encoder, projector, decoder = (
+            open_session(folder, manifest.graphs[name], language.num_hidden_layers, threads)
+            for name in (VISION_ENCODER, PROJECTOR, DECODER)
+        )
+        return cls(manifest, Vision(encoder, projector), Decoder(decoder, language), table, tokenizer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the weights; a generation that is running keeps them until it ends."""
+        self._vision = self._decoder = None
+
+    def encode_image(self, image: ImageSource | EncodedImage) -> EncodedImage:
+        """Show the model an image, once for many questions.
+
+        Args:
+            image: A path, the bytes of a file, a PIL image, or one encoded before, which is returned as it is.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        if isinstance(image, EncodedImage):
+            return image
+        vision = _still_open(self._vision)
+        started = time.perf_counter()
+        picture = open_image(image)
+        pixel_values = preprocess(picture, self.manifest.image)
+        prepared = time.perf_counter()
+        embeds = vision.image_embeds(vision.image_features(pixel_values))[0]
+        return EncodedImage(
+            embeds=embeds,
+            width=picture.width,
+            height=picture.height,
+            preprocess_seconds=prepared - started,
+            encode_seconds=time.perf_counter() - prepared,
+        )
+
+    def embed_prompt(self, image: EncodedImage, question: str, *, template: str | None = None) -> Float32Array:
+        """The decoder's input for one question: the published prompt with the image in its slot.
+
+        Args:
+            image: An encoded image.
+            question: May begin with a task tag such as ``[vqa]`` or ``[caption]``.
+            template: Name of a prompt template of the bundle; its default one if None.
+
+        Returns:
+            inputs_embeds, float32 [1, sequence, hidden].
+        """
+        prompt = render(self.manifest.template(template), [(question, None)])
+        return assemble(self._table, encode_segments(self._tokenizer, prompt), [image.embeds])
+
+    def generate_ids(self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> Iterator[int]:
+        """Decode greedily: token ids as they come, until end of text.
+
+        Args:
+            inputs_embeds: float32 [1, sequence, hidden].
+            max_new_tokens: At most so many ids; at least 1.
+
+        Raises:
+            ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
+        """
+        decoder = _still_open(self._decoder)
+        check_room(inputs_embeds.shape[1], max_new_tokens, self.manifest.architecture.language.max_position_embeddings)
+        return greedy(decoder.start(), inputs_embeds, self._embed_token, max_new_tokens, self.manifest.eos_token_ids)
+
+    def stream(
+        self,
+        image: ImageSource | EncodedImage,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        template: str | None = None,
+    ) -> AnswerStream:
+        """Ask about an image and get the answer's text as it comes.
+
+        Args:
+            image: A path, bytes, a PIL image, or an :class:`EncodedImage`.
+            question: May begin with a task tag such as ``[vqa]`` or ``[caption]``.
+            max_new_tokens: At most so many tokens. If None, 300 or what the context has room for.
+            template: Name of a prompt template of the bundle; its default one if None.
+
+        Returns:
+            An iterator of pieces of text; its ``answer`` is the whole, with token ids and timings.
+
+        Raises:
+            ImageError: The image cannot be read.
+            ContextOverflowError: Prompt and new tokens do not fit in the context.
+            ValueError: The question is empty, or another argument out of range.
+        """
+        # A wrong question or template should not cost the seconds that an image takes.
+        render(self.manifest.template(template), [(question, None)])
+        encoded = self.encode_image(image)
+        inputs_embeds = self.embed_prompt(encoded, question, template=template)
+        prompt_tokens = inputs_embeds.shape[1]
+        if max_new_tokens is None:
+            room = self.manifest.architecture.language.max_position_embeddings - prompt_tokens
+            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, room))
+        return AnswerStream(
+            self.generate_ids(inputs_embeds, max_new_tokens),
+            Detokenizer(self._tokenizer, self.manifest.stop_strings),
+            encoded if encoded is not image else None,
+            prompt_tokens,
+            max_new_tokens,
+        )
+
+    def ask(
+        self,
+        image: ImageSource | EncodedImage,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        template: str | None = None,
+    ) -> Answer:
+        """Ask about an image and wait for the whole answer; arguments and errors as for :meth:`stream`."""
+        return self.stream(image, question, max_new_tokens=max_new_tokens, template=template).answer
+
+    def _embed_token(self, token_id: int) -> Float32Array:
+        return self._table.rows([token_id])
+
+
+def _still_open(part: Part | None) -> Part:
+    if part is None:
+        raise TinyGPTVError("this model was closed; load the bundle again")
+    return part
