@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,17 @@ def derive(untold: Untold, phi: Path, vision: Reader, qformer: Reader, stage: To
     if patch != untold.patch_size:
         raise ExportError(f"{vision.label}: patches are {patch} px; expected {untold.patch_size} (see --architecture)")
     if untold.image_size % patch:
-        raise ExportError(f"image size {untold.image_size} is not a multiple of the patch size {patch}")
+        raise ExportError(
+            f"image size {untold.image_size} is not a multiple of the patch size {patch} (see --architecture)"
+        )
     intermediate, _ = _shape(vision, "blocks.0.mlp.fc1.weight", 2, "--vision is not an EVA-CLIP ViT")
     queries = stage if "query_tokens" in stage.shapes else qformer
     _, query_count, query_width = _shape(queries, "query_tokens", 3, "--qformer is not a BLIP-2 file")
     prefix = "Qformer.bert.encoder.layer."
     source = stage if f"{prefix}0.intermediate_query.dense.weight" in stage.shapes else qformer
     query_mlp, _ = _shape(source, f"{prefix}0.intermediate_query.dense.weight", 2, "--qformer is not a BLIP-2 file")
-    layers = 1 + max(int(key[len(prefix) :].split(".")[0]) for key in source.shapes if key.startswith(prefix))
+    numbered = re.compile(rf"{re.escape(prefix)}(\d+)\.")
+    layers = len({found[1] for key in source.shapes if (found := numbered.match(key))})
     projection, _ = _shape(stage, "llama_proj.weight", 2, "--checkpoint is not a TinyGPT-V stage file")
     architecture = Architecture(
         vision=VisionArchitecture(
@@ -97,6 +101,12 @@ def derive(untold: Untold, phi: Path, vision: Reader, qformer: Reader, stage: To
     ):
         if size % heads:
             raise ExportError(f"{label}: width {size} does not divide into {heads} heads (see --architecture)")
+    rotary_dim, head_dim = architecture.language.rotary_dim, architecture.language.head_dim
+    if not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise ExportError(
+            f"{phi / 'config.json'}: partial_rotary_factor is for {rotary_dim} of a head's {head_dim} dimensions; "
+            "expected an even number of them"
+        )
     return architecture
 
 
@@ -116,7 +126,10 @@ def _language(file: Path) -> LanguageArchitecture:
             f"{file}: model_type is {config.get('model_type')!r}; expected 'phi': is --phi a Phi-2 folder?"
         )
     # transformers 5 keeps the two rotary settings together.
-    config = {**config, **(config.get("rope_parameters") or {})}
+    rotary = config.get("rope_parameters") or {}
+    if not isinstance(rotary, dict):
+        raise ExportError(f"{file}: rope_parameters is {rotary!r:.60}; expected an object")
+    config = {**config, **rotary}
     hidden, heads = _integer(config, "hidden_size", file), _integer(config, "num_attention_heads", file)
     if (config.get("num_key_value_heads") or heads) != heads:
         raise ExportError(
@@ -148,6 +161,6 @@ def _integer(config: dict[str, Any], name: str, file: Path) -> int:
 
 def _number(config: dict[str, Any], name: str, file: Path) -> float:
     value = config.get(name)
-    if not isinstance(value, (int, float)) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ExportError(f"{file}: {name} is {value!r}; expected a positive number")
     return float(value)

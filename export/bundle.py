@@ -179,7 +179,12 @@ def _write_graphs(
 
 def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRecord:
     """The published table is fp16, so fp16 loses nothing of it; an exact comparison keeps float32."""
-    np.save(path, table.numpy().astype(np.float16 if precision == "int8" else np.float32))
+    if precision == "int8":
+        largest = float(table.abs().max())
+        if largest > torch.finfo(torch.float16).max:
+            raise ExportError(f"model.embed_tokens.weight holds {largest:g}, more than fp16 can; use --precision fp32")
+        table = table.half()
+    np.save(path, table.numpy())
     return _record(path)
 
 
@@ -214,7 +219,7 @@ def _check_space(folder: Path, inputs: Checkpoint, precision: str) -> None:
     needed = int(values * (1.25 if precision == "int8" else 4))
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ExportError(f"{folder}: {free / 1e9:.1f} GB free; the bundle takes up to {needed / 1e9:.1f} GB")
+        raise ExportError(f"{folder}: {free / 1e6:,.1f} MB free; the bundle takes up to {needed / 1e6:,.1f} MB")
 
 
 @contextmanager
@@ -229,16 +234,15 @@ def _staging(target: Path) -> Iterator[Path]:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Rename the finished folder to the target; a bundle that was there is removed once the new one is in place."""
+    """Rename the finished folder to the target; a bundle that was there is removed once the new one is in its place."""
     if not target.exists():
         folder.rename(target)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".replaced", dir=target.parent))
-    target.rename(retired / target.name)
+    retired = folder.with_suffix(".replaced")
+    target.rename(retired)
     try:
         folder.rename(target)
-    except OSError:
-        (retired / target.name).rename(target)
+    except BaseException:
+        retired.rename(target)
         raise
-    finally:
-        shutil.rmtree(retired, ignore_errors=True)
+    shutil.rmtree(retired, ignore_errors=True)

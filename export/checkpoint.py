@@ -7,7 +7,7 @@ block's ``attn.qkv.bias`` is whole. Nothing is read until a tensor is asked for;
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +15,9 @@ import torch
 from tinygptv.runtime.architecture import Architecture
 from tinygptv.runtime.errors import ExportError
 
+from .accounting import KeyLedger, Shape, Tensor
 from .architecture import derive, read_untold
-from .readers import Reader, TorchReader, open_phi, open_torch
-
-Tensor = torch.Tensor
-Shape = tuple[int, ...]
+from .readers import TorchReader, open_phi, open_torch
 
 LANGUAGE_PREFIX = "llama_model.base_model.model."
 QFORMER_LAYER = "Qformer.bert.encoder.layer."
@@ -33,62 +31,6 @@ UNUSED_QFORMER = (
 UNUSED_BLIP2 = (*UNUSED_QFORMER, r"t5_(proj|model)\..+")
 UNUSED_VISION = (r"norm\.(weight|bias)", r"head\.(weight|bias)")
 QFORMER_KEYS = r"(Qformer\.|query_tokens$).*"
-
-
-class Source:
-    """One reader, and which of its keys were taken; whatever is wrong is collected and told in one message."""
-
-    def __init__(self, reader: Reader, cause: str, rename: Callable[[str], str] = lambda key: key) -> None:
-        self.reader = reader
-        self.cause = cause
-        self._keys = {rename(key): key for key in reader.shapes}
-        if len(self._keys) != len(reader.shapes):
-            twice = next(key for key in reader.shapes if self._keys[rename(key)] != key)
-            raise ExportError(f"{reader.label}: {twice} is there under two namings at once")
-        self.taken_bytes = 0
-        self._taken: set[str] = set()
-        self._missing: list[str] = []
-        self._misshapen: list[str] = []
-
-    def has(self, key: str) -> bool:
-        """Whether the source holds ``key``."""
-        return key in self._keys
-
-    def shape(self, key: str) -> Shape:
-        """Shape of a key that is there."""
-        return self.reader.shapes[self._keys[key]]
-
-    def take(self, key: str, shape: Shape) -> Callable[[], Tensor]:
-        """A function that reads ``key``; a key that is missing or of another shape is remembered as a problem."""
-        if key not in self._keys:
-            self._missing.append(key)
-            return lambda: torch.empty(0)
-        stored = self._keys[key]
-        self._taken.add(key)
-        self.taken_bytes += self.reader.stored_bytes[stored]
-        if self.shape(key) != shape:
-            self._misshapen.append(f"{stored} has shape {list(self.shape(key))}, expected {list(shape)}")
-        return lambda: self.reader.read(stored)
-
-    def overridden(self, key: str) -> None:
-        """Account for ``key``, which another file's tensor takes the place of."""
-        self._taken.add(key)
-
-    def finish(self, unused: Iterable[str]) -> None:
-        """Stop unless every key was taken or matches one of the patterns of known-unused keys."""
-        known = re.compile("|".join(f"(?:{pattern})" for pattern in unused) or r"(?!)")
-        unknown = [self._keys[key] for key in self._keys if key not in self._taken and not known.fullmatch(key)]
-        problems = [
-            *(f"{kind} {_few(names)}" for kind, names in (("missing", self._missing), ("unknown", unknown)) if names),
-            *([_few(self._misshapen)] if self._misshapen else []),
-        ]
-        if problems:
-            raise ExportError(f"{self.reader.label}: {'; '.join(problems)}; likely cause: {self.cause}")
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:2])
-    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -109,7 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __init__(
         self, phi: Path, vision: Path, qformer: Path, checkpoint: Path, stage: int, architecture: Path | None = None
     ) -> None:
-        self.phi, self.stage = phi, stage
+        self.phi, self._untold_file = phi, architecture
         self._readers = {
             "phi": open_phi(phi),
             "vision": open_torch(vision, "--vision"),
@@ -119,7 +61,7 @@ class Checkpoint(Mapping[str, Tensor]):
         stage_reader = self._readers["checkpoint"]
         assert isinstance(stage_reader, TorchReader)
         untold = read_untold(architecture, stage)
-        _check_stage(stage_reader, stage, untold.image_size if architecture is None else None)
+        _check_stage(stage_reader, stage, untold.image_size)
         self.architecture: Architecture = derive(
             untold, phi, self._readers["vision"], self._readers["qformer"], stage_reader
         )
@@ -128,12 +70,12 @@ class Checkpoint(Mapping[str, Tensor]):
         """Bytes that reading every tensor once takes from the files."""
         self._shapes: dict[str, Shape] = {}
         self._recipes: dict[str, Callable[[], Tensor]] = {}
-        stage_source = Source(
+        stage_source = KeyLedger(
             stage_reader,
             f"this is not a TinyGPT-V file of stage {stage}, or its download is incomplete",
             lambda key: key.replace(".base_layer.", ".").replace(".default.", "."),
         )
-        blip2 = Source(self._readers["qformer"], "--qformer is not blip2_pretrained_flant5xxl.pth")
+        blip2 = KeyLedger(self._readers["qformer"], "--qformer is not blip2_pretrained_flant5xxl.pth")
         self._plan_vision(blip2)
         self._plan_projector(stage_source if stage == 4 else blip2, stage_source)
         self._plan_language(stage_source)
@@ -154,8 +96,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._shapes[name]
 
     def files(self) -> list[tuple[str, Path]]:
-        """(role, path) of every file of weights the model is made from."""
-        return [(role, file) for role, reader in self._readers.items() for file in reader.files]
+        """(role, path) of every file that decides what the bundle holds."""
+        described = [path for path in sorted(self.phi.iterdir()) if path.suffix in (".json", ".txt")]
+        weights = [(role, file) for role, reader in self._readers.items() for file in reader.files]
+        given = [("architecture", self._untold_file)] if self._untold_file is not None else []
+        return [*(("phi", path) for path in described), *weights, *given]
 
     def close(self) -> None:
         """Unmap the files; a later read maps them again."""
@@ -167,7 +112,7 @@ class Checkpoint(Mapping[str, Tensor]):
         for reader in self._readers.values():
             reader.on_read = told
 
-    def _finish(self, source: Source, unused: Iterable[str]) -> None:
+    def _finish(self, source: KeyLedger, unused: Iterable[str]) -> None:
         source.finish(unused)
         self.stored_bytes += source.taken_bytes
 
@@ -175,9 +120,9 @@ class Checkpoint(Mapping[str, Tensor]):
         self._shapes[name] = shape
         self._recipes[name] = recipe
 
-    def _plan_vision(self, blip2: Source) -> None:
+    def _plan_vision(self, blip2: KeyLedger) -> None:
         sizes = self.architecture.vision
-        source = Source(
+        source = KeyLedger(
             self._readers["vision"], "--vision is not eva_vit_g.pth, or --architecture does not describe it"
         )
         width, mlp, patch = sizes.hidden_size, sizes.intermediate_size, sizes.patch_size
@@ -189,7 +134,7 @@ class Checkpoint(Mapping[str, Tensor]):
         copy("patch_embed.proj.weight", width, 3, patch, patch)
         copy("patch_embed.proj.bias", width)
         stored = source.shape("pos_embed") if source.has("pos_embed") else (1, sizes.num_tokens, width)
-        side = round((stored[1] - 1) ** 0.5) if len(stored) == 3 else 0
+        side = round(max(1, stored[1] - 1) ** 0.5) if len(stored) == 3 else 1
         positions = source.take("pos_embed", (1, 1 + side * side, width))
         self._add(
             "visual.pos_embed", (1, sizes.num_tokens, width), lambda: resize_positions(positions(), sizes.num_tokens)
@@ -219,7 +164,7 @@ class Checkpoint(Mapping[str, Tensor]):
         for parameter in ("weight", "bias"):
             self._add(f"ln_vision.{parameter}", (width,), blip2.take(f"ln_vision.{parameter}", (width,)))
 
-    def _plan_projector(self, source: Source, stage: Source) -> None:
+    def _plan_projector(self, source: KeyLedger, stage: KeyLedger) -> None:
         sizes = self.architecture.qformer
         width, mlp, image_width = sizes.hidden_size, sizes.intermediate_size, self.architecture.vision.hidden_size
 
@@ -256,10 +201,10 @@ class Checkpoint(Mapping[str, Tensor]):
             self._add(f"{name}.weight", (rows, columns), stage.take(f"{name}.weight", (rows, columns)))
             self._add(f"{name}.bias", (rows,), stage.take(f"{name}.bias", (rows,)))
 
-    def _plan_language(self, stage: Source) -> None:
+    def _plan_language(self, stage: KeyLedger) -> None:
         sizes = self.architecture.language
         hidden, mlp, head = sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
-        phi = Source(
+        phi = KeyLedger(
             self._readers["phi"],
             "--phi is not the Phi-2 folder this model was trained on",
             lambda key: key.replace(".base_layer.", "."),
@@ -276,9 +221,14 @@ class Checkpoint(Mapping[str, Tensor]):
             self._add(name, shape, base(name, *shape))
 
         def optional(name: str, default: float, *shape: int) -> None:
-            """A norm that the authors added: where no file has it, it changes nothing."""
-            found = phi.has(name) or stage.has(LANGUAGE_PREFIX + name)
-            self._add(name, shape, base(name, *shape) if found else lambda: torch.full(shape, default))
+            """A norm that the authors added: where no layer has it in any file, it changes nothing."""
+            if stage.has_in_some_layer(LANGUAGE_PREFIX + name):
+                phi.overridden(name)
+                self._add(name, shape, stage.take(LANGUAGE_PREFIX + name, shape))
+            elif phi.has_in_some_layer(name):
+                self._add(name, shape, phi.take(name, shape))
+            else:
+                self._add(name, shape, lambda: torch.full(shape, default))
 
         copy("model.embed_tokens.weight", sizes.vocab_size, hidden)
         for i in range(sizes.num_hidden_layers):
@@ -287,7 +237,7 @@ class Checkpoint(Mapping[str, Tensor]):
             copy(f"{layer}.input_layernorm.bias", hidden)
             attention = f"{layer}.self_attn"
             fused = f"{attention}.query_key_value"
-            if phi.has(f"{fused}.weight"):
+            if phi.has(f"{fused}.weight") or phi.has(f"{fused}.bias"):
                 weight, bias = base(f"{fused}.weight", 3 * hidden, hidden), base(f"{fused}.bias", 3 * hidden)
             else:
                 weight = self._head_major([base(f"{attention}.{p}_proj.weight", hidden, hidden) for p in "qkv"])
@@ -315,12 +265,13 @@ class Checkpoint(Mapping[str, Tensor]):
         self._finish(phi, ())
 
     def _with_lora(
-        self, weight: Callable[[], Tensor], stage: Source, name: str, rows: int, columns: int
+        self, weight: Callable[[], Tensor], stage: KeyLedger, name: str, rows: int, columns: int
     ) -> Callable[[], Tensor]:
         """``W + (alpha / r) B A``, computed in float32 (Hu et al. 2021, section 4.1)."""
-        key = f"{LANGUAGE_PREFIX}{name}.lora_"
-        rank = stage.shape(f"{key}A.weight")[0] if stage.has(f"{key}A.weight") else 1
-        a, b = stage.take(f"{key}A.weight", (rank, columns)), stage.take(f"{key}B.weight", (rows, rank))
+        keys = [f"{LANGUAGE_PREFIX}{name}.lora_{part}.weight" for part in "AB"]
+        a_shape, b_shape = (stage.shape(key) if stage.has(key) else () for key in keys)
+        rank = max(1, (*a_shape[:1], *b_shape[1:], 1)[0])  # A's rows, or where it is missing B's columns
+        a, b = stage.take(keys[0], (rank, columns)), stage.take(keys[1], (rows, rank))
         scale = self._lora_alpha / rank
         return lambda: torch.addmm(weight(), b(), a(), alpha=scale)
 
@@ -353,7 +304,7 @@ def resize_positions(table: Tensor, tokens: int) -> Tensor:
     return torch.cat((table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)), dim=1)
 
 
-def _check_stage(reader: TorchReader, stage: int, expected_size: int | None) -> None:
+def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
     """Stage files differ in what they hold and in the image size they were trained at: the two commonest mix-ups."""
     has_qformer = "query_tokens" in reader.shapes
     if stage == 4 and not has_qformer:
@@ -368,10 +319,10 @@ def _check_stage(reader: TorchReader, stage: int, expected_size: int | None) -> 
         )
     model = reader.config.get("model")
     size = model.get("image_size") if isinstance(model, dict) else None
-    if expected_size is not None and size is not None and size != expected_size:
+    if size is not None and size != expected_size:
         raise ExportError(
-            f"{reader.label}: trained at image_size {size}, but stage {stage} reads {expected_size} px; "
-            "likely cause: wrong --stage, or a model of other sizes that needs --architecture"
+            f"{reader.label}: trained at image_size {size}, but to be exported for {expected_size} px; "
+            "likely cause: wrong --stage, or a model of other sizes that needs its own --architecture"
         )
 
 
@@ -379,6 +330,6 @@ def _lora_alpha(reader: TorchReader) -> float:
     """16 unless the stage file's ``config.model.lora_alpha`` says otherwise."""
     model = reader.config.get("model")
     alpha = model.get("lora_alpha", 16) if isinstance(model, dict) else 16
-    if type(alpha) not in (int, float) or not alpha > 0:
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
         raise ExportError(f"{reader.label}: config.model.lora_alpha is {alpha!r}; expected a positive number")
     return float(alpha)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,15 +28,19 @@ example, with the four published files:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one bundle; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         exported = export_bundle(**vars(options), progress=True)
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         print(f"tinygptv-export: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("\ntinygptv-export: interrupted; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
     print(_summary(exported))
     return 0
 

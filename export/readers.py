@@ -9,8 +9,8 @@ from __future__ import annotations
 import abc
 import hashlib
 import math
-import pickle
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,11 +36,22 @@ class Reader(abc.ABC):
         self.on_read: Callable[[int], object] = lambda stored_bytes: None
         """Told the stored bytes of each tensor that was read, for progress."""
         self._touched = 0
+        self._where: dict[str, Path] = {}
 
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Every key with its shape."""
         self.stored_bytes: dict[str, int] = {}
         """Every key with the bytes it takes in its file."""
+
+    def _add(self, key: str, file: Path, shape: tuple[int, ...], stored_bytes: int) -> None:
+        if key in self._where:
+            raise ExportError(f"{self.label}: {key} is in {self._where[key].name} and again in {file.name}")
+        self._where[key], self.shapes[key], self.stored_bytes[key] = file, shape, stored_bytes
+
+    def _check_index(self, index: dict[str, str]) -> None:
+        for key, name in index.items():
+            if self._where.get(key, Path()).name != name:
+                raise ExportError(f"{self.label}: the index says {key} is in {name}, which does not hold it")
 
     @abc.abstractmethod
     def _tensor(self, key: str) -> torch.Tensor:
@@ -54,9 +65,12 @@ class Reader(abc.ABC):
         """A float32 copy of one tensor.
 
         Raises:
-            ExportError: The file cannot be read there, or holds values that are not finite.
+            ExportError: The file cannot be read there, or holds no floats, or values that are not finite.
         """
-        stored = self._tensor(key)
+        stored = self._tensor(key).detach()
+        if not stored.is_floating_point():
+            dtype = str(stored.dtype).removeprefix("torch.")
+            raise ExportError(f"{self.label}: {key} holds {dtype}; expected float16, bfloat16 or float32")
         tensor = stored.to(torch.float32, copy=True).contiguous()
         self._touched += stored.nbytes
         self.on_read(stored.nbytes)
@@ -77,20 +91,14 @@ class SafetensorsReader(Reader):
         super().__init__(label, files)
         self._handles: dict[Path, Any] = {}
         self._stack = ExitStack()
-        self._where: dict[str, Path] = {}
         for file in files:
             handle = self._open(file)
             for key in handle.keys():  # noqa: SIM118 - a safe_open handle is not a mapping
-                if key in self._where:
-                    raise ExportError(f"{label}: {key} is in {self._where[key].name} and again in {file.name}")
-                self._where[key] = file
                 view = handle.get_slice(key)
-                self.shapes[key] = tuple(view.get_shape())
+                shape = tuple(view.get_shape())
                 bits = re.search(r"\d+", view.get_dtype())  # F16, BF16, I64 ...; BOOL has a byte
-                self.stored_bytes[key] = math.prod(self.shapes[key]) * (int(bits[0]) if bits else 8) // 8
-        for key, name in (index or {}).items():
-            if self._where.get(key, Path()).name != name:
-                raise ExportError(f"{label}: the index says {key} is in {name}, which does not hold it")
+                self._add(key, file, shape, math.prod(shape) * (int(bits[0]) if bits else 8) // 8)
+        self._check_index(index or {})
         self.close()
 
     def _open(self, file: Path) -> Any:
@@ -115,10 +123,9 @@ class SafetensorsReader(Reader):
 class TorchReader(Reader):
     """One or more files of ``torch.save``, read with ``weights_only=True``; optimizer state is never touched."""
 
-    def __init__(self, label: str, files: list[Path]) -> None:
+    def __init__(self, label: str, files: list[Path], index: dict[str, str] | None = None) -> None:
         super().__init__(label, files)
         self._documents: dict[Path, dict[str, Any]] = {}
-        self._where: dict[str, Path] = {}
         self.config: dict[str, Any] = {}
         """The ``config`` entry of a stage file; empty where there is none."""
         for file in files:
@@ -126,11 +133,10 @@ class TorchReader(Reader):
             config = document.get("config")
             self.config = config if isinstance(config, dict) else {}
             for key, tensor in self._state_dict(file).items():
-                if not isinstance(tensor, torch.Tensor):
-                    raise ExportError(f"{file}: {key} is a {type(tensor).__name__}; expected a tensor")
-                self._where[key] = file
-                self.shapes[key] = tuple(tensor.shape)
-                self.stored_bytes[key] = tensor.nbytes
+                if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+                    raise ExportError(f"{file}: {key!r} is a {type(tensor).__name__}; expected tensors under names")
+                self._add(key, file, tuple(tensor.shape), tensor.nbytes)
+        self._check_index(index or {})
         self.close()
 
     def _document(self, file: Path) -> dict[str, Any]:
@@ -154,22 +160,23 @@ class TorchReader(Reader):
 
 def _load_torch(file: Path) -> dict[str, Any]:
     try:
-        try:
-            document = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError as error:
-            if "_use_new_zipfile_serialization" not in str(error):
-                raise
-            # Files from before torch 1.6 are one pickle stream and cannot be mapped.
-            document = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        raise ExportError(
-            f"{file}: not a plain file of weights, its pickle asks for code that will not be run "
-            f"({reason.strip() or 'unpickling failed'}); download it again from its publisher"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"{file}: not a whole torch file ({reason}); download it again") from error
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of here, it fails at next
+            try:
+                document = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            except RuntimeError as error:
+                if "_use_new_zipfile_serialization" not in str(error):
+                    raise
+                # Files from before torch 1.6 are one pickle stream and cannot be mapped.
+                document = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ExportError(
+                f"{file}: not a plain file of weights, its pickle asks for {code[1]}, code that will not be run; "
+                "download it again from its publisher"
+            ) from error
+        # torch's own text for pickles advises to allow code.
+        reason = f"{error}"[:100].split("\n")[0] if isinstance(error, OSError | RuntimeError) else "damaged pickle"
+        raise ExportError(f"{file}: not a whole torch file of plain weights ({reason}); download it again") from error
     if not isinstance(document, dict):
         raise ExportError(f"{file}: holds a {type(document).__name__}; expected a dictionary of tensors")
     return document
@@ -187,8 +194,8 @@ def open_phi(folder: Path) -> Reader:
     if not folder.is_dir():
         raise ExportError(f"--phi {folder}: no such folder")
     for stem, suffix, reader in (
-        ("model", ".safetensors", _open_safetensors),
-        ("pytorch_model", ".bin", _open_bins),
+        ("model", ".safetensors", SafetensorsReader),
+        ("pytorch_model", ".bin", TorchReader),
     ):
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():
@@ -200,20 +207,8 @@ def open_phi(folder: Path) -> Reader:
             return reader(str(folder), files, weight_map)
         files = [folder / f"{stem}{suffix}"]
         if files[0].is_file():
-            return reader(str(folder), files, None)
+            return reader(str(folder), files)
     raise ExportError(f"--phi {folder}: no model.safetensors, pytorch_model.bin or index of shards in it")
-
-
-def _open_safetensors(label: str, files: list[Path], index: dict[str, str] | None) -> Reader:
-    return SafetensorsReader(label, files, index)
-
-
-def _open_bins(label: str, files: list[Path], index: dict[str, str] | None) -> Reader:
-    reader = TorchReader(label, files)
-    absent = sorted(set(index or {}) - set(reader.shapes))
-    if absent:
-        raise ExportError(f"{label}: the index names {absent[0]}, which none of its files holds")
-    return reader
 
 
 def _weight_map(index: Path) -> dict[str, str]:

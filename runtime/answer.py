@@ -119,6 +119,7 @@ class AnswerStream(Iterator[str]):
             self._token_ids.append(token)
             return self._detokenizer.push(token)
         rest = self._detokenizer.finish()
+        self._ids = iter(())  # the KV cache goes with it
         self._finish(rest)
         return rest
 

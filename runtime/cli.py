@@ -8,8 +8,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 from .answer import Answer
@@ -38,16 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return _ask(options)
-    except (TinyGPTVError, ValueError) as error:
+    except TinyGPTVError as error:
         print(f"tinygptv: {error}", file=sys.stderr)
         return EXIT_ERROR
     except BrokenPipeError:
-        # The reader of a pipe has left; closing stdout at exit would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe has left.
+        _leave_stdout()
+        return EXIT_ERROR
+    except OSError as error:
+        # The answer cannot be written (a full disk), or the bundle not be read.
+        print(f"tinygptv: {error}", file=sys.stderr)
+        _leave_stdout()
         return EXIT_ERROR
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _leave_stdout() -> None:
+    """Writing what is left at exit would fail, and complain, once more."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,21 +106,38 @@ def _positive(text: str) -> int:
 def _ask(options: argparse.Namespace) -> int:
     bundle = _bundle(options.bundle)
     started = time.perf_counter()
-    with TinyGPTV.load(bundle, threads=options.threads) as model:
-        load_seconds = time.perf_counter() - started
-        stream = model.stream(
-            options.image, options.question, max_new_tokens=options.max_new_tokens, template=options.template
-        )
+    with _status("loading the model ..."):
+        model = TinyGPTV.load(bundle, threads=options.threads)
+    load_seconds = time.perf_counter() - started
+    with model:
+        with _status("looking at the image ..."):
+            stream = model.stream(
+                options.image, options.question, max_new_tokens=options.max_new_tokens, template=options.template
+            )
+            first = next(stream, "")
         if not options.json:
-            for piece in stream:
+            for piece in chain([first], stream):
                 print(piece, end="", flush=True)
             print()
         answer = stream.answer
     if options.json:
-        print(json.dumps(_document(answer, load_seconds), ensure_ascii=False))
+        print(json.dumps(_document(answer, load_seconds)), flush=True)  # ASCII: whole in any encoding
     if options.stats:
         print(_statistics(answer, load_seconds), file=sys.stderr)
     return 0
+
+
+@contextmanager
+def _status(text: str) -> Iterator[None]:
+    """Tell a person at a terminal what takes so long; the line is gone once it is done."""
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    if shown:
+        print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\r" + " " * len(text), end="\r", file=sys.stderr, flush=True)
 
 
 def _bundle(given: Path | None) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architecture import LanguageArchitecture
+from .errors import ArgumentError
 from .kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
 ALL_LOGITS = 0
 """``num_logits_to_keep`` for the logits of every position fed."""
+
+
+def check_embeds(inputs_embeds: NDArray[np.float32], sizes: LanguageArchitecture) -> None:
+    """Raise ArgumentError unless the shape is [1, sequence, hidden], with at least one position."""
+    if inputs_embeds.ndim != 3 or inputs_embeds.shape[0] != 1 or inputs_embeds.shape[2] != sizes.hidden_size:
+        raise ArgumentError(f"inputs_embeds is {inputs_embeds.shape}; expected (1, sequence, {sizes.hidden_size})")
+    if not inputs_embeds.shape[1]:
+        raise ArgumentError("inputs_embeds has no positions; expected at least one")
 
 
 class Decoder:
@@ -61,15 +70,10 @@ class DecoderState:
             Logits, float32 [kept, vocabulary], valid until the next call.
 
         Raises:
-            ValueError: The shape is wrong, or the context has no room for so many positions.
+            ArgumentError: The shape is wrong, or the context has no room for so many positions.
         """
-        if inputs_embeds.ndim != 3 or inputs_embeds.shape[0] != 1 or inputs_embeds.shape[2] != self._sizes.hidden_size:
-            raise ValueError(
-                f"inputs_embeds is {inputs_embeds.shape}; expected (1, sequence, {self._sizes.hidden_size})"
-            )
+        check_embeds(inputs_embeds, self._sizes)
         sequence = inputs_embeds.shape[1]
-        if not sequence:
-            raise ValueError("inputs_embeds has no positions; expected at least one")
         if self.cache.reserve(sequence):
             self._bind_cache()
         kept = min(num_logits_to_keep, sequence) or sequence

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders
 
+from .errors import ArgumentError
+
 
 class Detokenizer:
     """Decodes one answer's token ids piece by piece.
@@ -25,14 +27,14 @@ class Detokenizer:
 
         Raises:
             TypeError: ``stop_strings`` is one string, or holds something else than strings.
-            ValueError: A stop string is empty, or the tokenizer is not byte-level.
+            ArgumentError: A stop string is empty, or the tokenizer is not byte-level.
         """
         if isinstance(stop_strings, str) or not all(isinstance(stop, str) for stop in stop_strings):
             raise TypeError(f"stop_strings is {stop_strings!r}; expected a sequence of strings")
         if "" in stop_strings:
-            raise ValueError("stop_strings holds an empty string, which would end every answer before it began")
+            raise ArgumentError("stop_strings holds an empty string, which would end every answer before it began")
         if not isinstance(tokenizer.decoder, decoders.ByteLevel):
-            raise ValueError(f"the tokenizer's decoder is {tokenizer.decoder!r}; expected ByteLevel")
+            raise ArgumentError(f"the tokenizer's decoder is {tokenizer.decoder!r}; expected ByteLevel")
         self._tokenizer = tokenizer
         self._special = {t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special}
         self._stop_strings = tuple(stop_strings)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architecture import LanguageArchitecture
-from .errors import BundleError
+from .errors import ArgumentError, BundleError
 
 
 class TokenEmbeddings:
@@ -17,8 +17,8 @@ class TokenEmbeddings:
 
     def __init__(self, path: Path, sizes: LanguageArchitecture) -> None:
         try:
-            self._table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            self._table = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # numpy reads the header as Python, and raises whatever that gives
             raise BundleError(f"{path} is not a whole .npy file ({error}); copy the bundle again") from error
         expected = (sizes.vocab_size, sizes.hidden_size)
         if self._table.shape != expected or self._table.dtype not in (np.float16, np.float32):
@@ -46,8 +46,16 @@ def assemble(
         inputs_embeds, float32 [1, sequence, hidden].
     """
     if len(segments) != len(images) + 1:
-        raise ValueError(f"{len(segments)} text segments have room for {len(segments) - 1} images, not {len(images)}")
+        raise ArgumentError(
+            f"{len(segments)} text segments have room for {len(segments) - 1} images, not {len(images)}"
+        )
     parts = [table.rows(segments[0])]
+    hidden = parts[0].shape[1]
+    for image in images:
+        if image.ndim != 2 or image.shape[1] != hidden:
+            raise ArgumentError(
+                f"an image's embeds are {image.shape}; expected (queries, {hidden}): encode it with this very model"
+            )
     for image, segment in zip(images, segments[1:], strict=True):
         parts += [image, table.rows(segment)]
     return np.concatenate(parts)[np.newaxis]

@@ -5,6 +5,10 @@ class TinyGPTVError(Exception):
     """Base of all errors that tinygptv raises on purpose; its text is one line meant for the user."""
 
 
+class ArgumentError(TinyGPTVError, ValueError):
+    """An argument is out of range or does not fit the model."""
+
+
 class BundleError(TinyGPTVError):
     """A bundle is missing, damaged, incomplete or of another format version."""
 
@@ -15,10 +19,6 @@ class ImageError(TinyGPTVError):
 
 class ContextOverflowError(TinyGPTVError):
     """Prompt and new tokens together do not fit in the model's context."""
-
-
-class CancelledError(TinyGPTVError):
-    """A generation was cancelled while it could not yet give an answer."""
 
 
 class ExportError(TinyGPTVError):

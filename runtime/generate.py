@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decoder import DecoderState
-from .errors import ContextOverflowError
+from .errors import ArgumentError, ContextOverflowError
 
 Float32Array = NDArray[np.float32]
 
@@ -17,11 +17,14 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
     """Raise unless a prompt and what may follow it fit in the context.
 
     Raises:
-        ValueError: ``max_new_tokens`` is less than 1.
+        TypeError: ``max_new_tokens`` is no int.
+        ArgumentError: It is less than 1.
         ContextOverflowError: They do not fit; names all three lengths.
     """
+    if not isinstance(max_new_tokens, int):
+        raise TypeError(f"max_new_tokens is a {type(max_new_tokens).__name__}; expected an int")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        raise ArgumentError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
     if prompt + max_new_tokens > context:
         raise ContextOverflowError(
             f"the prompt has {prompt} tokens (images included) and {max_new_tokens} new ones may follow, together "

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .errors import ImageError
+from .errors import ArgumentError, ImageError
 from .manifest import ImagePreprocessing
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
@@ -91,12 +91,12 @@ def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> npt.NDA
         pixel_values, float32 [1, 3, image_size, image_size], C-contiguous.
 
     Raises:
-        ValueError: ``image`` is not RGB, or the manifest asks for another filter than bicubic.
+        ArgumentError: ``image`` is not RGB, or the manifest asks for another filter than bicubic.
     """
     if image.mode != "RGB":
-        raise ValueError(f"image has mode {image.mode}; expected RGB: pass it through open_image first")
+        raise ArgumentError(f"image has mode {image.mode}; expected RGB: pass it through open_image first")
     if preprocessing.resample != "bicubic":
-        raise ValueError(f"resample is {preprocessing.resample!r}; this tinygptv knows 'bicubic'")
+        raise ArgumentError(f"resample is {preprocessing.resample!r}; this tinygptv knows 'bicubic'")
     size = preprocessing.image_size
     resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))  # uint8 [size, size, 3]
     pixel_values = np.empty((1, 3, size, size), np.float32)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architecture import LanguageArchitecture
+from .errors import ArgumentError
 
 GROWTH = 256
 """Positions added at a time: 168 MB at the published sizes, in float32."""
@@ -38,7 +39,7 @@ class KVCache:
         """Make room for ``positions`` more; returns whether the buffers are other ones now."""
         needed = self.length + positions
         if needed > self._limit:
-            raise ValueError(f"{needed} positions do not fit in a context of {self._limit}")
+            raise ArgumentError(f"{needed} positions do not fit in a context of {self._limit}")
         if needed <= self.capacity:
             return False
         capacity = min(-(-needed // GROWTH) * GROWTH, self._limit)

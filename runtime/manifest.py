@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .errors import BundleError
+from .errors import ArgumentError, BundleError
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -19,6 +20,8 @@ VISION_ENCODER, PROJECTOR, DECODER = "vision_encoder", "projector", "decoder"
 GRAPHS = (VISION_ENCODER, PROJECTOR, DECODER)
 EMBEDDINGS = "embed_tokens.npy"
 TOKENIZER = "tokenizer.json"
+HASHED_BYTES = 16 << 20
+"""Files up to this size are hashed whenever a bundle is loaded: the graphs, the tokenizer, all of the demo model."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,15 @@ class Manifest:
         """The template called ``name``, or the default one.
 
         Raises:
-            ValueError: No template has that name.
+            ArgumentError: No template has that name.
         """
         wanted = self.default_template if name is None else name
         for template in self.templates:
             if template.name == wanted:
                 return template
-        raise ValueError(f"no prompt template {wanted!r}; this bundle has {', '.join(t.name for t in self.templates)}")
+        raise ArgumentError(
+            f"no prompt template {wanted!r}; this bundle has {', '.join(t.name for t in self.templates)}"
+        )
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -141,13 +146,14 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json`` of a bundle, and that its files exist with their sizes.
+    """Read and check ``manifest.json`` of a bundle, and that its files are there and whole.
 
-    Contents are not hashed here: that is reading gigabytes, and is asked for on its own (:func:`verify_files`).
+    Sizes are checked of all files, contents of those up to :data:`HASHED_BYTES`: hashing the weights of a full-size
+    model would read gigabytes at each start.
 
     Raises:
         BundleError: The folder is no bundle, or its manifest is unreadable, of another format version, has missing or
-            unknown fields, or names a file that is absent or of another size.
+            unknown fields, or names a file that is absent, of another size or damaged.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -185,6 +191,8 @@ def _check_files(manifest: Manifest, folder: Path) -> None:
         size = path.stat().st_size
         if size != record.size:
             raise BundleError(f"{path} has {size:,} bytes; the manifest says {record.size:,}: copy the bundle again")
+        if size <= HASHED_BYTES and hashlib.sha256(path.read_bytes()).hexdigest() != record.sha256:
+            raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
 
 
 def _from_json(kind: Any, value: Any, where: str) -> Any:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .answer import Answer, AnswerStream, EncodedImage
-from .decoder import Decoder
+from .decoder import Decoder, check_embeds
 from .detokenize import Detokenizer
 from .embeds import TokenEmbeddings, assemble
-from .errors import BundleError, TinyGPTVError
+from .errors import ArgumentError, BundleError, TinyGPTVError
 from .generate import check_room, greedy
 from .image import ImageSource, open_image, preprocess
 from .manifest import DECODER, EMBEDDINGS, PROJECTOR, TOKENIZER, VISION_ENCODER, Manifest, read_manifest
@@ -63,10 +63,10 @@ class TinyGPTV:
 
         Raises:
             BundleError: The bundle is missing, damaged or of another format; names the file.
-            ValueError: ``threads`` is less than 1.
+            ArgumentError: ``threads`` is less than 1.
         """
         if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; expected at least 1")
+            raise ArgumentError(f"threads is {threads}; expected at least 1")
         folder = DEMO_BUNDLE if path is None else Path(path)
         manifest = read_manifest(folder)
         language = manifest.architecture.language
@@ -141,9 +141,11 @@ class TinyGPTV:
 
         Raises:
             ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
+            ArgumentError: The shape is another one, or ``max_new_tokens`` is less than 1.
         """
         decoder = _still_open(self._decoder)
-        check_room(inputs_embeds.shape[1], max_new_tokens, self.manifest.architecture.language.max_position_embeddings)
+        check_embeds(inputs_embeds, decoder.sizes)
+        check_room(inputs_embeds.shape[1], max_new_tokens, decoder.sizes.max_position_embeddings)
         return greedy(decoder.start(), inputs_embeds, self._embed_token, max_new_tokens, self.manifest.eos_token_ids)
 
     def stream(
@@ -168,16 +170,19 @@ class TinyGPTV:
         Raises:
             ImageError: The image cannot be read.
             ContextOverflowError: Prompt and new tokens do not fit in the context.
-            ValueError: The question is empty, or another argument out of range.
+            ArgumentError: The question is empty, or another argument out of range.
         """
-        # A wrong question or template should not cost the seconds that an image takes.
-        render(self.manifest.template(template), [(question, None)])
-        encoded = self.encode_image(image)
-        inputs_embeds = self.embed_prompt(encoded, question, template=template)
-        prompt_tokens = inputs_embeds.shape[1]
+        sizes = self.manifest.architecture
+        prompt = render(self.manifest.template(template), [(question, None)])
+        segments = encode_segments(self._tokenizer, prompt)
+        prompt_tokens = sum(map(len, segments)) + sizes.qformer.num_query_tokens
+        context = sizes.language.max_position_embeddings
         if max_new_tokens is None:
-            room = self.manifest.architecture.language.max_position_embeddings - prompt_tokens
-            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, room))
+            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, context - prompt_tokens))
+        # What is wrong with the question should not cost the seconds that an image takes.
+        check_room(prompt_tokens, max_new_tokens, context)
+        encoded = self.encode_image(image)
+        inputs_embeds = assemble(self._table, segments, [encoded.embeds])
         return AnswerStream(
             self.generate_ids(inputs_embeds, max_new_tokens),
             Detokenizer(self._tokenizer, self.manifest.stop_strings),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from .errors import ArgumentError
 from .manifest import PromptTemplate
 
 IMAGE_SLOT = "<ImageHere>"
@@ -42,20 +43,20 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
 
     Raises:
         TypeError: A question or answer is not a string.
-        ValueError: There are no turns, ``image_count`` is negative, a question is empty or blank, an earlier answer is
-            None, or a text holds lone surrogates, or an ``<ImageHere>`` of its own, which would take a picture's place.
+        ArgumentError: There are no turns, ``image_count`` is negative, a question is empty or blank, an earlier answer
+            is None, or a text holds lone surrogates or an ``<ImageHere>``, which would take a picture's place.
     """
     if not turns:
-        raise ValueError("turns is empty; expected at least one question")
+        raise ArgumentError("turns is empty; expected at least one question")
     if image_count < 0:
-        raise ValueError(f"image_count is {image_count}; expected 0 or more")
+        raise ArgumentError(f"image_count is {image_count}; expected 0 or more")
     parts = [template.system]
     for number, (question, answer) in enumerate(turns, start=1):
         _check_text("question", number, question)
         if not question.strip():
-            raise ValueError(f"question {number} is {question!r}; expected some text")
+            raise ArgumentError(f"question {number} is {question!r}; expected some text")
         if answer is None and number < len(turns):
-            raise ValueError(f"answer {number} of {len(turns)} is None; only the last one may be")
+            raise ArgumentError(f"answer {number} of {len(turns)} is None; only the last one may be")
         images = template.image * image_count if number == 1 else ""
         parts += [template.user, images, question, template.assistant]
         if answer is not None:
@@ -64,7 +65,7 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
     prompt = "".join(parts)
     slots = prompt.count(IMAGE_SLOT)
     if slots != image_count:
-        raise ValueError(
+        raise ArgumentError(
             f"template {template.name!r} gives {slots} {IMAGE_SLOT} for {image_count} images; expected one each"
         )
     return prompt
@@ -87,12 +88,12 @@ def _check_text(role: str, number: int, text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{role} {number} is of type {type(text).__name__}; expected a string")
     if IMAGE_SLOT in text:
-        raise ValueError(
+        raise ArgumentError(
             f"{role} {number} holds {IMAGE_SLOT}, the mark where a picture is put in: write it another way"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{role} {number} is not valid Unicode ({error}); expected text without lone surrogates"
         ) from error

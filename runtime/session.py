@@ -14,6 +14,8 @@ from .manifest import Graph
 if TYPE_CHECKING:
     import onnxruntime
 
+TELEMETRY_OFF = ("1", "true", "yes", "y", "on")
+"""Values of ``ORT_DISABLE_TELEMETRY`` that onnxruntime obeys, in any case (tried with 1.32)."""
 ERRORS_ONLY = 3
 """onnxruntime's log level; its warnings speak to the writers of graphs, not to users."""
 
@@ -29,12 +31,12 @@ def import_onnxruntime() -> None:
     if "onnxruntime" not in sys.modules:
         os.environ[variable] = "1"
         import onnxruntime  # noqa: F401 - imported for later
-    elif os.environ.get(variable) != "1":
+    elif os.environ.get(variable, "").strip().lower() not in TELEMETRY_OFF:
         sys.modules["onnxruntime"].disable_telemetry_events()
         warnings.warn(
             f"onnxruntime was imported before tinygptv with its telemetry on; set {variable}=1 before importing it",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,  # the caller of TinyGPTV.load
         )
 
 
@@ -67,9 +69,13 @@ def open_session(folder: Path, graph: Graph, layers: int, threads: int | None) -
         state.NoSuchFile,
         state.NotImplemented,
         state.RuntimeException,
+        UnicodeDecodeError,  # the message quotes damaged bytes
     )
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its fallback would print to stdout and then try the same provider once more.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except failures as error:
         reason = " ".join(str(error).split())
         raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason:.300})") from error

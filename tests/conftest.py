@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
+from PIL import Image
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
+from tinygptv.runtime.manifest import read_manifest, write_manifest
+
+# A test module may import onnxruntime itself, and no telemetry is sent from a test run.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STAGES = (3, 4)
+Refusal = Callable[..., str]
+
+
+QUESTION = "what?"
+"""To it and :func:`photo`, :func:`speaking_model` answers with varied text: ids 243, 262, 30, 294, 256, 294, 256 ..."""
+
+
+def bundle_with(source: Path, folder: Path, **changes: object) -> Path:
+    """A copy of a bundle in ``folder``, whose manifest has other fields."""
+    shutil.copytree(source, folder)
+    write_manifest(replace(read_manifest(source), **changes), folder)
+    return folder
+
+
+def spoil(bundle: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a file but not its size, with a manifest that vouches for it: as for weights, too large to be hashed."""
+    data = (bundle / name).read_bytes()
+    changed = change(data)
+    assert len(changed) == len(data) and changed != data
+    (bundle / name).write_bytes(changed)
+    text = (bundle / MANIFEST).read_text(encoding="utf-8")
+    was, now = (hashlib.sha256(content).hexdigest() for content in (data, changed))
+    (bundle / MANIFEST).write_text(text.replace(was, now), encoding="utf-8")
+
+
+def plain_environment(home: Path, **more: str) -> dict[str, str]:
+    """This process's environment for another one, with an own home, and without what speaks to tinygptv."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TINYGPTV_", "ORT_", "XDG_", "PYTHON", "LC_", "LANG"))
+    }
+    return kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"} | more
 
 
 def published_files(stage: int, folder: Path | None = None) -> dict[str, str]:
@@ -65,3 +109,59 @@ def golden_model(golden_bundle: Callable[[int, str], Path]) -> Iterator[TinyGPTV
     """The stage 4 golden model in fp32: random weights, a 320-word vocabulary, a context of 256."""
     with TinyGPTV.load(golden_bundle(4, "fp32")) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def speaking_model(golden_bundle: Callable[[int, str], Path]) -> Iterator[TinyGPTV]:
+    """The stage 3 golden model in fp32, whose texts vary more."""
+    with TinyGPTV.load(golden_bundle(3, "fp32")) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gradient, 60 x 40 pixels, under a name with a space and an accent."""
+    y, x = np.mgrid[0:40, 0:60]
+    pixels = np.stack([x * 255 // 60, y * 255 // 40, 255 - x * 255 // 60], axis=2).astype(np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "un été.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions the decoder was given, one number a run."""
+    counts: list[int] = []
+    run = DecoderState.run
+
+    def counting(state: DecoderState, inputs_embeds: np.ndarray, num_logits_to_keep: int = 1) -> np.ndarray:
+        counts.append(inputs_embeds.shape[1])
+        return run(state, inputs_embeds, num_logits_to_keep)
+
+    monkeypatch.setattr(DecoderState, "run", counting)
+    return counts
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Exports by the command and returns the one line that it must be refused with."""
+
+    def export(files: dict[str, str], *more: str, begun: bool = False) -> str:
+        output = tmp_path / "made here" / "bundle"
+        output.parent.mkdir(exist_ok=True)
+        capsys.readouterr()
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert export_main(export_arguments(files, output, *more)) == 1
+        assert warned == [], "they would be further lines on stderr"
+        captured = capsys.readouterr()
+        *progress, message = captured.err.splitlines()
+        assert captured.out == ""
+        assert captured.err.endswith(f"{message}\n")
+        assert message.startswith("tinygptv-export: ")
+        assert "Traceback" not in captured.err
+        assert bool(progress) == begun, "whether progress was shown before the error"
+        assert list(output.parent.iterdir()) == []
+        return message
+
+    return export

@@ -171,6 +171,10 @@ def test_the_stop_string_completed_first_wins_and_the_longest_of_those() -> None
     assert "".join(push_bytes(detokenizer, b"xabcd")) == "xa"
     assert detokenizer.stopped
 
+    (the,) = TOKENIZER.encode(" the").ids
+    for stop_strings, shown in ((["the", "h"], " t"), (["h", "the"], " t"), (["e", "he"], " t"), (["the", "e"], " ")):
+        assert "".join(streamed([the], stop_strings)[0]) == shown
+
 
 def test_a_stop_string_completed_only_by_the_flush() -> None:
     detokenizer = Detokenizer(TOKENIZER, ["\ufffd"])

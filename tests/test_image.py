@@ -168,6 +168,11 @@ def test_16_bit_grey_is_scaled_not_clipped(format: str, order: str) -> None:
     np.testing.assert_array_equal(pixels(encoded(image, format))[..., 2], expected)
 
 
+def test_a_dark_16_bit_picture_stays_dark() -> None:
+    dark = Image.fromarray(np.array([[0, 100, 200]], np.uint16))
+    assert pixels(dark)[0, :, 0].tolist() == [0, 0, 1]
+
+
 def test_16_bit_pgm_which_pillow_reads_as_32_bit_integers() -> None:
     data = b"P5 3 1 65535\n" + struct.pack(">3H", 0, 32896, 65535)
     with Image.open(io.BytesIO(data)) as image:

@@ -226,6 +226,10 @@ def test_tokens_named_special_are_special(tmp_path: Path) -> None:
     assert tokenizer.encode("<s>de<pad>").ids == [1, 262, 0]
     assert tokenizer.decode([1, 262, 0], skip_special_tokens=True) == "de"
 
+    entry = {"content": "<pad>", "special": False}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"0": entry})
+    assert build_tokenizer(folder, 320).decode([262, 0], skip_special_tokens=True) == "de"
+
 
 def test_a_token_added_by_finetuning(tmp_path: Path) -> None:
     folder = copied(PHI, tmp_path / "phi-2")
@@ -235,6 +239,16 @@ def test_a_token_added_by_finetuning(tmp_path: Path) -> None:
     text = "a <box>  \t<|endoftext|>b"
     assert build_tokenizer(folder, 51200).encode(text).ids == slow_ids(slow, text)
     assert 50295 in slow_ids(slow, text)
+
+
+def test_a_token_that_takes_the_spaces_around_it(tmp_path: Path) -> None:
+    folder = copied(PHI, tmp_path / "phi-2")
+    decoder = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["added_tokens_decoder"]
+    box = {"content": "<box>", "lstrip": True, "rstrip": True}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=decoder | {"50295": box})
+    ids = slow_ids(CodeGenTokenizer.from_pretrained(folder), "a <box> b")
+    assert ids == [64, 50295, 65]
+    assert build_tokenizer(folder, 51200).encode("a <box> b").ids == ids
 
 
 @pytest.mark.parametrize(
@@ -353,6 +367,10 @@ BROKEN = {
     "fast file normalises": (small_fast_file(normalizer={"type": "Lowercase"}), "tokenizer.json: not a byte-level BPE"),
     "fast file cuts elsewhere": (
         small_fast_file(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+        "tokenizer.json: not a byte-level BPE",
+    ),
+    "fast file puts a space before": (
+        small_fast_file(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}),
         "tokenizer.json: not a byte-level BPE",
     ),
     "fast file without decoder": (small_fast_file(decoder=None), "tokenizer.json: not a byte-level BPE"),

@@ -24,7 +24,7 @@ from skimage import data
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import describe
+from reporting import describe, write_section
 
 QUESTION = "what is this person wearing?"
 PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers", "torch")
@@ -87,6 +87,21 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     }
 
 
+def prose(document: dict[str, Any]) -> str:
+    """The figures as a paragraph for a reader of the README."""
+    figure = {name: values["median"] for name, values in document["ask"].items()}
+    made, machine = document["export"], document["machine"]
+    return (
+        f"At the published sizes ({document['bundle']['source_bytes'] / 1e9:.1f} GB of files, random weights), "
+        f"{document['threads']} threads of {machine['cpu']}, medians of {len(document['ask']['process']['samples'])} "
+        f"runs with onnxruntime {machine['onnxruntime']}: the export takes {made['seconds']:.0f} s and "
+        f"{made['peak_rss_bytes'] / 1e9:.1f} GB of memory and writes {document['bundle']['bytes'] / 1e9:.1f} GB; "
+        f"`tinygptv ask` then loads in {figure['load']:.1f} s, has the first token of its answer about a photo "
+        f"{figure['time_to_first_token']:.1f} s later, writes {figure['decode_tokens_per_second']:.1f} tokens/s, "
+        f"and peaks at {figure['peak_rss_bytes'] / 1e9:.1f} GB.\n"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -101,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens an answer (default: 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file to put the figures into")
     options = parser.parse_args(argv)
 
     exported = export(options.checkpoint, options.stage, options.bundle)
@@ -127,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ask": summarise(asks[1:]),
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.readme is not None:
+        write_section(options.readme, "full-size", prose(document))
     return 0
 
 

@@ -1,0 +1,144 @@
+"""Exported bundles and the torch reference against what the published code computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN_STAGES, published_files
+from numpy.typing import NDArray
+from tinygptv.export.checkpoint import Checkpoint
+from tinygptv.export.reference import TinyGPTVReference, load_merged
+from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.decoder import ALL_LOGITS
+
+Array = NDArray[np.float32]
+Expected = Callable[[int], dict[str, Array]]
+Bundle = Callable[[int, str], Path]
+STAGES = ("image_features", "image_embeds", "prefill_logits", "step_logits")
+TOLERANCE = 2e-4
+"""Of the largest difference, in standard deviations of what is expected."""
+
+
+def deviation(found: Array, expected: Array) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max() / expected.std())
+
+
+def cosines(found: Array, expected: Array) -> Array:
+    """Over the last axis."""
+    assert found.shape == expected.shape
+    products = (found * expected).sum(-1)
+    return products / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)
+
+
+def run_bundle(bundle: Path, expected: dict[str, Array]) -> dict[str, Array]:
+    """What a bundle computes from the pixel values, and from the expected prompt and ids."""
+    with TinyGPTV.load(bundle) as model:
+        vision, decoder = model._vision, model._decoder
+        assert vision is not None and decoder is not None
+        state = decoder.start()
+        prefill = state.run(expected["inputs_embeds"], ALL_LOGITS).copy()
+        steps = [prefill[-1]]
+        for token_id in expected["greedy_ids"]:
+            steps.append(state.run(model._embed_token(int(token_id))[np.newaxis])[0].copy())
+        features = vision.image_features(expected["pixel_values"])
+        return {
+            "image_features": features,
+            "image_embeds": vision.image_embeds(features),
+            "prefill_logits": prefill[np.newaxis],
+            "step_logits": np.stack(steps),
+        }
+
+
+@pytest.fixture(scope="module", params=GOLDEN_STAGES)
+def golden(request: pytest.FixtureRequest, expected: Expected) -> tuple[int, dict[str, Array]]:
+    return request.param, expected(request.param)
+
+
+@pytest.fixture(scope="module")
+def fp32(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> dict[str, Array]:
+    stage, expected = golden
+    return run_bundle(golden_bundle(stage, "fp32"), expected)
+
+
+@pytest.fixture(scope="module")
+def int8(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> dict[str, Array]:
+    stage, expected = golden
+    return run_bundle(golden_bundle(stage, "int8"), expected)
+
+
+@pytest.fixture(scope="module")
+def reference(golden: tuple[int, dict[str, Array]]) -> Iterator[TinyGPTVReference]:
+    stage, _ = golden
+    files = published_files(stage)
+    paths = (Path(files[name]) for name in ("--phi", "--vision", "--qformer", "--checkpoint"))
+    checkpoint = Checkpoint(*paths, stage, Path(files["--architecture"]))
+    model = TinyGPTVReference(checkpoint.architecture)
+    load_merged(model, checkpoint)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_fp32_bundle_is_exact(name: str, golden: tuple[int, dict[str, Array]], fp32: dict[str, Array]) -> None:
+    assert deviation(fp32[name], golden[1][name]) < TOLERANCE
+
+
+def test_fp32_bundle_is_exact_from_picture_to_logits(
+    golden: tuple[int, dict[str, Array]], golden_bundle: Bundle
+) -> None:
+    stage, expected = golden
+    with TinyGPTV.load(golden_bundle(stage, "fp32")) as model:
+        assert model._vision is not None and model._decoder is not None
+        image_embeds = model._vision.image_embeds(model._vision.image_features(expected["pixel_values"]))
+        before, after = (model._table.rows(expected[f"input_ids_{side}"][0]) for side in ("before", "after"))
+        inputs_embeds = np.concatenate((before, image_embeds[0], after))[np.newaxis]
+        assert deviation(inputs_embeds, expected["inputs_embeds"]) < TOLERANCE
+        logits = model._decoder.start().run(inputs_embeds, ALL_LOGITS)[np.newaxis]
+    assert deviation(logits, expected["prefill_logits"]) < TOLERANCE
+
+
+def test_fp32_bundle_chooses_the_same_ids(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> None:
+    stage, expected = golden
+    ids = expected["greedy_ids"].tolist()
+    with TinyGPTV.load(golden_bundle(stage, "fp32")) as model:
+        assert not set(ids) & set(model.manifest.eos_token_ids), "the published run did not stop at end of text"
+        assert list(model.generate_ids(expected["inputs_embeds"], max_new_tokens=len(ids))) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("image_embeds", 0.999), ("prefill_logits", 0.998), ("step_logits", 0.998)]
+)
+def test_int8_bundle_is_close(
+    name: str, least: float, golden: tuple[int, dict[str, Array]], int8: dict[str, Array]
+) -> None:
+    assert cosines(int8[name], golden[1][name]).min() >= least
+    assert deviation(int8[name], golden[1][name]) > TOLERANCE, "these weights are not int8"
+
+
+@pytest.mark.parametrize("name", STAGES)
+@torch.no_grad()
+def test_reference_is_exact(name: str, golden: tuple[int, dict[str, Array]], reference: TinyGPTVReference) -> None:
+    expected = {key: torch.from_numpy(array) for key, array in golden[1].items()}
+    if name == "image_features":
+        found = reference.image_features(expected["pixel_values"])
+    elif name == "image_embeds":
+        found = reference.image_embeds(expected["image_features"])
+    elif name == "prefill_logits":
+        found = reference.logits(expected["inputs_embeds"])
+    else:
+        # Without a cache: a second way to the same numbers.
+        tokens = reference.embed(expected["greedy_ids"][None])
+        found = reference.logits(torch.cat((expected["inputs_embeds"], tokens), dim=1))[0, -tokens.shape[1] - 1 :]
+    assert deviation(found.numpy(), golden[1][name]) < TOLERANCE
+
+
+def test_reference_chooses_the_same_ids_with_its_cache(
+    golden: tuple[int, dict[str, Array]], reference: TinyGPTVReference
+) -> None:
+    expected = golden[1]
+    ids = expected["greedy_ids"].tolist()
+    assert reference.generate_ids(torch.from_numpy(expected["inputs_embeds"]), len(ids)) == [ids]

@@ -1,0 +1,81 @@
+"""The cache's buffers: room made in steps, contents kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tinygptv.runtime import kv_cache
+from tinygptv.runtime.architecture import LanguageArchitecture
+from tinygptv.runtime.kv_cache import KVCache
+
+CONTEXT = 50
+SIZES = LanguageArchitecture(
+    vocab_size=10,
+    hidden_size=12,
+    intermediate_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    max_position_embeddings=CONTEXT,
+    rotary_dim=2,
+    rope_theta=10000.0,
+)
+
+
+def append(cache: KVCache, positions: int, random: np.random.Generator) -> np.ndarray:
+    """Write new positions as the graph does; returns them, [buffers, heads, positions, head_dim]."""
+    new = random.standard_normal((len(cache.buffers), 3, positions, 4)).astype(np.float32)
+    for buffer, values in zip(cache.buffers, new, strict=True):
+        buffer[0, :, cache.length : cache.length + positions] = values
+    cache.length += positions
+    return new
+
+
+def test_an_empty_cache_takes_no_memory() -> None:
+    cache = KVCache(SIZES)
+    assert (cache.length, cache.capacity, cache.nbytes) == (0, 0, 0)
+    assert [buffer.shape for buffer in cache.buffers] == [(1, 3, 0, 4)] * 4
+
+
+@given(steps=st.lists(st.integers(1, 20)), growth=st.integers(1, 2 * CONTEXT))
+def test_room_grows_in_steps_and_contents_stay(steps: list[int], growth: int) -> None:
+    random = np.random.default_rng(0)
+    cache = KVCache(SIZES)
+    written = np.zeros((4, 3, 0, 4), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_cache, "GROWTH", growth)
+        for positions in steps:
+            if cache.length + positions > CONTEXT:
+                break
+            before, room = list(cache.buffers), cache.capacity
+            grown = cache.reserve(positions)
+            same = [new is old for new, old in zip(cache.buffers, before, strict=True)]
+            needed = cache.length + positions
+            assert grown == (needed > room)
+            assert same == [not grown] * 4
+            if grown:
+                # The least multiple of the step that suffices, but never more than the context.
+                assert cache.capacity == min(CONTEXT, next(n for n in range(growth, 999, growth) if n >= needed))
+            written = np.concatenate([written, append(cache, positions, random)], axis=2)
+            assert np.array_equal(np.stack(cache.buffers)[:, 0, :, : cache.length], written)
+            assert cache.nbytes == 4 * 3 * cache.capacity * 4 * 4
+
+
+def test_more_than_the_context_is_refused_and_changes_nothing() -> None:
+    cache = KVCache(SIZES)
+    cache.reserve(CONTEXT - 1)
+    written = append(cache, CONTEXT - 1, np.random.default_rng(0))
+    before = list(cache.buffers)
+    with pytest.raises(ValueError, match=f"{CONTEXT + 1} positions do not fit in a context of {CONTEXT}"):
+        cache.reserve(2)
+    assert all(new is old for new, old in zip(cache.buffers, before, strict=True))
+    assert np.array_equal(np.stack(before)[:, 0, :, : CONTEXT - 1], written)
+    assert not cache.reserve(1)  # the last place is still free
+
+
+def test_a_step_is_what_the_documentation_says() -> None:
+    """168 MB a step at the published sizes."""
+    published = LanguageArchitecture(51200, 2560, 10240, 32, 32, 2048, 32, 10000.0)
+    per_position = 2 * published.num_hidden_layers * published.hidden_size * np.dtype(np.float32).itemsize
+    assert round(kv_cache.GROWTH * per_position / 1e6) == 168
