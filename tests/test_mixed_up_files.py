@@ -10,8 +10,6 @@ import pytest
 from conftest import Refusal, published_files
 from variants import Published
 
-Files = dict[str, str]
-
 
 @pytest.fixture
 def golden() -> Published:

@@ -1,1 +1,0 @@
-from reporting import describe
