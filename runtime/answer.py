@@ -61,76 +61,59 @@ class Answer:
     timings: Timings
 
 
-class AnswerStream(Iterator[str]):
-    """Yields an answer's text as it comes; afterwards :attr:`answer` is the whole of it."""
+class AnswerWriter:
+    """Puts one answer together from its tokens as they come."""
 
-    def __init__(
-        self,
-        ids: Iterator[int],
-        detokenizer: Detokenizer,
-        encoded: EncodedImage | None,
-        prompt_tokens: int,
-        max_new_tokens: int,
-    ) -> None:
+    def __init__(self, detokenizer: Detokenizer, prompt_tokens: int, max_new_tokens: int) -> None:
         """
         Args:
-            ids: Token ids as they are decoded; the first ``next`` feeds the prompt.
             detokenizer: A fresh one.
-            encoded: The image, where this very call encoded it; its time is then part of this answer's.
             prompt_tokens: Positions of the prompt.
-            max_new_tokens: How many ids may come.
+            max_new_tokens: How many tokens may come.
         """
-        self._ids = ids
         self._detokenizer = detokenizer
-        self._encoded = encoded
         self._prompt_tokens = prompt_tokens
         self._max_new_tokens = max_new_tokens
-        self._asked = 0.0
+        self._encoded: EncodedImage | None = None
+        self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
-        self._first = self._last = 0.0
         self._text: list[str] = []
-        self._answer: Answer | None = None
-
-    def __next__(self) -> str:
-        """The next piece of text, never empty."""
-        while self._answer is None:
-            piece = self._step()
-            if piece:
-                self._text.append(piece)
-                return piece
-        raise StopIteration
 
     @property
-    def answer(self) -> Answer:
-        """The whole answer; what has not been generated yet is generated now."""
-        for _ in self:
-            pass
-        assert self._answer is not None
-        return self._answer
+    def complete(self) -> bool:
+        """Whether no more tokens are wanted: a stop string was met, or ``max_new_tokens`` have come."""
+        return self._detokenizer.stopped or len(self._token_ids) == self._max_new_tokens
 
-    def _step(self) -> str:
-        self._asked = self._asked or time.perf_counter()
-        token = None if self._detokenizer.stopped else next(self._ids, None)
-        now = time.perf_counter()
-        if not self._first:
-            self._first = now
-        if token is not None:
-            self._last = now
-            self._token_ids.append(token)
-            return self._detokenizer.push(token)
+    def begin(self, encoded: EncodedImage | None) -> None:
+        """Start the clock: the prompt is about to be fed.
+
+        Args:
+            encoded: The image, where it was encoded for this very answer; its time is then part of the answer's.
+        """
+        self._encoded = encoded
+        self._asked = time.perf_counter()
+
+    def push(self, token_id: int) -> str:
+        """Take a token; returns the text that can be shown by now, which may be empty."""
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self._token_ids.append(token_id)
+        piece = self._detokenizer.push(token_id)
+        self._text.append(piece)
+        return piece
+
+    def finish(self) -> tuple[str, Answer]:
+        """The text held back until now, and the whole answer."""
+        # An answer may be over before its first token.
+        first = self._first or time.perf_counter()
         rest = self._detokenizer.finish()
-        self._ids = iter(())  # the KV cache goes with it
-        self._finish(rest)
-        return rest
-
-    def _finish(self, rest: str) -> None:
         stopped = self._detokenizer.stopped or len(self._token_ids) < self._max_new_tokens
-        decode = max(self._last - self._first, 0.0)
+        decode = self._last - first if self._token_ids else 0.0
         later = len(self._token_ids) - 1
         preprocess = self._encoded.preprocess_seconds if self._encoded else 0.0
         image_encode = self._encoded.encode_seconds if self._encoded else 0.0
-        prefill = self._first - self._asked
-        self._answer = Answer(
+        prefill = first - self._asked
+        return rest, Answer(
             text="".join(self._text) + rest,
             token_ids=tuple(self._token_ids),
             finish_reason="stop" if stopped else "length",
@@ -144,3 +127,47 @@ class AnswerStream(Iterator[str]):
                 decode_tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             ),
         )
+
+
+class AnswerStream(Iterator[str]):
+    """Yields an answer's text as it comes; afterwards :attr:`answer` is the whole of it."""
+
+    def __init__(self, ids: Iterator[int], writer: AnswerWriter, encoded: EncodedImage | None) -> None:
+        """
+        Args:
+            ids: Token ids as they are decoded; the first ``next`` feeds the prompt.
+            writer: A fresh one.
+            encoded: The image, where this very call encoded it.
+        """
+        self._ids = ids
+        self._writer = writer
+        self._encoded = encoded
+        self._begun = False
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        """The next piece of text, never empty."""
+        if not self._begun:
+            self._begun = True
+            self._writer.begin(self._encoded)
+        while self._answer is None:
+            piece = self._step()
+            if piece:
+                return piece
+        raise StopIteration
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; what has not been generated yet is generated now."""
+        for _ in self:
+            pass
+        assert self._answer is not None
+        return self._answer
+
+    def _step(self) -> str:
+        token = None if self._writer.complete else next(self._ids, None)
+        if token is not None:
+            return self._writer.push(token)
+        self._ids = iter(())  # the KV cache goes with it
+        rest, self._answer = self._writer.finish()
+        return rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +76,7 @@ class DecoderState:
         check_embeds(inputs_embeds, self._sizes)
         sequence = inputs_embeds.shape[1]
         if self.cache.reserve(sequence):
-            self._bind_cache()
+            bind_cache(self._binding, self.cache.buffers)
         kept = min(num_logits_to_keep, sequence) or sequence
         if self._bound != (sequence, kept):
             self._bind_step(sequence, kept)
@@ -103,9 +104,11 @@ class DecoderState:
         self._logits = logits[0]
         self._bound = (sequence, kept)
 
-    def _bind_cache(self) -> None:
-        for i, buffer in enumerate(self.cache.buffers):
-            name = f"{i // 2}.{'value' if i % 2 else 'key'}"
-            place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-            self._binding.bind_input(f"past_key_values.{name}", *place)
-            self._binding.bind_output(f"present.{name}", *place)
+
+def bind_cache(binding: onnxruntime.IOBinding, buffers: Sequence[NDArray[np.float32]]) -> None:
+    """Bind past and present of every layer to the same memory; ``buffers`` are keys and values in turn."""
+    for i, buffer in enumerate(buffers):
+        name = f"{i // 2}.{'value' if i % 2 else 'key'}"
+        place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+        binding.bind_input(f"past_key_values.{name}", *place)
+        binding.bind_output(f"present.{name}", *place)

@@ -1,4 +1,4 @@
-"""The attention's keys and values of one sequence, in buffers that grow in steps."""
+"""The attention's keys and values, in buffers that grow in steps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ GROWTH = 256
 
 
 class KVCache:
-    """One key and one value buffer a layer, [1, heads, capacity, head_dim], the first ``length`` positions filled.
+    """One key and one value buffer a layer, [rows, heads, capacity, head_dim], at most ``length`` positions filled.
 
     The decoder's graph writes new positions into these very buffers (past and present are bound to the same memory),
     so a step copies nothing; only growing does.
     """
 
-    def __init__(self, sizes: LanguageArchitecture) -> None:
+    def __init__(self, sizes: LanguageArchitecture, rows: int = 1) -> None:
         self._limit = sizes.max_position_embeddings
-        self._shape = (1, sizes.num_attention_heads, 0, sizes.head_dim)
+        self._shape = (rows, sizes.num_attention_heads, 0, sizes.head_dim)
         self.length = 0
-        """Positions filled."""
+        """Positions filled, in the longest row."""
         self.buffers = [np.zeros(self._shape, np.float32) for _ in range(2 * sizes.num_hidden_layers)]
         """Keys and values in turn: layer i's are at 2i and 2i + 1."""
 
@@ -48,7 +48,7 @@ class KVCache:
         return True
 
     def _grown(self, old: NDArray[np.float32], capacity: int) -> NDArray[np.float32]:
-        batch, heads, _, head_dim = self._shape
-        new = np.zeros((batch, heads, capacity, head_dim), np.float32)
+        rows, heads, _, head_dim = self._shape
+        new = np.zeros((rows, heads, capacity, head_dim), np.float32)
         new[:, :, : self.length] = old[:, :, : self.length]
         return new

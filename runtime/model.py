@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .answer import Answer, AnswerStream, EncodedImage
+from .answer import Answer, AnswerStream, AnswerWriter, EncodedImage
+from .batch import greedy_batch
 from .decoder import Decoder, check_embeds
 from .detokenize import Detokenizer
 from .embeds import TokenEmbeddings, assemble
@@ -29,6 +31,7 @@ DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""
 DEFAULT_MAX_NEW_TOKENS = 300
 """As in the released demo."""
+DEFAULT_BATCH_SIZE = 8
 
 Float32Array = NDArray[np.float32]
 Part = TypeVar("Part")
@@ -172,24 +175,11 @@ class TinyGPTV:
             ContextOverflowError: Prompt and new tokens do not fit in the context.
             ArgumentError: The question is empty, or another argument out of range.
         """
-        sizes = self.manifest.architecture
-        prompt = render(self.manifest.template(template), [(question, None)])
-        segments = encode_segments(self._tokenizer, prompt)
-        prompt_tokens = sum(map(len, segments)) + sizes.qformer.num_query_tokens
-        context = sizes.language.max_position_embeddings
-        if max_new_tokens is None:
-            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, context - prompt_tokens))
         # What is wrong with the question should not cost the seconds that an image takes.
-        check_room(prompt_tokens, max_new_tokens, context)
+        segments, writer, limit = self._prepare(question, max_new_tokens, template)
         encoded = self.encode_image(image)
         inputs_embeds = assemble(self._table, segments, [encoded.embeds])
-        return AnswerStream(
-            self.generate_ids(inputs_embeds, max_new_tokens),
-            Detokenizer(self._tokenizer, self.manifest.stop_strings),
-            encoded if encoded is not image else None,
-            prompt_tokens,
-            max_new_tokens,
-        )
+        return AnswerStream(self.generate_ids(inputs_embeds, limit), writer, encoded if encoded is not image else None)
 
     def ask(
         self,
@@ -201,6 +191,77 @@ class TinyGPTV:
     ) -> Answer:
         """Ask about an image and wait for the whole answer; arguments and errors as for :meth:`stream`."""
         return self.stream(image, question, max_new_tokens=max_new_tokens, template=template).answer
+
+    def ask_many(
+        self,
+        questions: Iterable[tuple[ImageSource | EncodedImage, str]],
+        *,
+        max_new_tokens: int | None = None,
+        template: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+    ) -> list[Answer]:
+        """Ask many questions at once: more answers a minute than one by one, each of them later.
+
+        Up to ``batch_size`` answers are written in step; where one ends, the next question begins. An image is
+        encoded when its turn comes, and anew for each question: pass an :class:`EncodedImage` to ask it twice.
+
+        Args:
+            questions: (image, question) pairs; arguments otherwise as for :meth:`stream`.
+            max_new_tokens: As for :meth:`stream`, of each answer.
+            template: As for :meth:`stream`.
+            batch_size: Answers written in step, at least 1. Each keeps its own KV cache.
+
+        Returns:
+            The answers, in the questions' order. A prompt's ``prefill`` is its own; ``decode`` passes while the others
+            of the batch are decoded too.
+
+        Raises:
+            ArgumentError: As for :meth:`stream`, before anything is computed, or ``batch_size`` is less than 1.
+            ImageError: An image cannot be read; what was answered until then is lost.
+        """
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size is {batch_size}; expected at least 1")
+        decoder = _still_open(self._decoder)
+        images, prepared = [], []
+        for image, question in questions:
+            images.append(image)
+            prepared.append(self._prepare(question, max_new_tokens, template))
+
+        def prompt(number: int) -> Float32Array:
+            segments, writer, _ = prepared[number]
+            encoded = self.encode_image(images[number])
+            writer.begin(encoded if encoded is not images[number] else None)
+            return assemble(self._table, segments, [encoded.embeds])
+
+        def wants_more(number: int, token_id: int) -> bool:
+            writer = prepared[number][1]
+            writer.push(token_id)
+            return not writer.complete
+
+        greedy_batch(
+            decoder,
+            [partial(prompt, number) for number in range(len(prepared))],
+            self._table.rows,
+            wants_more,
+            self.manifest.eos_token_ids,
+            min(batch_size, max(1, len(prepared))),
+        )
+        return [writer.finish()[1] for _, writer, _ in prepared]
+
+    def _prepare(
+        self, question: str, max_new_tokens: int | None, template: str | None
+    ) -> tuple[list[list[int]], AnswerWriter, int]:
+        """The prompt's segments, what writes its answer down, and the most tokens that one may have."""
+        sizes = self.manifest.architecture
+        prompt = render(self.manifest.template(template), [(question, None)])
+        segments = encode_segments(self._tokenizer, prompt)
+        prompt_tokens = sum(map(len, segments)) + sizes.qformer.num_query_tokens
+        context = sizes.language.max_position_embeddings
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, context - prompt_tokens))
+        check_room(prompt_tokens, max_new_tokens, context)
+        detokenizer = Detokenizer(self._tokenizer, self.manifest.stop_strings)
+        return segments, AnswerWriter(detokenizer, prompt_tokens, max_new_tokens), max_new_tokens
 
     def _embed_token(self, token_id: int) -> Float32Array:
         return self._table.rows([token_id])

@@ -36,11 +36,12 @@ ALLOWED = {
     "kv_cache": {"architecture", "errors"},
     "decoder": {"architecture", "errors", "kv_cache"},
     "generate": {"decoder", "errors"},
+    "batch": {"decoder", "kv_cache"},
     "detokenize": {"errors"},
     "answer": {"detokenize"},
     # The one module that composes them, and what stands on it.
     "model": {
-        *("answer", "decoder", "detokenize", "embeds", "errors", "generate"),
+        *("answer", "batch", "decoder", "detokenize", "embeds", "errors", "generate"),
         *("image", "manifest", "prompt", "session", "vision"),
     },
     "cli": {"answer", "errors", "memory", "model"},

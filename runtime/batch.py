@@ -1,0 +1,136 @@
+"""Several sequences decoded in step: the weights are read once for all of them, which is what decoding waits for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decoder import Decoder, DecoderState, bind_cache
+from .kv_cache import KVCache
+
+Float32Array = NDArray[np.float32]
+
+
+class DecoderBatch:
+    """Up to ``rows`` sequences of any lengths, each fed one position a step. Not for two threads at once.
+
+    A prompt is fed on its own (it keeps the cores busy by itself) and then put in as a row.
+    """
+
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        self._session = decoder.session
+        self._sizes = decoder.sizes
+        self._cache = KVCache(decoder.sizes, rows)
+        self._lengths = np.zeros(rows, np.int64)
+        self._binding = decoder.session.io_binding()
+        self._count = 0
+        self._bound = 0
+
+    def __len__(self) -> int:
+        """How many rows are in use; they are the first ones."""
+        return self._count
+
+    def add(self, state: DecoderState) -> None:
+        """Put a sequence in as the last row; its cache is copied."""
+        row, length = self._count, state.cache.length
+        self._count += 1
+        self._lengths[row] = length
+        if length > self._cache.length:
+            self._reserve(length - self._cache.length)
+            self._cache.length = length
+        for ours, theirs in zip(self._cache.buffers, state.cache.buffers, strict=True):
+            ours[row, :, :length] = theirs[0, :, :length]
+
+    def remove(self, row: int) -> None:
+        """Take a row out; the last one takes its place."""
+        last = self._count - 1
+        if row != last:
+            length = self._lengths[row] = self._lengths[last]
+            for buffer in self._cache.buffers:
+                buffer[row, :, :length] = buffer[last, :, :length]
+        self._count = last
+        self._cache.length = int(self._lengths[:last].max(initial=0))
+
+    def run(self, inputs_embeds: Float32Array) -> Float32Array:
+        """Feed each row one position.
+
+        Args:
+            inputs_embeds: float32 [rows in use, hidden].
+
+        Returns:
+            Logits, float32 [rows in use, vocabulary].
+        """
+        self._reserve(1)
+        count, lengths = self._count, self._lengths[: self._count]
+        if self._bound != count:
+            bind_cache(self._binding, [buffer[:count] for buffer in self._cache.buffers])
+            self._bound = count
+        logits = np.empty((count, 1, self._sizes.vocab_size), np.float32)
+        inputs: dict[str, NDArray[np.generic]] = {
+            "inputs_embeds": np.ascontiguousarray(inputs_embeds[:, np.newaxis]),
+            "position_ids": lengths[:, np.newaxis].copy(),
+            "seqlens_k": lengths.astype(np.int32),
+            "total_sequence_length": np.array(lengths.max() + 1, np.int32),
+            "num_logits_to_keep": np.array(1, np.int64),
+        }
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(self._binding)
+        lengths += 1
+        self._cache.length += 1
+        return logits[:, 0]
+
+    def _reserve(self, positions: int) -> None:
+        if self._cache.reserve(positions):
+            self._bound = 0
+
+
+def greedy_batch(
+    decoder: Decoder,
+    prompts: Iterable[Callable[[], Float32Array]],
+    embed: Callable[[list[int]], Float32Array],
+    wants_more: Callable[[int, int], bool],
+    eos_token_ids: Collection[int],
+    batch_size: int,
+) -> None:
+    """Decode many prompts greedily, ``batch_size`` at a time; where one ends, the next begins.
+
+    Args:
+        decoder: The model's.
+        prompts: Each gives, when its turn comes, its inputs_embeds, float32 [1, sequence, hidden].
+        embed: Token ids to embeddings, float32 [tokens, hidden].
+        wants_more: Told (prompt's number, token id) of each token as it comes, in each prompt's own order; says
+            whether that prompt's answer goes on.
+        eos_token_ids: Tokens that end a text; they are not told.
+        batch_size: Rows of the batch, at least 1.
+    """
+    batch = DecoderBatch(decoder, batch_size)
+    waiting = deque(enumerate(prompts))
+    numbers: list[int] = []
+    tokens: list[int] = []
+
+    def goes_on(number: int, token: int) -> bool:
+        return token not in eos_token_ids and wants_more(number, token)
+
+    while waiting or numbers:
+        while waiting and len(batch) < batch_size:
+            number, prompt = waiting.popleft()
+            state = decoder.start()
+            token = int(state.run(prompt())[-1].argmax())
+            if goes_on(number, token):
+                batch.add(state)
+                numbers.append(number)
+                tokens.append(token)
+        if not numbers:
+            continue
+        tokens = [int(token) for token in batch.run(embed(tokens)).argmax(axis=1)]
+        for row in reversed(range(len(batch))):
+            if not goes_on(numbers[row], tokens[row]):
+                batch.remove(row)
+                numbers[row], tokens[row] = numbers[-1], tokens[-1]
+                numbers.pop()
+                tokens.pop()

@@ -1,0 +1,153 @@
+"""Several answers at once are the answers one by one, in fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tinygptv.runtime import Answer, ArgumentError, ContextOverflowError, EncodedImage, ImageError, TinyGPTV
+from tinygptv.runtime.batch import DecoderBatch
+
+QUESTIONS = ("what?", "what is this?", "what is this? and what is that, to the left of it?", "[vqa] is it?", "image")
+
+
+@pytest.fixture(scope="module")
+def images(speaking_model: TinyGPTV) -> list[EncodedImage]:
+    random = np.random.default_rng(5)
+    pictures = random.integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)
+    return [speaking_model.encode_image(Image.fromarray(picture)) for picture in pictures]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many rows each step of a batch had."""
+    counts: list[int] = []
+    run = DecoderBatch.run
+
+    def counting(batch: DecoderBatch, inputs_embeds: np.ndarray) -> np.ndarray:
+        counts.append(inputs_embeds.shape[0])
+        return run(batch, inputs_embeds)
+
+    monkeypatch.setattr(DecoderBatch, "run", counting)
+    return counts
+
+
+def same(first: Answer, second: Answer) -> bool:
+    return (first.token_ids, first.text, first.finish_reason, first.prompt_tokens) == (
+        second.token_ids,
+        second.text,
+        second.finish_reason,
+        second.prompt_tokens,
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(QUESTIONS)), max_size=9),
+    batch_size=st.integers(1, 5),
+    max_new_tokens=st.integers(1, 30),
+)
+def test_many_are_answered_as_one_by_one(
+    speaking_model: TinyGPTV,
+    images: list[EncodedImage],
+    asked: list[tuple[int, str]],
+    batch_size: int,
+    max_new_tokens: int,
+) -> None:
+    questions = [(images[image], question) for image, question in asked]
+    many = speaking_model.ask_many(questions, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    alone = [speaking_model.ask(*question, max_new_tokens=max_new_tokens) for question in questions]
+    assert len(many) == len(alone)
+    assert all(map(same, many, alone))
+
+
+@pytest.mark.parametrize("stage", [3, 4])
+def test_int8_answers_are_the_same_too(stage: int, golden_bundle: Callable[[int, str], Path], photo: Path) -> None:
+    with TinyGPTV.load(golden_bundle(stage, "int8")) as model:
+        image = model.encode_image(photo)
+        questions = [(image, question) for question in QUESTIONS]
+        many = model.ask_many(questions, max_new_tokens=40)
+        assert all(map(same, many, [model.ask(*question, max_new_tokens=40) for question in questions]))
+
+
+def test_answers_that_end_make_room_for_the_next(
+    speaking_model: TinyGPTV, images: list[EncodedImage], steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths differ, since one question's first tokens are declared to end a text."""
+    questions = [(images[i % 4], question) for i, question in enumerate(QUESTIONS * 2)]
+    alone = [speaking_model.ask(*question, max_new_tokens=20) for question in questions]
+    ends = tuple({answer.token_ids[length] for length, answer in enumerate(alone)})
+    monkeypatch.setattr(
+        speaking_model,
+        "manifest",
+        speaking_model.manifest.__class__(**{**vars(speaking_model.manifest), "eos_token_ids": ends}),
+    )
+    many = speaking_model.ask_many(questions, max_new_tokens=20, batch_size=3)
+    assert all(map(same, many, [speaking_model.ask(*question, max_new_tokens=20) for question in questions]))
+    lengths = [len(answer.token_ids) for answer in many]
+    assert len(set(lengths)) > 2
+    assert "stop" in {answer.finish_reason for answer in many}
+    assert max(steps) == 3
+    # Each token but an answer's first comes of a step, and so does the end of text, which is not told.
+    fed = [length - (answer.finish_reason == "length") for length, answer in zip(lengths, many, strict=True)]
+    assert sum(steps) == sum(fed)
+
+
+def test_rows_grow_and_leave(speaking_model: TinyGPTV, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row's logits are those of its sequence alone, whatever the others do."""
+    monkeypatch.setattr("tinygptv.runtime.kv_cache.GROWTH", 4)
+    decoder = speaking_model._decoder
+    assert decoder is not None
+    random = np.random.default_rng(3)
+    hidden = decoder.sizes.hidden_size
+    batch = DecoderBatch(decoder, 3)
+    states, twins = [], []
+    for length in (3, 9, 6):
+        prompt = random.standard_normal((1, length, hidden)).astype(np.float32)
+        for kept in (states, twins):
+            kept.append(decoder.start())
+            kept[-1].run(prompt)
+        batch.add(states[-1])
+    for leaving in (None, 0, None, None, 1, None):
+        if leaving is not None:
+            batch.remove(leaving)
+            twins[leaving] = twins[-1]
+            twins.pop()
+        new = random.standard_normal((len(batch), hidden)).astype(np.float32)
+        logits = batch.run(new)
+        expected = np.concatenate([twin.run(row[np.newaxis, np.newaxis]) for twin, row in zip(twins, new, strict=True)])
+        assert logits.shape == expected.shape
+        assert np.abs(logits - expected).max() < 1e-4 * expected.std()
+
+
+def test_timings_are_each_answers_own(speaking_model: TinyGPTV, images: list[EncodedImage], photo: Path) -> None:
+    encoded, path = speaking_model.ask_many([(images[0], "what?"), (photo, "what?")], max_new_tokens=5)
+    assert encoded.timings.image_encode == 0 == encoded.timings.preprocess
+    assert path.timings.image_encode > 0
+    for answer in (encoded, path):
+        assert 0 < answer.timings.prefill < answer.timings.prefill + answer.timings.decode
+        parts = answer.timings.preprocess + answer.timings.image_encode + answer.timings.prefill
+        assert answer.timings.time_to_first_token == pytest.approx(parts)
+
+
+def test_arguments_are_checked_before_anything_is_computed(
+    speaking_model: TinyGPTV, photo: Path, fed: list[int], steps: list[int]
+) -> None:
+    good = (photo, "what?")
+    assert speaking_model.ask_many([]) == []
+    with pytest.raises(ArgumentError, match="batch_size is 0"):
+        speaking_model.ask_many([good], batch_size=0)
+    with pytest.raises(ArgumentError, match="expected some text"):
+        speaking_model.ask_many([good, (photo, " ")])
+    with pytest.raises(ArgumentError, match="no prompt template"):
+        speaking_model.ask_many([good], template="none")
+    with pytest.raises(ContextOverflowError, match="300"):
+        speaking_model.ask_many([good], max_new_tokens=300)
+    with pytest.raises(ImageError, match="does not exist"):
+        speaking_model.ask_many([(photo.with_name("none.png"), "what?")])
+    assert fed == steps == []
