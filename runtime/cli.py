@@ -159,11 +159,11 @@ def _statistics(answer: Answer, load_seconds: float) -> str:
     timings = answer.timings
     speed = f"{timings.decode_tokens_per_second:.1f} tokens/s" if timings.decode_tokens_per_second else "-"
     rows = (
-        ("load", f"{load_seconds:.2f} s"),
+        ("load", f"{load_seconds:.3f} s"),
         ("preprocess", f"{timings.preprocess:.3f} s"),
-        ("image encode", f"{timings.image_encode:.2f} s"),
-        ("prefill", f"{timings.prefill:.2f} s ({answer.prompt_tokens} tokens)"),
-        ("time to first token", f"{timings.time_to_first_token:.2f} s"),
+        ("image encode", f"{timings.image_encode:.3f} s"),
+        ("prefill", f"{timings.prefill:.3f} s ({answer.prompt_tokens} tokens)"),
+        ("time to first token", f"{timings.time_to_first_token:.3f} s"),
         ("decode", f"{speed} ({len(answer.token_ids)} tokens, finished by {answer.finish_reason})"),
         ("peak RSS", f"{peak_rss() / 1e9:.2f} GB"),
     )

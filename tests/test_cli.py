@@ -99,7 +99,7 @@ def test_stats_go_to_stderr(bundle: str, photo: Path, form: list[str], capsys: p
     assert names == [
         *("load", "preprocess", "image encode", "prefill", "time to first token", "decode", "peak RSS"),
     ]
-    assert re.search(r"prefill  \d+\.\d\d s \(35 tokens\)", captured.err)
+    assert re.search(r"prefill  \d+\.\d{3} s \(35 tokens\)", captured.err)
     assert re.search(r"decode  \d+\.\d tokens/s \(12 tokens, finished by length\)", captured.err)
     assert re.search(r"peak RSS  \d\.\d\d GB", captured.err)
     assert captured.out.count("\n") == 1
