@@ -56,6 +56,12 @@ def test_boxes_are_where_the_shape_is() -> None:
     assert found == pytest.approx([25, 8, 61, 39], abs=3)
 
 
+def test_many_at_once_are_the_same() -> None:
+    with TinyGPTV.load() as model:
+        many = model.ask_many([(IMAGES / image, question) for image, question, _ in ANSWERS], batch_size=3)
+    assert [answer.text for answer in many] == [expected for _, _, expected in ANSWERS]
+
+
 def test_it_is_small() -> None:
     assert sum(path.stat().st_size for path in DEMO_BUNDLE.iterdir()) <= MOST_BYTES
 
