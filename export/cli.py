@@ -105,7 +105,3 @@ def _summary(exported: Exported) -> str:
             f"made in {exported.seconds:.0f} s, with at most {peak_rss() / 1e9:.1f} GB of memory",
         )
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

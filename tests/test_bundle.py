@@ -307,6 +307,8 @@ def test_interrupted_command_leaves_what_was_there(number: signal.Signals, there
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=plain_environment(tmp_path),
+        # A shell's background job, which a test run may be, has interrupts switched off, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         error = b""

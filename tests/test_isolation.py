@@ -228,3 +228,16 @@ def test_a_clean_environment_answers(
     )
     answer = speaking_model.ask(photo, QUESTION, max_new_tokens=12)
     assert (document["text"], document["token_ids"]) == (answer.text, list(answer.token_ids))
+    # The exporter is installed too, but what it needs is not.
+    exporter = subprocess.run(
+        [programs / "tinygptv-export", "--help"],
+        capture_output=True,
+        cwd=home,
+        env=plain_environment(home),
+        timeout=60,
+        check=False,
+    )
+    assert exporter.returncode == 1
+    message = exporter.stderr.decode()
+    assert message.count("\n") == 1
+    assert "pip install 'tinygptv[export]'" in message

@@ -53,7 +53,7 @@ def export(checkpoint: Path, stage: int, bundle: Path) -> dict[str, float]:
         "--checkpoint": f"TinyGPT-V_for_Stage{stage}.pth",
     }
     paths = (text for option, name in files.items() for text in (option, str(checkpoint / name)))
-    command = [sys.executable, "-m", "tinygptv.export.cli", *paths, "--stage", str(stage), "-o", str(bundle)]
+    command = [sys.executable, "-m", "tinygptv.export", *paths, "--stage", str(stage), "-o", str(bundle)]
     _, seconds, peak = run(command)
     return {"seconds": seconds, "peak_rss_bytes": peak}
 

@@ -1,0 +1,26 @@
+"""Starts the ``tinygptv-export`` command, or says what it needs where only the runtime was installed."""
+
+from __future__ import annotations
+
+import sys
+
+EXTRA = ("onnx", "safetensors", "torch", "tqdm")
+
+
+def main() -> int:
+    """Run :func:`.cli.main`; exit status 1 with one line where a package of the ``export`` extra is absent."""
+    try:
+        from .cli import main as run
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        print(
+            f"tinygptv-export: {error.name} is not installed; install the exporter with pip install 'tinygptv[export]'",
+            file=sys.stderr,
+        )
+        return 1
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
