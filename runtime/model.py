@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,11 @@ from .generate import check_room, greedy
 from .image import ImageSource, open_image, preprocess
 from .manifest import DECODER, EMBEDDINGS, PROJECTOR, TOKENIZER, VISION_ENCODER, Manifest, read_manifest
 from .prompt import encode_segments, render
-from .session import open_session
+from .session import import_onnxruntime, open_session
 from .vision import Vision
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""
@@ -73,15 +77,17 @@ class TinyGPTV:
         folder = DEMO_BUNDLE if path is None else Path(path)
         manifest = read_manifest(folder)
         language = manifest.architecture.language
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise BundleError(f"{folder / TOKENIZER} cannot be read ({error}); copy the bundle again") from error
-        table = TokenEmbeddings(folder / EMBEDDINGS, language)
-        encoder, projector, decoder = (
-            open_session(folder, manifest.graphs[name], language.num_hidden_layers, threads)
-            for name in (VISION_ENCODER, PROJECTOR, DECODER)
-        )
+        import_onnxruntime()
+
+        def opened(name: str) -> InferenceSession:
+            return open_session(folder, manifest.graphs[name], language.num_hidden_layers, threads)
+
+        # onnxruntime packs a graph's weights on one core: the three load at the same time.
+        with ThreadPoolExecutor(max_workers=3) as pool:
+            sessions = pool.map(opened, (VISION_ENCODER, PROJECTOR, DECODER))
+            table = TokenEmbeddings(folder / EMBEDDINGS, language)
+            tokenizer = _read_tokenizer(folder / TOKENIZER)
+            encoder, projector, decoder = sessions
         return cls(manifest, Vision(encoder, projector), Decoder(decoder, language), table, tokenizer)
 
     def __enter__(self) -> Self:
@@ -265,6 +271,13 @@ class TinyGPTV:
 
     def _embed_token(self, token_id: int) -> Float32Array:
         return self._table.rows([token_id])
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
 
 
 def _still_open(part: Part | None) -> Part:

@@ -36,8 +36,9 @@ def import_onnxruntime() -> None:
         warnings.warn(
             f"onnxruntime was imported before tinygptv with its telemetry on; set {variable}=1 before importing it",
             RuntimeWarning,
-            stacklevel=5,  # the caller of TinyGPTV.load
+            stacklevel=3,  # the caller of TinyGPTV.load
         )
+        os.environ[variable] = "1"  # told once; and for the processes that this one starts
 
 
 def open_session(folder: Path, graph: Graph, layers: int, threads: int | None) -> onnxruntime.InferenceSession:
