@@ -46,6 +46,8 @@ from .tokenizer import build_tokenizer, eos_token_id
 from .vision_encoder import build_vision_encoder
 
 PRECISIONS = ("int8", "fp32")
+CACHE_DTYPES = {"int8": "float16", "fp32": "float32"}
+"""Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 DEFAULT_BLOCK_SIZE = 128
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -153,6 +155,7 @@ def _write_graphs(
     folder: Path, inputs: Checkpoint, precision: str, block_size: int, progress: bool
 ) -> tuple[dict[str, Graph], list[FileRecord]]:
     architecture = inputs.architecture
+    cache_dtype = CACHE_DTYPES[precision]
     graphs: dict[str, Graph] = {}
     with tqdm(total=inputs.stored_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         inputs.on_read(bar.update)
@@ -164,12 +167,12 @@ def _write_graphs(
             (
                 DECODER,
                 architecture.language.num_hidden_layers,
-                lambda graph, told: build_decoder(graph, inputs, architecture.language, told),
+                lambda graph, told: build_decoder(graph, inputs, architecture.language, cache_dtype, told),
             ),
         )
         for name, layers, build in builds:
             with GraphWriter(folder, name, precision, block_size) as graph:
-                graph.contract(*contracts(architecture)[name], layers=layers)
+                graph.contract(*contracts(architecture, cache_dtype)[name], layers=layers)
                 build(graph, lambda i, n, name=name: bar.set_description(f"{name} layer {i + 1}/{n}"))  # type: ignore[misc]
                 graphs[name], records = graph.finish()
             files += records

@@ -11,8 +11,8 @@ BATCH, SEQUENCE, PAST, PRESENT, KEPT = (
 Contract = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
 
-def contracts(architecture: Architecture) -> dict[str, Contract]:
-    """(inputs, outputs) of each graph."""
+def contracts(architecture: Architecture, cache_dtype: str) -> dict[str, Contract]:
+    """(inputs, outputs) of each graph; the KV cache's dtype is ``float16`` or ``float32``."""
     vision, qformer, language = architecture.vision, architecture.qformer, architecture.language
     side = Axis("size", vision.image_size)
     features = TensorSpec(
@@ -24,11 +24,11 @@ def contracts(architecture: Architecture) -> dict[str, Contract]:
         "past_length rows of room, of which the first seqlens_k + 1 - sequence are filled; may be present's own buffer"
     )
     past = tuple(
-        TensorSpec(f"past_key_values.{{i}}.{part}", "float32", (BATCH, heads, PAST, head_dim), note)
+        TensorSpec(f"past_key_values.{{i}}.{part}", cache_dtype, (BATCH, heads, PAST, head_dim), note)
         for part in ("key", "value")
     )
     present = tuple(
-        TensorSpec(f"present.{{i}}.{part}", "float32", (BATCH, heads, PRESENT, head_dim)) for part in ("key", "value")
+        TensorSpec(f"present.{{i}}.{part}", cache_dtype, (BATCH, heads, PRESENT, head_dim)) for part in ("key", "value")
     )
     return {
         VISION_ENCODER: (

@@ -14,9 +14,12 @@ def build_decoder(
     graph: GraphWriter,
     tensors: Mapping[str, torch.Tensor],
     sizes: LanguageArchitecture,
+    cache_dtype: str,
     on_layer: Callable[[int, int], object],
 ) -> None:
     """Write the decoder's nodes; ``on_layer(i, count)`` is called before each layer. Names as in :mod:`.checkpoint`.
+
+    Attention computes in the cache's dtype, ``float16`` or ``float32``; all else is float32.
 
     A layer computes, with h = input_layernorm(x): x + post_layernorm(attention(h)) + mlp(h). The sum and the next
     layer's norm are one operator.
@@ -39,7 +42,7 @@ def build_decoder(
         else:
             hidden, residual = graph.skip_layer_norm(residual, update, *norm)
         attention = linear(
-            _attention(graph, tensors, sizes, i, linear(hidden, f"{layer}.self_attn.qkv"), rotary),
+            _attention(graph, tensors, sizes, cache_dtype, i, linear(hidden, f"{layer}.self_attn.qkv"), rotary),
             f"{layer}.self_attn.dense",
         )
         name = f"{layer}.post_layernorm"
@@ -57,6 +60,7 @@ def _attention(
     graph: GraphWriter,
     tensors: Mapping[str, torch.Tensor],
     sizes: LanguageArchitecture,
+    cache_dtype: str,
     index: int,
     qkv: str,
     rotary: tuple[str, str],
@@ -68,6 +72,11 @@ def _attention(
         _norm_and_rotate(graph, tensors, sizes, part, f"{name}.{norm}", rotary)
         for part, norm in ((query, "q_layernorm"), (key, "k_layernorm"))
     )
+    if cache_dtype != "float32":
+        query, key, value = (
+            graph.cast(part, f"{name}.{letter}_cast", cache_dtype)
+            for part, letter in ((query, "q"), (key, "k"), (value, "v"))
+        )
     past = [f"past_key_values.{index}.{part}" for part in ("key", "value")]
     outputs = graph.op(
         "GroupQueryAttention",
@@ -80,7 +89,7 @@ def _attention(
     )
     for output, part in zip(outputs[1:], ("key", "value"), strict=True):
         graph.rename_output(output, f"present.{index}.{part}")
-    return str(outputs[0])
+    return str(outputs[0]) if cache_dtype == "float32" else graph.cast(outputs[0], f"{name}.output", "float32")
 
 
 def _norm_and_rotate(

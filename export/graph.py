@@ -28,7 +28,12 @@ INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
 ACCURACY_LEVEL_INT8 = 4
 """MatMulNBits computes with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
-DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
+DTYPES = {
+    "float16": TensorProto.FLOAT16,
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 
 
 class GraphWriter:
@@ -104,6 +109,10 @@ class GraphWriter:
         self._write(array.reshape(-1).view(np.uint8).data)
         self._initializers[name] = tensor
         return name
+
+    def cast(self, x: str, name: str, dtype: str) -> str:
+        """Convert to another dtype, such as ``float16``."""
+        return str(self.op("Cast", [x], name=name, to=DTYPES[dtype]))
 
     def linear(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
         """``x @ weight.T + bias``.

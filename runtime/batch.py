@@ -23,7 +23,7 @@ class DecoderBatch:
     def __init__(self, decoder: Decoder, rows: int) -> None:
         self._session = decoder.session
         self._sizes = decoder.sizes
-        self._cache = KVCache(decoder.sizes, rows)
+        self._cache = KVCache(decoder.sizes, decoder.cache_dtype, rows)
         self._lengths = np.zeros(rows, np.int64)
         self._binding = decoder.session.io_binding()
         self._count = 0

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from .architecture import LanguageArchitecture
 from .errors import ArgumentError
-from .kv_cache import KVCache
+from .kv_cache import CacheArray, KVCache
 
 if TYPE_CHECKING:
     import onnxruntime
 
+CACHE_DTYPES: dict[str, type[np.floating]] = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 ALL_LOGITS = 0
 """``num_logits_to_keep`` for the logits of every position fed."""
 
@@ -33,6 +34,9 @@ class Decoder:
     def __init__(self, session: onnxruntime.InferenceSession, sizes: LanguageArchitecture) -> None:
         self.session = session
         self.sizes = sizes
+        kinds = {tensor.name: tensor.type for tensor in session.get_inputs()}
+        self.cache_dtype: type[np.floating] = CACHE_DTYPES[kinds["past_key_values.0.key"]]
+        """Of the KV cache: the graph's own choice."""
 
     def start(self) -> DecoderState:
         """A new, empty sequence."""
@@ -49,7 +53,7 @@ class DecoderState:
     def __init__(self, decoder: Decoder) -> None:
         self._session = decoder.session
         self._sizes = decoder.sizes
-        self.cache = KVCache(decoder.sizes)
+        self.cache = KVCache(decoder.sizes, decoder.cache_dtype)
         self._binding = decoder.session.io_binding()
         self._inputs: dict[str, NDArray[np.generic]] = {
             "seqlens_k": np.zeros(1, np.int32),
@@ -105,10 +109,10 @@ class DecoderState:
         self._bound = (sequence, kept)
 
 
-def bind_cache(binding: onnxruntime.IOBinding, buffers: Sequence[NDArray[np.float32]]) -> None:
+def bind_cache(binding: onnxruntime.IOBinding, buffers: Sequence[CacheArray]) -> None:
     """Bind past and present of every layer to the same memory; ``buffers`` are keys and values in turn."""
     for i, buffer in enumerate(buffers):
         name = f"{i // 2}.{'value' if i % 2 else 'key'}"
-        place = ("cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+        place = ("cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
         binding.bind_input(f"past_key_values.{name}", *place)
         binding.bind_output(f"present.{name}", *place)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from .architecture import LanguageArchitecture
 from .errors import ArgumentError
 
+CacheArray = NDArray[np.floating]
 GROWTH = 256
-"""Positions added at a time: 168 MB at the published sizes, in float32."""
+"""Positions added at a time: 84 MB at the published sizes, in fp16."""
 
 
 class KVCache:
@@ -19,17 +20,17 @@ class KVCache:
     so a step copies nothing; only growing does.
     """
 
-    def __init__(self, sizes: LanguageArchitecture, rows: int = 1) -> None:
+    def __init__(self, sizes: LanguageArchitecture, dtype: type[np.floating] = np.float32, rows: int = 1) -> None:
         self._limit = sizes.max_position_embeddings
         self._shape = (rows, sizes.num_attention_heads, 0, sizes.head_dim)
         self.length = 0
         """Positions filled, in the longest row."""
-        self.buffers = [np.zeros(self._shape, np.float32) for _ in range(2 * sizes.num_hidden_layers)]
+        self.buffers = [np.zeros(self._shape, dtype) for _ in range(2 * sizes.num_hidden_layers)]
         """Keys and values in turn: layer i's are at 2i and 2i + 1."""
 
     @property
     def capacity(self) -> int:
-        return self.buffers[0].shape[2]
+        return int(self.buffers[0].shape[2])
 
     @property
     def nbytes(self) -> int:
@@ -47,8 +48,8 @@ class KVCache:
             self.buffers[i] = self._grown(old, capacity)
         return True
 
-    def _grown(self, old: NDArray[np.float32], capacity: int) -> NDArray[np.float32]:
+    def _grown(self, old: CacheArray, capacity: int) -> CacheArray:
         rows, heads, _, head_dim = self._shape
-        new = np.zeros((rows, heads, capacity, head_dim), np.float32)
+        new = np.zeros((rows, heads, capacity, head_dim), old.dtype)
         new[:, :, : self.length] = old[:, :, : self.length]
         return new

@@ -77,6 +77,20 @@ def test_manifest_tells_the_truth_about_sources(stage: int, golden_bundle: Bundl
         assert source.sha256 == sha256(path)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", "float16"), ("fp32", "float32")])
+def test_the_cache_is_of_the_dtype_that_is_promised(precision: str, dtype: str, golden_bundle: Bundle) -> None:
+    folder = golden_bundle(3, precision)
+    decoder = read_manifest(folder).graphs["decoder"]
+    specs = [spec for spec in (*decoder.inputs, *decoder.outputs) if "{i}" in spec.name]
+    assert len(specs) == 4
+    assert {spec.dtype for spec in specs} == {dtype}
+    graph = onnx.load(folder / decoder.file, load_external_data=False).graph
+    caches = [value for value in (*graph.input, *graph.output) if value.name.startswith(("past_", "present."))]
+    assert len(caches) == 8
+    code = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    assert {value.type.tensor_type.elem_type for value in caches} == {code}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_external_data_can_be_mapped(precision: str, golden_bundle: Bundle) -> None:
     folder = golden_bundle(4, precision)
