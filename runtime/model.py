@@ -211,6 +211,9 @@ class TinyGPTV:
         Up to ``batch_size`` answers are written in step; where one ends, the next question begins. An image is
         encoded when its turn comes, and anew for each question: pass an :class:`EncodedImage` to ask it twice.
 
+        In int8, onnxruntime rounds the products of several rows other than those of one: where two words are almost
+        equally probable, an answer may differ from the one that :meth:`ask` gives.
+
         Args:
             questions: (image, question) pairs; arguments otherwise as for :meth:`stream`.
             max_new_tokens: As for :meth:`stream`, of each answer.

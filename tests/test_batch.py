@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +64,6 @@ def test_many_are_answered_as_one_by_one(
     alone = [speaking_model.ask(*question, max_new_tokens=max_new_tokens) for question in questions]
     assert len(many) == len(alone)
     assert all(map(same, many, alone))
-
-
-@pytest.mark.parametrize("stage", [3, 4])
-def test_int8_answers_are_the_same_too(stage: int, golden_bundle: Callable[[int, str], Path], photo: Path) -> None:
-    with TinyGPTV.load(golden_bundle(stage, "int8")) as model:
-        image = model.encode_image(photo)
-        questions = [(image, question) for question in QUESTIONS]
-        many = model.ask_many(questions, max_new_tokens=40)
-        assert all(map(same, many, [model.ask(*question, max_new_tokens=40) for question in questions]))
 
 
 def test_answers_that_end_make_room_for_the_next(

@@ -57,6 +57,7 @@ def test_boxes_are_where_the_shape_is() -> None:
 
 
 def test_many_at_once_are_the_same() -> None:
+    """In int8 one row and several are rounded differently; an answer that is known for sure withstands that."""
     with TinyGPTV.load() as model:
         many = model.ask_many([(IMAGES / image, question) for image, question, _ in ANSWERS], batch_size=3)
     assert [answer.text for answer in many] == [expected for _, _, expected in ANSWERS]

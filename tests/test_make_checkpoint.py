@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import make_checkpoint
+import published_files
 import published_tensors
 import pytest
 import safetensors.torch
@@ -205,7 +206,7 @@ def test_missing_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_tensor = make_checkpoint.draw_tensor
+    draw_tensor = published_files.draw_tensor
 
     def interrupted(seed: int, file: str, tensor: Any) -> Any:
         if file == BLIP2:
