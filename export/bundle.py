@@ -242,10 +242,12 @@ def _publish(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     retired = folder.with_suffix(".replaced")
-    target.rename(retired)
     try:
+        target.rename(retired)
         folder.rename(target)
-    except BaseException:
-        retired.rename(target)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        # Wherever an interrupt or an error falls: one of the two bundles is in place, whole.
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(target)

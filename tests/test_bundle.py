@@ -234,6 +234,21 @@ def test_interrupt_between_the_two_renames_keeps_the_old_bundle(there: There, mo
     assert_untouched(there)
 
 
+def test_interrupt_after_the_two_renames_keeps_the_new_bundle(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    assert export_main(export_arguments(published_files(3), there.path, "--overwrite")) == 130
+    assert list(there.path.parent.iterdir()) == [there.path]
+    assert read_manifest(there.path).stage == 3
+
+
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file"])
 def test_overwrite_spares_what_is_no_bundle(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "photos"
