@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Sequence
@@ -24,6 +25,14 @@ def describe(packages: Sequence[str]) -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+    }
+
+
+def describe_bundle(bundle: Path) -> dict[str, object]:
+    """A bundle's size, and the hash of its manifest, which holds those of all other files."""
+    return {
+        "manifest_sha256": hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
+        "bytes": sum(path.stat().st_size for path in bundle.iterdir()),
     }
 
 

@@ -23,6 +23,8 @@ from .readers import Reader, TorchReader
 IMAGE_SIZES = {1: 224, 2: 224, 3: 224, 4: 448}
 """Pixels a side that each stage was trained at (TinyGPT-V's released configurations)."""
 STAGES = tuple(IMAGE_SIZES)
+QFORMER_LAYER = "Qformer.bert.encoder.layer."
+"""What the keys of a Q-Former layer begin with, before its number."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ def derive(untold: Untold, phi: Path, vision: Reader, qformer: Reader, stage: To
     intermediate, _ = _shape(vision, "blocks.0.mlp.fc1.weight", 2, "--vision is not an EVA-CLIP ViT")
     queries = stage if "query_tokens" in stage.shapes else qformer
     _, query_count, query_width = _shape(queries, "query_tokens", 3, "--qformer is not a BLIP-2 file")
-    prefix = "Qformer.bert.encoder.layer."
-    source = stage if f"{prefix}0.intermediate_query.dense.weight" in stage.shapes else qformer
-    query_mlp, _ = _shape(source, f"{prefix}0.intermediate_query.dense.weight", 2, "--qformer is not a BLIP-2 file")
-    numbered = re.compile(rf"{re.escape(prefix)}(\d+)\.")
+    first_mlp = f"{QFORMER_LAYER}0.intermediate_query.dense.weight"
+    source = stage if first_mlp in stage.shapes else qformer
+    query_mlp, _ = _shape(source, first_mlp, 2, "--qformer is not a BLIP-2 file")
+    numbered = re.compile(rf"{re.escape(QFORMER_LAYER)}(\d+)\.")
     layers = len({found[1] for key in source.shapes if (found := numbered.match(key))})
     projection, _ = _shape(stage, "llama_proj.weight", 2, "--checkpoint is not a TinyGPT-V stage file")
     architecture = Architecture(

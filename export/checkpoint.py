@@ -16,11 +16,10 @@ from tinygptv.runtime.architecture import Architecture
 from tinygptv.runtime.errors import ExportError
 
 from .accounting import KeyLedger, Shape, Tensor
-from .architecture import derive, read_untold
+from .architecture import QFORMER_LAYER, derive, read_untold
 from .readers import TorchReader, open_phi, open_torch
 
 LANGUAGE_PREFIX = "llama_model.base_model.model."
-QFORMER_LAYER = "Qformer.bert.encoder.layer."
 
 # In the published files and not part of the model: the Q-Former's text half and heads, T5, the ViT's norm and head.
 UNUSED_QFORMER = (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from tinygptv.runtime.architecture import QFormerArchitecture
 
-from .checkpoint import QFORMER_LAYER
+from .architecture import QFORMER_LAYER
 from .graph import CONTRIB, GraphWriter
 
 

@@ -73,7 +73,7 @@ class AnswerWriter:
         """
         self._detokenizer = detokenizer
         self._prompt_tokens = prompt_tokens
-        self._max_new_tokens = max_new_tokens
+        self.max_new_tokens = max_new_tokens
         self._encoded: EncodedImage | None = None
         self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
@@ -82,7 +82,7 @@ class AnswerWriter:
     @property
     def complete(self) -> bool:
         """Whether no more tokens are wanted: a stop string was met, or ``max_new_tokens`` have come."""
-        return self._detokenizer.stopped or len(self._token_ids) == self._max_new_tokens
+        return self._detokenizer.stopped or len(self._token_ids) == self.max_new_tokens
 
     def begin(self, encoded: EncodedImage | None) -> None:
         """Start the clock: the prompt is about to be fed.
@@ -107,7 +107,7 @@ class AnswerWriter:
         # An answer may be over before its first token.
         first = self._first or time.perf_counter()
         rest = self._detokenizer.finish()
-        stopped = self._detokenizer.stopped or len(self._token_ids) < self._max_new_tokens
+        stopped = self._detokenizer.stopped or len(self._token_ids) < self.max_new_tokens
         decode = self._last - first if self._token_ids else 0.0
         later = len(self._token_ids) - 1
         preprocess = self._encoded.preprocess_seconds if self._encoded else 0.0

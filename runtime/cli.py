@@ -141,9 +141,10 @@ def _status(text: str) -> Iterator[None]:
 
 
 def _bundle(given: Path | None) -> Path:
-    named = os.environ.get(BUNDLE_VARIABLE)
-    if given is not None or named:
-        return given if given is not None else Path(named or "")
+    if given is not None:
+        return given
+    if named := os.environ.get(BUNDLE_VARIABLE):
+        return Path(named)
     print("tinygptv: no --bundle given, using the built-in demo model (simple shapes and colours)", file=sys.stderr)
     return DEMO_BUNDLE
 

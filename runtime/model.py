@@ -138,8 +138,7 @@ class TinyGPTV:
         Returns:
             inputs_embeds, float32 [1, sequence, hidden].
         """
-        prompt = render(self.manifest.template(template), [(question, None)])
-        return assemble(self._table, encode_segments(self._tokenizer, prompt), [image.embeds])
+        return assemble(self._table, self._segments(question, template), [image.embeds])
 
     def generate_ids(self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> Iterator[int]:
         """Decode greedily: token ids as they come, until end of text.
@@ -182,10 +181,11 @@ class TinyGPTV:
             ArgumentError: The question is empty, or another argument out of range.
         """
         # What is wrong with the question should not cost the seconds that an image takes.
-        segments, writer, limit = self._prepare(question, max_new_tokens, template)
+        segments, writer = self._prepare(question, max_new_tokens, template)
         encoded = self.encode_image(image)
         inputs_embeds = assemble(self._table, segments, [encoded.embeds])
-        return AnswerStream(self.generate_ids(inputs_embeds, limit), writer, encoded if encoded is not image else None)
+        ids = self.generate_ids(inputs_embeds, writer.max_new_tokens)
+        return AnswerStream(ids, writer, encoded if encoded is not image else None)
 
     def ask(
         self,
@@ -237,7 +237,7 @@ class TinyGPTV:
             prepared.append(self._prepare(question, max_new_tokens, template))
 
         def prompt(number: int) -> Float32Array:
-            segments, writer, _ = prepared[number]
+            segments, writer = prepared[number]
             encoded = self.encode_image(images[number])
             writer.begin(encoded if encoded is not images[number] else None)
             return assemble(self._table, segments, [encoded.embeds])
@@ -255,22 +255,26 @@ class TinyGPTV:
             self.manifest.eos_token_ids,
             min(batch_size, max(1, len(prepared))),
         )
-        return [writer.finish()[1] for _, writer, _ in prepared]
+        return [writer.finish()[1] for _, writer in prepared]
 
     def _prepare(
         self, question: str, max_new_tokens: int | None, template: str | None
-    ) -> tuple[list[list[int]], AnswerWriter, int]:
-        """The prompt's segments, what writes its answer down, and the most tokens that one may have."""
+    ) -> tuple[list[list[int]], AnswerWriter]:
+        """The prompt's segments, and what writes its answer down."""
         sizes = self.manifest.architecture
-        prompt = render(self.manifest.template(template), [(question, None)])
-        segments = encode_segments(self._tokenizer, prompt)
+        segments = self._segments(question, template)
         prompt_tokens = sum(map(len, segments)) + sizes.qformer.num_query_tokens
         context = sizes.language.max_position_embeddings
         if max_new_tokens is None:
             max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, context - prompt_tokens))
         check_room(prompt_tokens, max_new_tokens, context)
         detokenizer = Detokenizer(self._tokenizer, self.manifest.stop_strings)
-        return segments, AnswerWriter(detokenizer, prompt_tokens, max_new_tokens), max_new_tokens
+        return segments, AnswerWriter(detokenizer, prompt_tokens, max_new_tokens)
+
+    def _segments(self, question: str, template: str | None) -> list[list[int]]:
+        """Token ids of the prompt for one question, cut where the image goes."""
+        prompt = render(self.manifest.template(template), [(question, None)])
+        return encode_segments(self._tokenizer, prompt)
 
     def _embed_token(self, token_id: int) -> Float32Array:
         return self._table.rows([token_id])

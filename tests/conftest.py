@@ -18,11 +18,11 @@ from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.decoder import DecoderState
 from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.manifest import read_manifest, write_manifest
+from variants import GOLDEN, Published, published_files
 
 # A test module may import onnxruntime itself, and no telemetry is sent from a test run.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_STAGES = (3, 4)
 Refusal = Callable[..., str]
 
@@ -60,19 +60,6 @@ def plain_environment(home: Path, **more: str) -> dict[str, str]:
         if not name.startswith(("TINYGPTV_", "ORT_", "XDG_", "PYTHON", "LC_", "LANG")) and name != "CI"
     }
     return kept | {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"} | more
-
-
-def published_files(stage: int, folder: Path | None = None) -> dict[str, str]:
-    """Command-line options that name the four published files (and their architecture) of a golden checkpoint."""
-    folder = folder or GOLDEN / f"stage{stage}"
-    return {
-        "--phi": str(folder / "phi-2"),
-        "--vision": str(folder / "eva_vit_g.pth"),
-        "--qformer": str(folder / "blip2_pretrained_flant5xxl.pth"),
-        "--checkpoint": str(folder / f"TinyGPT-V_for_Stage{stage}.pth"),
-        "--stage": str(stage),
-        "--architecture": str(folder / "architecture.json"),
-    }
 
 
 def export_arguments(files: dict[str, str], output: Path, *more: str) -> list[str]:
@@ -168,3 +155,9 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
         return message
 
     return export
+
+
+@pytest.fixture
+def golden() -> Published:
+    """What is in the published files of the stage 4 golden checkpoint, to be altered and written out."""
+    return Published.golden(4)

@@ -22,11 +22,6 @@ Files = dict[str, str]
 FILE_OPTIONS = ("--vision", "--qformer", "--checkpoint")
 
 
-@pytest.fixture
-def golden() -> Published:
-    return Published.golden(4)
-
-
 @pytest.mark.parametrize("name", ["--phi", *FILE_OPTIONS, "--architecture"])
 def test_missing_file(name: str, tmp_path: Path, refusal: Refusal) -> None:
     files = published_files(4)

@@ -24,11 +24,6 @@ LORA = f"{LANGUAGE}model.layers.1.self_attn.query_key_value.lora_"
 LAYER = "Qformer.bert.encoder.layer."
 
 
-@pytest.fixture
-def golden() -> Published:
-    return Published.golden(4)
-
-
 def option(role: str) -> str:
     return f"--{role}"
 

@@ -37,11 +37,6 @@ def expected() -> dict[str, Tensor]:
     return merged(published_files(4))
 
 
-@pytest.fixture
-def golden() -> Published:
-    return Published.golden(4)
-
-
 def rename(tensors: dict[str, Any], old: str, new: str) -> None:
     """Replace ``old`` by ``new`` in every key that has it."""
     keys = [key for key in tensors if old in key]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import export_arguments, published_files
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.cli import main
@@ -75,17 +76,9 @@ def test_the_published_figures_are_of_what_ships() -> None:
 
 
 def test_it_is_made_from_the_committed_files(tmp_path: Path) -> None:
-    model = EASY_VQA / "model"
-    files = {
-        "--phi": "phi-2",
-        "--vision": "eva_vit_g.pth",
-        "--qformer": "blip2_pretrained_flant5xxl.pth",
-        "--checkpoint": "TinyGPT-V_for_Stage4.pth",
-        "--architecture": "architecture.json",
-    }
-    arguments = [text for option, name in files.items() for text in (option, str(model / name))]
-    options = ["--stage", "4", "--template", "human_assistant", "--block-size", "32", "-o", str(tmp_path / "demo")]
-    assert export_main([*arguments, *options]) == 0
+    files = published_files(4, EASY_VQA / "model")
+    options = ["--template", "human_assistant", "--block-size", "32"]
+    assert export_main(export_arguments(files, tmp_path / "demo", *options)) == 0
     made, shipped = read_manifest(tmp_path / "demo"), read_manifest(DEMO_BUNDLE)
     assert made.sources == shipped.sources
     assert made.architecture == shipped.architecture

@@ -11,11 +11,6 @@ from conftest import Refusal, published_files
 from variants import Published
 
 
-@pytest.fixture
-def golden() -> Published:
-    return Published.golden(4)
-
-
 @pytest.mark.parametrize(("stage", "given"), [(3, "4"), (4, "3"), (4, "1")])
 def test_stage_file_of_another_stage(stage: int, given: str, refusal: Refusal) -> None:
     files = {**published_files(stage), "--stage": given}

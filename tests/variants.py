@@ -11,15 +11,28 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from conftest import GOLDEN, published_files
 from torch import Tensor
 
+GOLDEN = Path(__file__).parent / "golden"
 LANGUAGE = "llama_model.base_model.model."
 """What the stage file puts before the names of the language model's keys."""
 ROLES = ("phi", "vision", "qformer", "checkpoint")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 
 PhiWriter = Callable[[dict[str, Tensor], Path], None]
+
+
+def published_files(stage: int, folder: Path | None = None) -> dict[str, str]:
+    """Command-line options that name the four published files (and their architecture) of a golden checkpoint."""
+    folder = folder or GOLDEN / f"stage{stage}"
+    return {
+        "--phi": str(folder / "phi-2"),
+        "--vision": str(folder / "eva_vit_g.pth"),
+        "--qformer": str(folder / "blip2_pretrained_flant5xxl.pth"),
+        "--checkpoint": str(folder / f"TinyGPT-V_for_Stage{stage}.pth"),
+        "--stage": str(stage),
+        "--architecture": str(folder / "architecture.json"),
+    }
 
 
 def write_safetensors(tensors: dict[str, Tensor], folder: Path) -> None:

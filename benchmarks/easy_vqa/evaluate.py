@@ -8,7 +8,6 @@ All of them answer the same questions greedily. The table goes between the READM
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reporting import describe, write_section
+from reporting import describe, describe_bundle, write_section
 
 PACKAGES = ("tinygptv", "easy-vqa", "numpy", "onnxruntime", "pillow", "tokenizers", "torch", "transformers")
 ROWS = {
@@ -75,14 +74,6 @@ def answer_with_bundle(bundle: Path, split: Split, items: Sequence[Item]) -> lis
                 answer = model.ask(image, items[index].question, max_new_tokens=MAX_NEW_TOKENS)
                 answers[index] = answer.text.strip()
     return answers
-
-
-def describe_bundle(bundle: Path) -> dict[str, object]:
-    """Gives a bundle's size, and the hash of its manifest, which holds those of all other files."""
-    return {
-        "manifest_sha256": hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
-        "bytes": sum(path.stat().st_size for path in bundle.iterdir()),
-    }
 
 
 def mistakes(items: Sequence[Item], answers: Sequence[str]) -> list[dict[str, object]]:

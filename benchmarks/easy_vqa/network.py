@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pictures import COLOURS, SHAPES, SIZE, Scene
+from tinygptv.export.bundle import CLIP_MEAN, CLIP_STD
 from tinygptv.export.reference import TinyGPTVReference
 from tinygptv.runtime.architecture import Architecture, LanguageArchitecture, QFormerArchitecture, VisionArchitecture
 from torch import Tensor, nn
@@ -42,15 +43,11 @@ ARCHITECTURE = Architecture(
     ),
 )
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's, as the published model uses them."""
-
 
 def pixel_values(pixels: NDArray[np.uint8]) -> Tensor:
     """Normalises pictures of the model's own size: [batch, height, width, 3] -> f32 [batch, 3, height, width]."""
     scaled = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (scaled - mean) / std
 
 

@@ -11,12 +11,15 @@ from network import ARCHITECTURE
 from pictures import Split
 from questions import QuestionBank, draw_turn
 from shapes import generate
+from tinygptv.export.bundle import STOP_STRINGS
+from tinygptv.runtime.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, render
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
-SEPARATOR = "###"
-BEFORE_IMAGE, AFTER_IMAGE = "###Human: <Img>", "</Img>"
-ASSISTANT, HUMAN = "###Assistant: ", "###Human: "
+(SEPARATOR,) = STOP_STRINGS
+TEMPLATE = next(template for template in PUBLISHED_TEMPLATES if template.name == "human_assistant")
+ASSISTANT, HUMAN = TEMPLATE.assistant, TEMPLATE.user
+BEFORE_IMAGE, AFTER_IMAGE = f"{HUMAN}{TEMPLATE.image.rstrip()}".split(IMAGE_SLOT)
 
 
 class Vocabulary:
@@ -37,7 +40,8 @@ class Vocabulary:
 
     def prompt_ids(self, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Gives what stands before and what stands after the image tokens when one question is asked."""
-        return self.encode(BEFORE_IMAGE), self.encode(f"{AFTER_IMAGE} {question}{ASSISTANT}")
+        before, after = render(TEMPLATE, [(question, None)]).split(IMAGE_SLOT)
+        return self.encode(before), self.encode(after)
 
     def decode_answer(self, token_ids: list[int]) -> str:
         """Gives an answer's text up to its stop token."""

@@ -6,7 +6,6 @@ The checkpoint is the random one that make_checkpoint.py writes; its words are n
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -20,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from published_files import BLIP2_FILE, EVA_FILE, PHI_FOLDER, stage_file_name
 from skimage import data
+from tinygptv.runtime.manifest import read_manifest
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reporting import describe, write_section
+from reporting import describe, describe_bundle, write_section
 
 QUESTION = "what is this person wearing?"
 PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers", "torch")
@@ -47,10 +48,10 @@ def run(command: Sequence[str]) -> tuple[str, float, int]:
 def export(checkpoint: Path, stage: int, bundle: Path) -> dict[str, float]:
     """Export the checkpoint; its wall time and peak memory."""
     files = {
-        "--phi": "phi-2",
-        "--vision": "eva_vit_g.pth",
-        "--qformer": "blip2_pretrained_flant5xxl.pth",
-        "--checkpoint": f"TinyGPT-V_for_Stage{stage}.pth",
+        "--phi": PHI_FOLDER,
+        "--vision": EVA_FILE,
+        "--qformer": BLIP2_FILE,
+        "--checkpoint": stage_file_name(stage),
     }
     paths = (text for option, name in files.items() for text in (option, str(checkpoint / name)))
     command = [sys.executable, "-m", "tinygptv.export", *paths, "--stage", str(stage), "-o", str(bundle)]
@@ -127,17 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             ask(options.bundle, photo, options.threads, options.tokens)
             for _ in tqdm(range(options.runs + 1), desc="questions")
         ]
-    manifest = (options.bundle / "manifest.json").read_bytes()
-    files = json.loads(manifest)["files"]
+    sources = read_manifest(options.bundle).sources
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe(PACKAGES),
         "threads": options.threads,
         "photo": "scikit-image's astronaut, 512x512",
         "bundle": {
-            "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-            "bytes": sum(file["size"] for file in files),
-            "source_bytes": sum(source["size"] for source in json.loads(manifest)["sources"]),
+            **describe_bundle(options.bundle),
+            "source_bytes": sum(source.size for source in sources),
         },
         "export": exported,
         "ask": summarise(asks[1:]),
