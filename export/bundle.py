@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,12 +36,15 @@ from tinygptv.runtime.prompt import PUBLISHED_TEMPLATES
 from tqdm import tqdm
 
 from .architecture import STAGES
+from .calibration import PACKAGED, CalibrationSet, calibrate, find_calibration_set
 from .checkpoint import Checkpoint
 from .contract import contracts
 from .decoder import build_decoder
 from .graph import GraphWriter
 from .projector import build_projector
 from .readers import fingerprint
+from .schemes import SchemeOf, schemes
+from .smoothing import Smoothed
 from .tokenizer import build_tokenizer, eos_token_id
 from .vision_encoder import build_vision_encoder
 
@@ -49,7 +52,7 @@ PRECISIONS = ("int8", "fp32")
 CACHE_DTYPES = {"int8": "float16", "fp32": "float32"}
 """Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-DEFAULT_BLOCK_SIZE = 128
+DEFAULT_BLOCK_SIZE = 64
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 STOP_STRINGS = ("###",)
@@ -79,6 +82,7 @@ def export_bundle(
     precision: str = "int8",
     block_size: int = DEFAULT_BLOCK_SIZE,
     template: str | None = None,
+    calibration: str | os.PathLike[str] | None = PACKAGED,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Exported:
@@ -93,8 +97,11 @@ def export_bundle(
         output: Folder to make.
         architecture: JSON with what the files don't tell, for models of other than the published sizes.
         precision: ``int8``, or ``fp32`` for exact comparison (four times the size).
-        block_size: Weights that share an int8 scale: 16, 32, 64, 128 or 256.
+        block_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; where rounding tells most,
+            at most 32 do.
         template: Name of the bundle's default prompt template; that of the stage's released demo if not given.
+        calibration: Folder of pictures and .txt files that decide how int8 weights and activations share their range;
+            those that come with the exporter if not given, None for no calibration. fp32 needs none.
         overwrite: Replace ``output`` where it is a bundle already.
         progress: Show progress bars on stderr.
 
@@ -116,6 +123,7 @@ def export_bundle(
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(str(a) for a in allowed)}")
     target = Path(output).absolute()
     _check_target(target, overwrite)
+    calibration_set = None if calibration is None or precision == "fp32" else find_calibration_set(Path(calibration))
     inputs = Checkpoint(
         Path(phi),
         Path(vision),
@@ -127,7 +135,16 @@ def export_bundle(
     _check_space(target.parent, inputs, precision)
     with _staging(target) as folder:
         tokenizer = build_tokenizer(inputs.phi, inputs.architecture.language.vocab_size)
-        graphs, files = _write_graphs(folder, inputs, precision, block_size, progress)
+        image = ImagePreprocessing(inputs.architecture.vision.image_size, CLIP_MEAN, CLIP_STD)
+        default_template = template or DEFAULT_TEMPLATES[stage]
+        scheme_of = schemes(inputs.architecture.vision, precision, block_size)
+        tensors: Mapping[str, torch.Tensor] = inputs
+        if calibration_set is not None:
+            with tqdm(desc="calibration", unit="group", disable=not progress) as bar:
+                prompt = next(known for known in PUBLISHED_TEMPLATES if known.name == default_template)
+                smoothings = calibrate(inputs, image, prompt, tokenizer, calibration_set, scheme_of, bar)
+            tensors = Smoothed(inputs, smoothings)
+        graphs, files = _write_graphs(folder, inputs, tensors, precision, scheme_of, progress)
         tokenizer.save(str(folder / TOKENIZER))
         files.append(_record(folder / TOKENIZER))
         manifest = Manifest(
@@ -136,13 +153,13 @@ def export_bundle(
             exporter=f"tinygptv {version('tinygptv')}",
             stage=stage,
             architecture=inputs.architecture,
-            image=ImagePreprocessing(inputs.architecture.vision.image_size, CLIP_MEAN, CLIP_STD),
+            image=image,
             templates=PUBLISHED_TEMPLATES,
-            default_template=template or DEFAULT_TEMPLATES[stage],
+            default_template=default_template,
             stop_strings=STOP_STRINGS,
             eos_token_ids=(eos_token_id(inputs.phi, tokenizer),),
             graphs=graphs,
-            sources=tuple(_fingerprints(inputs, progress)),
+            sources=tuple(_fingerprints(inputs, calibration_set, progress)),
             files=tuple(files),
         )
         write_manifest(manifest, folder)
@@ -152,8 +169,14 @@ def export_bundle(
 
 
 def _write_graphs(
-    folder: Path, inputs: Checkpoint, precision: str, block_size: int, progress: bool
+    folder: Path,
+    inputs: Checkpoint,
+    tensors: Mapping[str, torch.Tensor],
+    precision: str,
+    scheme_of: Mapping[str, SchemeOf],
+    progress: bool,
 ) -> tuple[dict[str, Graph], list[FileRecord]]:
+    """``tensors`` are those of ``inputs``, smoothed where there was a calibration."""
     architecture = inputs.architecture
     cache_dtype = CACHE_DTYPES[precision]
     graphs: dict[str, Graph] = {}
@@ -161,19 +184,17 @@ def _write_graphs(
         inputs.on_read(bar.update)
         bar.set_description("embeddings")
         files = [_write_embeddings(folder / EMBEDDINGS, inputs["model.embed_tokens.weight"], precision)]
-        builds: tuple[tuple[str, int, Callable[[GraphWriter, Callable[[int, int], object]], None]], ...] = (
-            (VISION_ENCODER, 0, lambda graph, told: build_vision_encoder(graph, inputs, architecture.vision, told)),
-            (PROJECTOR, 0, lambda graph, told: build_projector(graph, inputs, architecture.qformer, told)),
-            (
-                DECODER,
-                architecture.language.num_hidden_layers,
-                lambda graph, told: build_decoder(graph, inputs, architecture.language, cache_dtype, told),
-            ),
-        )
-        for name, layers, build in builds:
-            with GraphWriter(folder, name, precision, block_size) as graph:
+        builds: dict[str, Callable[[GraphWriter, SchemeOf, Callable[[int, int], object]], None]] = {
+            VISION_ENCODER: lambda *to: build_vision_encoder(to[0], tensors, architecture.vision, *to[1:]),
+            PROJECTOR: lambda *to: build_projector(to[0], tensors, architecture.qformer, *to[1:]),
+            DECODER: lambda *to: build_decoder(to[0], tensors, architecture.language, cache_dtype, *to[1:]),
+        }
+        for name, build in builds.items():
+            with GraphWriter(folder, name) as graph:
+                layers = architecture.language.num_hidden_layers if name == DECODER else 0
                 graph.contract(*contracts(architecture, cache_dtype)[name], layers=layers)
-                build(graph, lambda i, n, name=name: bar.set_description(f"{name} layer {i + 1}/{n}"))  # type: ignore[misc]
+                told = lambda i, n, name=name: bar.set_description(f"{name} layer {i + 1}/{n}")  # noqa: E731
+                build(graph, scheme_of[name], told)
                 graphs[name], records = graph.finish()
             files += records
         bar.set_description("graphs written")
@@ -196,8 +217,8 @@ def _record(path: Path) -> FileRecord:
         return FileRecord(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def _fingerprints(inputs: Checkpoint, progress: bool) -> Iterator[Source]:
-    files = inputs.files()
+def _fingerprints(inputs: Checkpoint, calibration: CalibrationSet | None, progress: bool) -> Iterator[Source]:
+    files = inputs.files() + [("calibration", file) for file in (calibration.files if calibration else ())]
     total = sum(file.stat().st_size for _, file in files)
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         bar.set_description("hashes of the sources")

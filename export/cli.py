@@ -16,18 +16,25 @@ from tinygptv.runtime.memory import peak_rss
 
 from .architecture import STAGES
 from .bundle import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS, TEMPLATE_NAMES, Exported, export_bundle
+from .calibration import PACKAGED
+from .verify_cli import main as verify
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 EXAMPLES = """\
 example, with the four published files:
   tinygptv-export --phi phi-2 --vision eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
       --checkpoint TinyGPT-V_for_Stage4.pth --stage 4 -o tinygptv-stage4
+
+to compare a bundle with the files it was made from: tinygptv-export verify --help
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one bundle; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["verify"]:
+        return verify(arguments[1:])
+    options = _parser().parse_args(arguments)
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
@@ -77,7 +84,16 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         choices=BLOCK_SIZES,
         default=DEFAULT_BLOCK_SIZE,
-        help=f"weights that share one int8 scale: smaller is closer, larger is faster (default: {DEFAULT_BLOCK_SIZE})",
+        help="weights of the decoder that share one int8 scale: smaller is closer, larger is faster "
+        f"(default: {DEFAULT_BLOCK_SIZE})",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=_folder_or_none,
+        default=PACKAGED,
+        metavar="FOLDER|none",
+        help="pictures and .txt files like those the model will meet: int8 weights and activations share their range "
+        "by them (default: a few that come with the exporter; none: no calibration)",
     )
     parser.add_argument(
         "--template",
@@ -91,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         help="JSON with image_size, patch_size, vision_layers, vision_heads, qformer_heads, if not the published ones",
     )
     return parser
+
+
+def _folder_or_none(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
 
 
 def _summary(exported: Exported) -> str:

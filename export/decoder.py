@@ -8,6 +8,8 @@ import torch
 from tinygptv.runtime.architecture import LanguageArchitecture
 
 from .graph import CONTRIB, GraphWriter
+from .linear import Linears
+from .schemes import SchemeOf
 
 
 def build_decoder(
@@ -15,6 +17,7 @@ def build_decoder(
     tensors: Mapping[str, torch.Tensor],
     sizes: LanguageArchitecture,
     cache_dtype: str,
+    scheme_of: SchemeOf,
     on_layer: Callable[[int, int], object],
 ) -> None:
     """Write the decoder's nodes; ``on_layer(i, count)`` is called before each layer. Names as in :mod:`.checkpoint`.
@@ -28,9 +31,7 @@ def build_decoder(
     def norm_of(name: str) -> tuple[str, torch.Tensor, torch.Tensor, float]:
         return name, tensors[f"{name}.weight"], tensors[f"{name}.bias"], sizes.layer_norm_eps
 
-    def linear(x: str, name: str) -> str:
-        return graph.linear(x, name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
+    linear = Linears(graph, tensors, scheme_of)
     rotary = _rotary_tables(graph, sizes)
     residual, update, hidden = "inputs_embeds", "", ""
     for i in range(sizes.num_hidden_layers):

@@ -1,13 +1,14 @@
 """Writes one ONNX graph node by node, its weights streamed to an external data file as they come.
 
-Every linear layer goes through :meth:`GraphWriter.linear`, which is where a precision becomes operators. Operators of
-the ``com.microsoft`` domain are ONNX Runtime's own fused ones.
+Operators of the ``com.microsoft`` domain are ONNX Runtime's own fused ones.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -18,16 +19,12 @@ import torch
 from onnx import TensorProto, helper
 from tinygptv.runtime.manifest import FileRecord, Graph, Quantization, TensorSpec
 
-from .quantize import quantize_blocks
-
 CONTRIB = "com.microsoft"
 OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
 ALIGNMENT = 4096
 """Bytes; external data must start at a page to be memory-mapped, and 4 KiB is every platform's smallest page."""
 INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
-ACCURACY_LEVEL_INT8 = 4
-"""MatMulNBits computes with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
 DTYPES = {
     "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
@@ -42,14 +39,12 @@ class GraphWriter:
     Args:
         folder: Where the two files are written.
         name: Of the graph; files are ``name.onnx`` and ``name.onnx.data``.
-        precision: ``int8`` or ``fp32``, of the linear layers' weights.
-        block_size: Values along the input dimension that share one int8 scale: a power of two, at least 16.
     """
 
-    def __init__(self, folder: Path, name: str, precision: str, block_size: int) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self._folder = folder
-        self._precision, self._block_size = precision, block_size
+        self._quantized: Counter[Quantization] = Counter()
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._inputs: list[TensorSpec] = []
@@ -92,7 +87,7 @@ class GraphWriter:
                     if name == old:
                         names[i] = new
 
-    def constant(self, name: str, value: torch.Tensor | np.ndarray[Any, Any] | Sequence[int]) -> str:
+    def constant(self, name: str, value: torch.Tensor | np.ndarray[Any, Any] | np.generic | Sequence[int]) -> str:
         """Add an initializer under ``name`` unless it is there already."""
         if name in self._initializers:
             return name
@@ -110,38 +105,13 @@ class GraphWriter:
         self._initializers[name] = tensor
         return name
 
+    def quantized(self, how: Quantization) -> None:
+        """Note for the manifest that one more linear layer is stored so."""
+        self._quantized[how] += 1
+
     def cast(self, x: str, name: str, dtype: str) -> str:
         """Convert to another dtype, such as ``float16``."""
         return str(self.op("Cast", [x], name=name, to=DTYPES[dtype]))
-
-    def linear(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor) -> str:
-        """``x @ weight.T + bias``.
-
-        Args:
-            x: Tensor [..., columns].
-            name: Of the layer; also prefixes its weights' names.
-            weight: float32 [rows, columns].
-            bias: float32 [rows].
-        """
-        rows, columns = weight.shape
-        if self._precision == "fp32":
-            product = self.op("MatMul", [x, self.constant(f"{name}.weight", weight.t())], name=f"{name}.product")
-            return str(self.op("Add", [product, self.constant(f"{name}.bias", bias)], name=name))
-        packed, scales = quantize_blocks(weight, self._block_size)
-        inputs = [x, self.constant(f"{name}.weight_int8", packed), self.constant(f"{name}.scales", scales)]
-        return str(
-            self.op(
-                "MatMulNBits",
-                [*inputs, "", "", self.constant(f"{name}.bias", bias)],
-                name=name,
-                domain=CONTRIB,
-                K=columns,
-                N=rows,
-                bits=8,
-                block_size=self._block_size,
-                accuracy_level=ACCURACY_LEVEL_INT8,
-            )
-        )
 
     def layer_norm(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> str:
         """LayerNorm over the last axis."""
@@ -160,6 +130,16 @@ class GraphWriter:
             )
         )
         return name, total
+
+    def sum_and_layer_norm(
+        self, x: str, skip: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    ) -> tuple[str, str]:
+        """The same by two operators, which for many tokens are several times as fast; returns (the norm, the sum).
+
+        ``Sum``, since ONNX Runtime would fuse an ``Add`` into the slow one.
+        """
+        total = self.op("Sum", [x, skip], name=f"{name}.sum")
+        return self.layer_norm(total, name, weight, bias, epsilon), total
 
     def split(self, x: str, name: str, parts: int) -> list[str]:
         """Cut the last axis into equal parts."""
@@ -191,12 +171,8 @@ class GraphWriter:
         content = model.SerializeToString(deterministic=True)
         file = f"{self.name}.onnx"
         (self._folder / file).write_bytes(content)
-        quantization = (
-            Quantization(bits=8, block_size=self._block_size, symmetric=True, operator="MatMulNBits")
-            if self._precision == "int8"
-            else None
-        )
-        described = Graph(file, self._data_file, self._precision, quantization, *self._specs)
+        quantization = tuple(replace(how, layers=count) for how, count in self._quantized.items())
+        described = Graph(file, self._data_file, "int8" if quantization else "fp32", quantization, *self._specs)
         return described, [
             FileRecord(file, len(content), hashlib.sha256(content).hexdigest()),
             FileRecord(self._data_file, self._offset, self._digest.hexdigest()),

@@ -9,20 +9,19 @@ from tinygptv.runtime.architecture import QFormerArchitecture
 
 from .architecture import QFORMER_LAYER
 from .graph import CONTRIB, GraphWriter
+from .linear import Linears
+from .schemes import SchemeOf
 
 
 def build_projector(
     graph: GraphWriter,
     tensors: Mapping[str, torch.Tensor],
     sizes: QFormerArchitecture,
+    scheme_of: SchemeOf,
     on_layer: Callable[[int, int], object],
 ) -> None:
     """Write the projector's nodes; ``on_layer(i, count)`` is called before each. Names as in :mod:`.checkpoint`."""
-
-    def linear(x: str, name: str, *layers: str) -> str:
-        """One product for the linear layers ``layers``, whose outputs follow one another."""
-        weights, biases = ([tensors[f"{layer}.{p}"] for layer in layers] for p in ("weight", "bias"))
-        return graph.linear(x, name, torch.cat(weights), torch.cat(biases))
+    linear = Linears(graph, tensors, scheme_of)
 
     def add_and_norm(x: str, skip: str, name: str) -> str:
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -31,7 +30,7 @@ def build_projector(
     def attend(name: str, query: str, key: str, value: str) -> str:
         heads = sizes.num_attention_heads
         output = graph.op("MultiHeadAttention", [query, key, value], name=name, domain=CONTRIB, num_heads=heads)
-        return linear(output, f"{name}.output.dense", f"{name}.output.dense")
+        return linear(output, f"{name}.output.dense")
 
     # The queries never change: their norm is computed here, once.
     name = "Qformer.bert.embeddings.LayerNorm"
@@ -52,13 +51,13 @@ def build_projector(
         hidden = add_and_norm(hidden, attend(name, query, key, value), f"{name}.output.LayerNorm")
         if i % sizes.cross_attention_frequency == 0:
             name = f"{layer}.crossattention"
-            query = linear(hidden, f"{name}.self.query", f"{name}.self.query")
+            query = linear(hidden, f"{name}.self.query")
             fused = linear("image_features", f"{name}.self.kv", f"{name}.self.key", f"{name}.self.value")
             key, value = graph.split(fused, f"{name}.self.parts", 2)
             hidden = add_and_norm(hidden, attend(name, query, key, value), f"{name}.output.LayerNorm")
         name = f"{layer}.intermediate_query.dense"
-        inner = graph.op("Gelu", [linear(hidden, name, name)], name=f"{layer}.gelu", domain=CONTRIB)
+        inner = graph.op("Gelu", [linear(hidden, name)], name=f"{layer}.gelu", domain=CONTRIB)
         name = f"{layer}.output_query"
-        hidden = add_and_norm(hidden, linear(inner, f"{name}.dense", f"{name}.dense"), f"{name}.LayerNorm")
-    projected = linear(linear(hidden, "llama_proj", "llama_proj"), "llama_proj2", "llama_proj2")
+        hidden = add_and_norm(hidden, linear(inner, f"{name}.dense"), f"{name}.LayerNorm")
+    projected = linear(linear(hidden, "llama_proj"), "llama_proj2")
     graph.rename_output(projected, "image_embeds")

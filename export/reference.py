@@ -108,14 +108,27 @@ def load_merged(model: TinyGPTVReference, tensors: Mapping[str, Tensor]) -> None
     """
     state: dict[str, Tensor] = {}
     for published, tensor in tensors.items():
-        name = _renamed(published, _MODULE_NAMES)
-        if fused := _FUSED_LANGUAGE.fullmatch(name):
-            before, after = fused.groups()
-            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                state[f"{before}{part}_proj{after}"] = rows
-        else:
-            state[name] = tensor
+        state |= module_tensors(published, tensor)
     model.load_state_dict(state, strict=True)
+
+
+def module_tensors(published: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Gives a weight under its name in the model, or the three that fused rows become.
+
+    Args:
+        published: The weight's name, as ``load_merged`` expects it.
+        tensor: The weight.
+    """
+    name = module_name(published)
+    if not (fused := _FUSED_LANGUAGE.fullmatch(name)):
+        return {name: tensor}
+    before, after = fused.groups()
+    return {f"{before}{part}_proj{after}": rows for part, rows in zip("qkv", tensor.chunk(3), strict=True)}
+
+
+def module_name(published: str) -> str:
+    """Gives a weight's name in the model; for fused rows, one beside those of the three that they become."""
+    return _renamed(published, _MODULE_NAMES)
 
 
 def merged_tensors(model: TinyGPTVReference) -> dict[str, Tensor]:

@@ -8,24 +8,24 @@ import torch
 from tinygptv.runtime.architecture import VisionArchitecture
 
 from .graph import CONTRIB, GraphWriter
+from .linear import Linears
+from .schemes import SchemeOf
 
 
 def build_vision_encoder(
     graph: GraphWriter,
     tensors: Mapping[str, torch.Tensor],
     sizes: VisionArchitecture,
+    scheme_of: SchemeOf,
     on_layer: Callable[[int, int], object],
 ) -> None:
     """Write the ViT's nodes; ``on_layer(i, count)`` is called before each block. Names as in :mod:`.checkpoint`."""
+    linear = Linears(graph, tensors, scheme_of)
     hidden = _patches(graph, tensors, sizes)
     norm, total = "", hidden
     for i in range(sizes.num_hidden_layers):
         on_layer(i, sizes.num_hidden_layers)
         block = f"visual.blocks.{i}"
-
-        def linear(x: str, name: str, block: str = block) -> str:
-            weight, bias = tensors[f"{block}.{name}.weight"], tensors[f"{block}.{name}.bias"]
-            return graph.linear(x, f"{block}.{name}", weight, bias)
 
         def parameters(name: str, block: str = block) -> tuple[str, torch.Tensor, torch.Tensor, float]:
             name = f"{block}.{name}"
@@ -34,8 +34,8 @@ def build_vision_encoder(
         if i == 0:
             norm = graph.layer_norm(hidden, *parameters("norm1"))
         else:
-            norm, total = graph.skip_layer_norm(total, hidden, *parameters("norm1"))
-        query, key, value = graph.split(linear(norm, "attn.qkv"), f"{block}.attn.parts", 3)
+            norm, total = graph.sum_and_layer_norm(total, hidden, *parameters("norm1"))
+        query, key, value = graph.split(linear(norm, f"{block}.attn.qkv"), f"{block}.attn.parts", 3)
         attention = graph.op(
             "MultiHeadAttention",
             [query, key, value],
@@ -43,11 +43,11 @@ def build_vision_encoder(
             domain=CONTRIB,
             num_heads=sizes.num_attention_heads,
         )
-        norm, total = graph.skip_layer_norm(total, linear(attention, "attn.proj"), *parameters("norm2"))
-        inner = graph.op("Gelu", [linear(norm, "mlp.fc1")], name=f"{block}.mlp.gelu", domain=CONTRIB)
-        hidden = linear(inner, "mlp.fc2")
+        norm, total = graph.sum_and_layer_norm(total, linear(attention, f"{block}.attn.proj"), *parameters("norm2"))
+        inner = graph.op("Gelu", [linear(norm, f"{block}.mlp.fc1")], name=f"{block}.mlp.gelu", domain=CONTRIB)
+        hidden = linear(inner, f"{block}.mlp.fc2")
     weight, bias = tensors["ln_vision.weight"], tensors["ln_vision.bias"]
-    graph.skip_layer_norm(total, hidden, "image_features", weight, bias, sizes.output_norm_eps)
+    graph.sum_and_layer_norm(total, hidden, "image_features", weight, bias, sizes.output_norm_eps)
 
 
 def _patches(graph: GraphWriter, tensors: Mapping[str, torch.Tensor], sizes: VisionArchitecture) -> str:

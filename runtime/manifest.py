@@ -67,12 +67,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How one graph's weight matrices are stored."""
+    """How some of a graph's weight matrices are stored."""
 
     bits: int
-    block_size: int
+    block_size: int | None
+    """Weights of one output that share a scale; None: all of them."""
     symmetric: bool
     operator: str
+    layers: int
+    """How many linear layers are stored so."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Graph:
     file: str
     data: str
     precision: str
-    quantization: Quantization | None
+    quantization: tuple[Quantization, ...]
+    """Empty in a float32 graph."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -149,7 +153,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check ``manifest.json`` of a bundle, and that its files are there and whole.
 
     Sizes are checked of all files, contents of those up to :data:`HASHED_BYTES`: hashing the weights of a full-size
-    model would read gigabytes at each start.
+    model would read gigabytes at each start. Packed weights may follow the weights (:func:`tuning_mark`); they are
+    none of the bundle's.
 
     Raises:
         BundleError: The folder is no bundle, or its manifest is unreadable, of another format version, has missing or
@@ -179,6 +184,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_files(manifest: Manifest, folder: Path) -> None:
     listed = {record.name for record in manifest.files}
+    weights = {graph.data for graph in manifest.graphs.values()}
     needed = {EMBEDDINGS, TOKENIZER, *(name for g in manifest.graphs.values() for name in (g.file, g.data))}
     if needed - listed:
         raise BundleError(f"{folder / FILE_NAME} does not list {', '.join(sorted(needed - listed))}")
@@ -189,10 +195,28 @@ def _check_files(manifest: Manifest, folder: Path) -> None:
         if not path.is_file():
             raise BundleError(f"{path} is missing; copy the whole bundle again")
         size = path.stat().st_size
-        if size != record.size:
+        grown = size > record.size and record.name in weights and _has_mark(path, record)
+        if size != record.size and not grown:
             raise BundleError(f"{path} has {size:,} bytes; the manifest says {record.size:,}: copy the bundle again")
-        if size <= HASHED_BYTES and hashlib.sha256(path.read_bytes()).hexdigest() != record.sha256:
+        if record.size <= HASHED_BYTES and _sha256(path, record.size) != record.sha256:
             raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
+
+
+def tuning_mark(record: FileRecord) -> bytes:
+    """What follows a weights file's own bytes where tuning has appended packed weights, which come next."""
+    return b"\ntinygptv packed weights of " + record.sha256.encode() + b"\n"
+
+
+def _has_mark(path: Path, record: FileRecord) -> bool:
+    mark = tuning_mark(record)
+    with path.open("rb") as file:
+        file.seek(record.size)
+        return file.read(len(mark)) == mark
+
+
+def _sha256(path: Path, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(size)).hexdigest()
 
 
 def _from_json(kind: Any, value: Any, where: str) -> Any:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,14 @@ from .detokenize import Detokenizer
 from .embeds import TokenEmbeddings, assemble
 from .errors import ArgumentError, BundleError, TinyGPTVError
 from .generate import check_room, greedy
+from .graphs import Graphs, open_graph
 from .image import ImageSource, open_image, preprocess
-from .manifest import DECODER, EMBEDDINGS, PROJECTOR, TOKENIZER, VISION_ENCODER, Manifest, read_manifest
+from .manifest import EMBEDDINGS, TOKENIZER, Manifest, read_manifest
 from .prompt import encode_segments, render
-from .session import import_onnxruntime, open_session
+from .session import import_onnxruntime
+from .tuned import find_tuned
+from .tuning import tune_if_possible
 from .vision import Vision
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""
@@ -37,6 +37,7 @@ DEFAULT_MAX_NEW_TOKENS = 300
 """As in the released demo."""
 DEFAULT_BATCH_SIZE = 8
 
+MemoryMode = Literal["default", "low"]
 Float32Array = NDArray[np.float32]
 Part = TypeVar("Part")
 
@@ -50,45 +51,56 @@ class TinyGPTV:
         ...     answer = model.ask(image, "What is this?").text
     """
 
-    def __init__(
-        self, manifest: Manifest, vision: Vision, decoder: Decoder, table: TokenEmbeddings, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, manifest: Manifest, graphs: Graphs, table: TokenEmbeddings, tokenizer: Tokenizer) -> None:
         """Put together from loaded parts; :meth:`load` is the usual way."""
         self.manifest = manifest
-        self._vision: Vision | None = vision
-        self._decoder: Decoder | None = decoder
+        self._graphs: Graphs | None = graphs
         self._table = table
         self._tokenizer = tokenizer
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Self:
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        memory: MemoryMode = "default",
+        tune: bool = False,
+    ) -> Self:
         """Load a bundle that ``tinygptv-export`` wrote.
+
+        A copy that was tuned to this machine is used where there is one (``tinygptv tune``): its weights are mapped
+        from the disk, and checked while they are.
 
         Args:
             path: The bundle's folder; the built-in demo model's if None.
             threads: Threads that compute; one a physical core if None.
+            memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
+                another one is: less memory, and seconds more for every change between images and text.
+            tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be
+                written. Where it is impossible, a warning says why. Otherwise nothing is ever written.
 
         Raises:
-            BundleError: The bundle is missing, damaged or of another format; names the file.
-            ArgumentError: ``threads`` is less than 1.
+            BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
+            ArgumentError: ``threads`` is less than 1, or ``memory`` another word.
         """
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}; expected at least 1")
+        if memory not in get_args(MemoryMode):
+            raise ArgumentError(f"memory is {memory!r}; expected one of {', '.join(get_args(MemoryMode))}")
         folder = DEMO_BUNDLE if path is None else Path(path)
         manifest = read_manifest(folder)
-        language = manifest.architecture.language
         import_onnxruntime()
-
-        def opened(name: str) -> InferenceSession:
-            return open_session(folder, manifest.graphs[name], language.num_hidden_layers, threads)
-
-        # onnxruntime packs a graph's weights on one core: the three load at the same time.
-        with ThreadPoolExecutor(max_workers=3) as pool:
-            sessions = pool.map(opened, (VISION_ENCODER, PROJECTOR, DECODER))
-            table = TokenEmbeddings(folder / EMBEDDINGS, language)
+        if tune:
+            tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE)
+        else:
+            tuned = find_tuned(folder, manifest)
+        opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            graphs = pool.submit(Graphs, opened, manifest, memory == "low")
+            table = TokenEmbeddings(folder / EMBEDDINGS, manifest.architecture.language)
             tokenizer = _read_tokenizer(folder / TOKENIZER)
-            encoder, projector, decoder = sessions
-        return cls(manifest, Vision(encoder, projector), Decoder(decoder, language), table, tokenizer)
+        return cls(manifest, graphs.result(), table, tokenizer)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +112,15 @@ class TinyGPTV:
 
     def close(self) -> None:
         """Release the weights; a generation that is running keeps them until it ends."""
-        self._vision = self._decoder = None
+        self._graphs = None
+
+    @property
+    def _vision(self) -> Vision:
+        return _still_open(self._graphs).vision
+
+    @property
+    def _decoder(self) -> Decoder:
+        return _still_open(self._graphs).decoder()
 
     def encode_image(self, image: ImageSource | EncodedImage) -> EncodedImage:
         """Show the model an image, once for many questions.
@@ -113,7 +133,7 @@ class TinyGPTV:
         """
         if isinstance(image, EncodedImage):
             return image
-        vision = _still_open(self._vision)
+        vision = self._vision
         started = time.perf_counter()
         picture = open_image(image)
         pixel_values = preprocess(picture, self.manifest.image)
@@ -151,10 +171,17 @@ class TinyGPTV:
             ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
             ArgumentError: The shape is another one, or ``max_new_tokens`` is less than 1.
         """
-        decoder = _still_open(self._decoder)
-        check_embeds(inputs_embeds, decoder.sizes)
-        check_room(inputs_embeds.shape[1], max_new_tokens, decoder.sizes.max_position_embeddings)
-        return greedy(decoder.start(), inputs_embeds, self._embed_token, max_new_tokens, self.manifest.eos_token_ids)
+        graphs = _still_open(self._graphs)
+        sizes = self.manifest.architecture.language
+        check_embeds(inputs_embeds, sizes)
+        check_room(inputs_embeds.shape[1], max_new_tokens, sizes.max_position_embeddings)
+
+        def ids() -> Iterator[int]:
+            # The decoder may have to be opened: that is part of what a prompt takes.
+            state = graphs.decoder().start()
+            yield from greedy(state, inputs_embeds, self._embed_token, max_new_tokens, self.manifest.eos_token_ids)
+
+        return ids()
 
     def stream(
         self,
@@ -230,15 +257,19 @@ class TinyGPTV:
         """
         if batch_size < 1:
             raise ArgumentError(f"batch_size is {batch_size}; expected at least 1")
-        decoder = _still_open(self._decoder)
-        images, prepared = [], []
+        graphs = _still_open(self._graphs)
+        images: list[ImageSource | EncodedImage] = []
+        prepared = []
         for image, question in questions:
             images.append(image)
             prepared.append(self._prepare(question, max_new_tokens, template))
 
+        # With little memory, graphs don't take turns: all images first, then all text.
+        early = [self.encode_image(image) for image in images] if graphs.low_memory else None
+
         def prompt(number: int) -> Float32Array:
             segments, writer = prepared[number]
-            encoded = self.encode_image(images[number])
+            encoded = early[number] if early is not None else self.encode_image(images[number])
             writer.begin(encoded if encoded is not images[number] else None)
             return assemble(self._table, segments, [encoded.embeds])
 
@@ -248,7 +279,7 @@ class TinyGPTV:
             return not writer.complete
 
         greedy_batch(
-            decoder,
+            graphs.decoder(),
             [partial(prompt, number) for number in range(len(prepared))],
             self._table.rows,
             wants_more,

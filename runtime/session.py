@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import BundleError
+import numpy as np
+
+from .errors import BundleError, TinyGPTVError
 from .manifest import Graph
 
 if TYPE_CHECKING:
     import onnxruntime
 
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 TELEMETRY_OFF = ("1", "true", "yes", "y", "on")
-"""Values of ``ORT_DISABLE_TELEMETRY`` that onnxruntime obeys, in any case (tried with 1.32)."""
+"""Its values that onnxruntime obeys, in any case (tried with 1.32)."""
+LARGE_PRODUCTS = bytes.fromhex(
+    "08083a5c0a180a01610a0162120179220d4d61744d756c496e74656765721201675a130a0161120e0a0c080212080a0208020a0208405a130a"
+    "0162120e0a0c080312080a0208400a02082062130a0179120e0a0c080612080a0208020a02082042040a00100d"
+)
+"""An ONNX file of one node: y = MatMulInteger(a: uint8 [2, 64], b: int8 [64, 32])."""
 ERRORS_ONLY = 3
 """onnxruntime's log level; its warnings speak to the writers of graphs, not to users."""
 
@@ -27,11 +36,11 @@ def import_onnxruntime() -> None:
     of events under the user's cache folder for upload. Where the host program imported it first that cannot be undone
     here, so the host is told.
     """
-    variable = "ORT_DISABLE_TELEMETRY"
+    variable = TELEMETRY_VARIABLE
     if "onnxruntime" not in sys.modules:
         os.environ[variable] = "1"
         import onnxruntime  # noqa: F401 - imported for later
-    elif os.environ.get(variable, "").strip().lower() not in TELEMETRY_OFF:
+    elif not telemetry_is_off():
         sys.modules["onnxruntime"].disable_telemetry_events()
         warnings.warn(
             f"onnxruntime was imported before tinygptv with its telemetry on; set {variable}=1 before importing it",
@@ -41,45 +50,33 @@ def import_onnxruntime() -> None:
         os.environ[variable] = "1"  # told once; and for the processes that this one starts
 
 
-def open_session(folder: Path, graph: Graph, layers: int, threads: int | None) -> onnxruntime.InferenceSession:
+def telemetry_is_off() -> bool:
+    """Whether onnxruntime's telemetry is off in this process; call it before anything here imports onnxruntime."""
+    value = os.environ.get(TELEMETRY_VARIABLE, "")
+    return "onnxruntime" not in sys.modules or value.strip().lower() in TELEMETRY_OFF
+
+
+def open_session(
+    folder: Path, graph: Graph, layers: int, threads: int | None, model: bytes | None = None
+) -> onnxruntime.InferenceSession:
     """Load one graph of a bundle on the CPU.
 
     Args:
-        folder: The bundle.
+        folder: Where the graph's data is: the bundle.
         graph: Which graph, with the contract it must keep.
         layers: How many tensors a name with ``{i}`` stands for.
         threads: Threads inside an operator; onnxruntime's own choice (one a physical core) if None.
+        model: The graph itself, where it is another one than the bundle's file: one that knows of packed weights.
 
     Raises:
         BundleError: onnxruntime cannot load the file, or its inputs and outputs are not the manifest's.
     """
     import_onnxruntime()
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
+    options = _options(threads)
+    if model is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     path = folder / graph.file
-    failures = (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-        UnicodeDecodeError,  # the message quotes damaged bytes
-    )
-    try:
-        # Its fallback would print to stdout and then try the same provider once more.
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-    except failures as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it ({reason:.300})") from error
+    session = _create(path, model, options)
     for kind, specs, found in (
         ("inputs", graph.inputs, session.get_inputs()),
         ("outputs", graph.outputs, session.get_outputs()),
@@ -92,3 +89,89 @@ def open_session(folder: Path, graph: Graph, layers: int, threads: int | None) -
             odd = ", ".join(sorted(names ^ promised)[:3])
             raise BundleError(f"{path}: its {kind} are not those of the manifest ({odd}); export the model again")
     return session
+
+
+def save_packed(folder: Path, graph: Graph, output: Path) -> None:
+    """Have onnxruntime pack a graph's weights for this machine, and write graph and weights to another folder.
+
+    Raises:
+        TinyGPTVError: onnxruntime cannot load the graph, or not write it.
+    """
+    import_onnxruntime()
+    options = _options(None)
+    options.optimized_model_filepath = str(output / graph.file)
+    for name, value in (
+        ("session.save_external_prepacked_constant_initializers", "1"),
+        ("session.optimized_model_external_initializers_file_name", graph.data),
+    ):
+        options.add_session_config_entry(name, value)
+    try:
+        _create(folder / graph.file, None, options, "save packed weights of")
+    except BundleError as error:
+        raise TinyGPTVError(f"is the disk full? {error}") from error
+
+
+def packing_version() -> str:
+    """What of onnxruntime decides how weights are packed: its version and build."""
+    import_onnxruntime()
+    import onnxruntime
+
+    return f"{onnxruntime.__version__}, {onnxruntime.get_build_info()}"
+
+
+def _options(threads: int | None) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    if products_saturate():
+        # Takes uint8 weights for int8 ones, at some speed. Not for all: it would do so with VNNI too (seen with 1.32).
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+@functools.cache
+def products_saturate() -> bool:
+    """Whether sums of products of uint8 and int8 saturate at 16 bits here, as they do on x86 without VNNI: tried out.
+
+    That is about MatMulInteger and what onnxruntime makes of it.
+    """
+    import_onnxruntime()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(LARGE_PRODUCTS, options, providers=["CPUExecutionProvider"])
+    inputs = {"a": np.full((2, 64), 255, np.uint8), "b": np.full((64, 32), 127, np.int8)}
+    return bool((session.run(["y"], inputs)[0] != 64 * 255 * 127).any())
+
+
+def _create(
+    path: Path, model: bytes | None, options: onnxruntime.SessionOptions, purpose: str = "load"
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    failures = (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+        state.RuntimeException,
+        UnicodeDecodeError,  # the message quotes damaged bytes
+    )
+    try:
+        # Its fallback would print to stdout and then try the same provider once more.
+        return onnxruntime.InferenceSession(
+            str(path) if model is None else model, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except failures as error:
+        reason = " ".join(str(error).split())
+        raise BundleError(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot {purpose} it ({reason:.300})"
+        ) from error

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import onnxruntime
+
+class Session(Protocol):
+    """What of an onnxruntime session is used here."""
+
+    def run(self, outputs: list[str], inputs: dict[str, Any], /) -> list[Any]:
+        """The outputs named, for these inputs."""
 
 
 class Vision:
     """The two graphs that see; may be used by several threads at once."""
 
-    def __init__(self, encoder: onnxruntime.InferenceSession, projector: onnxruntime.InferenceSession) -> None:
+    def __init__(self, encoder: Session, projector: Session) -> None:
         self._encoder = encoder
         self._projector = projector
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tinygptv.export.checkpoint import Checkpoint
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.decoder import DecoderState
@@ -65,6 +66,13 @@ def plain_environment(home: Path, **more: str) -> dict[str, str]:
 def export_arguments(files: dict[str, str], output: Path, *more: str) -> list[str]:
     """Arguments of ``tinygptv-export``."""
     return [*(text for option in files.items() for text in option), "-o", str(output), *more]
+
+
+def golden_checkpoint(stage: int) -> Checkpoint:
+    """The tensors of a golden stage, read as they are asked for."""
+    files = published_files(stage)
+    paths = (Path(files[name]) for name in ("--phi", "--vision", "--qformer", "--checkpoint"))
+    return Checkpoint(*paths, stage, Path(files["--architecture"]))
 
 
 @pytest.fixture(scope="session")

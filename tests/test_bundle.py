@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +20,16 @@ import pytest
 from conftest import GOLDEN_STAGES, export_arguments, plain_environment, published_files
 from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
+from tinygptv.export.calibration import PACKAGED, find_calibration_set
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.manifest import read_manifest
+from tinygptv.runtime.manifest import Quantization, read_manifest
 from variants import Published
 
 Bundle = Callable[[int, str], Path]
 PRECISIONS = ("int8", "fp32")
 PAGE = 4096
+QUICKLY = ("--overwrite", "--calibration", "none")
 
 
 def sha256(path: Path) -> str:
@@ -68,6 +72,7 @@ def test_manifest_tells_the_truth_about_sources(stage: int, golden_bundle: Bundl
     }
     expected |= {("phi", path.name): path for path in Path(files["--phi"]).iterdir()}
     expected["architecture", "architecture.json"] = Path(files["--architecture"])
+    expected |= {("calibration", path.name): path for path in find_calibration_set(PACKAGED).files}
     sources = read_manifest(golden_bundle(stage, "int8")).sources
     assert {(source.role, source.name) for source in sources} == set(expected)
     assert len(sources) == len(expected)
@@ -119,12 +124,35 @@ def test_embedding_table(precision: str, dtype: type, golden_bundle: Bundle) -> 
     assert np.array_equal(table, expected.astype(dtype))
 
 
-def test_precision_is_that_of_the_linear_layers(golden_bundle: Bundle) -> None:
-    for precision, kind, other in (("int8", "MatMulNBits", "MatMul"), ("fp32", "MatMul", "MatMulNBits")):
-        model = onnx.load(golden_bundle(4, precision) / "decoder.onnx", load_external_data=False)
-        kinds = [node.op_type for node in model.graph.node]
-        assert kinds.count(kind) == 3 * 4 + 1
-        assert other not in kinds
+def stored(graph: onnx.GraphProto) -> Counter[Quantization]:
+    """How a graph's linear layers are stored, as its nodes have it."""
+    found: Counter[Quantization] = Counter()
+    for node in graph.node:
+        if node.op_type in ("MatMulNBits", "MatMulIntegerToFloat"):
+            size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
+            found[Quantization(bits=8, block_size=size, symmetric=True, operator=node.op_type, layers=1)] += 1
+    return found
+
+
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_precision_is_that_of_the_linear_layers(stage: int, golden_bundle: Bundle) -> None:
+    for precision in PRECISIONS:
+        folder = golden_bundle(stage, precision)
+        manifest = read_manifest(folder)
+        sizes = manifest.architecture
+        for name, layers in (
+            ("vision_encoder", 4 * sizes.vision.num_hidden_layers),
+            ("projector", None),
+            ("decoder", 4 * sizes.language.num_hidden_layers + 1),
+        ):
+            graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
+            floats = sum(node.op_type == "MatMul" for node in graph.node)
+            found, told = stored(graph), manifest.graphs[name].quantization
+            assert found == {replace(how, layers=1): how.layers for how in told}
+            assert len(told) == len(found)
+            assert (floats == 0, found.total() == 0) == (precision == "int8", precision == "fp32")
+            assert layers in (None, floats + found.total())
+            assert manifest.graphs[name].precision == precision
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path, golden_bundle: Bundle) -> None:
@@ -144,21 +172,11 @@ def test_python_function_is_the_command(tmp_path: Path, golden_bundle: Bundle) -
 
 def test_template_and_block_size(tmp_path: Path) -> None:
     arguments = keywords(published_files(3))
-    folder = export_bundle(**arguments, output=tmp_path / "b", template="inst", block_size=32).path
+    folder = export_bundle(**arguments, output=tmp_path / "b", template="inst", block_size=16, calibration=None).path
     manifest = read_manifest(folder)
     assert manifest.default_template == "inst"
-    for graph in manifest.graphs.values():
-        assert graph.quantization is not None
-        assert graph.quantization.block_size == 32
-        model = onnx.load(folder / graph.file, load_external_data=False)
-        sizes = {
-            attribute.i
-            for node in model.graph.node
-            if node.op_type == "MatMulNBits"
-            for attribute in node.attribute
-            if attribute.name == "block_size"
-        }
-        assert sizes == {32}
+    for name, graph in manifest.graphs.items():
+        assert {how.block_size for how in graph.quantization} == {16, *([None] if name == "vision_encoder" else [])}
 
 
 @pytest.mark.parametrize(
@@ -230,7 +248,7 @@ def test_interrupt_between_the_two_renames_keeps_the_old_bundle(there: There, mo
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    assert export_main(export_arguments(published_files(3), there.path, "--overwrite")) == 130
+    assert export_main(export_arguments(published_files(3), there.path, *QUICKLY)) == 130
     assert_untouched(there)
 
 
@@ -244,7 +262,7 @@ def test_interrupt_after_the_two_renames_keeps_the_new_bundle(there: There, monk
         return renamed
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    assert export_main(export_arguments(published_files(3), there.path, "--overwrite")) == 130
+    assert export_main(export_arguments(published_files(3), there.path, *QUICKLY)) == 130
     assert list(there.path.parent.iterdir()) == [there.path]
     assert read_manifest(there.path).stage == 3
 
@@ -281,7 +299,7 @@ def test_failure_in_the_last_layer_leaves_what_was_there(
     golden.phi["lm_head.bias"][7] = float("inf")
     files = golden.write(tmp_path / "files")
     target = there.path if overwrite else there.path.parent / "another"
-    assert export_main(export_arguments(files, target, "--overwrite")) == 1
+    assert export_main(export_arguments(files, target, *QUICKLY)) == 1
     error = capsys.readouterr().err
     assert "decoder layer 2/2" in error, "it failed before the last layer"
     assert "lm_head.bias" in error.splitlines()[-1]

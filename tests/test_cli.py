@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION, bundle_with, plain_environment, spoil
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.cli import BUNDLE_VARIABLE, main
+from tinygptv.runtime.cli import BUNDLE_VARIABLE, TUNE_VARIABLE, main
+from tinygptv.runtime.model import DEMO_BUNDLE
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what Linux tells of its pipes, or /dev/full")
@@ -76,7 +77,9 @@ def test_json_is_one_object(
     document = json.loads(captured.out)
     answer = speaking_model.ask(photo, QUESTION, max_new_tokens=12)
     timings = document.pop("timings")
-    assert document.pop("peak_rss_bytes") > 10e6
+    peak, anonymous = document.pop("peak_rss_bytes"), document.pop("anonymous_bytes")
+    assert peak > 10e6
+    assert anonymous is None if sys.platform != "linux" else 10e6 < anonymous < peak
     assert document == {
         "text": answer.text,
         "token_ids": list(answer.token_ids),
@@ -101,7 +104,7 @@ def test_stats_go_to_stderr(bundle: str, photo: Path, form: list[str], capsys: p
     ]
     assert re.search(r"prefill  \d+\.\d{3} s \(35 tokens\)", captured.err)
     assert re.search(r"decode  \d+\.\d tokens/s \(12 tokens, finished by length\)", captured.err)
-    assert re.search(r"peak RSS  \d\.\d\d GB", captured.err)
+    assert re.search(r"peak RSS  \d\.\d\d GB(, \d\.\d\d GB at the end not backed by files)?$", captured.err, re.M)
     assert captured.out.count("\n") == 1
 
 
@@ -191,6 +194,10 @@ def test_a_damaged_bundle(bundle: str, photo: Path, tmp_path: Path, capfd: pytes
         ["ask", "photo.png", "what?", "--verbose"],
         *(["ask", "photo.png", "what?", "--max-new-tokens", wrong] for wrong in ("0", "-1", "x", "1.5", "")),
         *(["ask", "photo.png", "what?", "--threads", wrong] for wrong in ("0", "-1", "x")),
+        ["ask", "photo.png", "what?", "--memory", "high"],
+        ["tune", "one", "two"],
+        ["tune", "--cache", "--undo"],
+        ["doctor", "one", "two"],
     ],
 )
 def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +211,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, wanted in (
-        (["--help"], r"\bask\b"),
+        (["--help"], r"\bask\b[\s\S]*\btune\b[\s\S]*\bdoctor\b"),
         (["ask", "--help"], r'examples:\n  tinygptv ask photo\.jpg "What is in this picture\?" --bundle'),
         (["--version"], r"\Atinygptv \d+\.\d+\.\d+\n\Z"),
     ):
@@ -214,6 +221,74 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         captured = capsys.readouterr()
         assert re.search(wanted, captured.out)
         assert captured.err == ""
+
+
+# Tuning
+
+
+def test_tune_ask_and_undo(
+    bundle: str, photo: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    before = sorted(folder.rglob("*"))
+    assert main(["tune", str(folder)]) == 0
+    assert re.fullmatch(r".* tuned in \d+ s: 0\.\d\d GB of weights, .*\n", capsys.readouterr().out)
+    assert main(["tune", str(folder)]) == 0
+    assert "was tuned already, and is undamaged" in capsys.readouterr().out
+    for memory in ("default", "low"):
+        arguments = ["ask", str(photo), QUESTION, "--bundle", str(folder), "--max-new-tokens", "12"]
+        assert main([*arguments, "--memory", memory]) == 0
+        assert capsys.readouterr().out == text + "\n"
+    assert main(["tune", str(folder), "--undo"]) == 0
+    assert capsys.readouterr().out == f"removed what tuning had saved in {folder}\n"
+    assert sorted(folder.rglob("*")) == before
+    assert main(["tune", str(folder), "--undo"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "variables", "tuned"),
+    [
+        ([], {}, False),
+        (["--tune"], {}, True),
+        ([], {TUNE_VARIABLE: "1"}, True),
+        ([], {TUNE_VARIABLE: "0"}, False),
+        ([], {TUNE_VARIABLE: ""}, False),
+    ],
+)
+def test_tuning_on_first_use(
+    bundle: str, photo: Path, text: str, tmp_path: Path, option: list[str], variables: dict[str, str], tuned: bool
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    arguments = ("ask", str(photo), QUESTION, "--bundle", str(folder), "--max-new-tokens", "12", *option)
+    done = run(*arguments, cwd=tmp_path, **variables)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, text + os.linesep, b"")
+    assert (folder / "tuned" / "index.json").is_file() == tuned
+
+
+def test_a_warning_is_one_line(
+    bundle: str, photo: Path, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 99, 1))
+    arguments = ["ask", str(photo), QUESTION, "--bundle", bundle, "--max-new-tokens", "12", "--tune"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out == text + "\n"
+    assert only_line(captured.err).startswith("loaded without tuning: ")
+
+
+def test_the_demo_is_tuned_in_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.delenv(BUNDLE_VARIABLE, raising=False)
+    before = sorted(DEMO_BUNDLE.rglob("*"))
+    assert main(["tune"]) == 0
+    assert f"packed, in {tmp_path}" in capsys.readouterr().out
+    assert sorted(DEMO_BUNDLE.rglob("*")) == before
+    assert main(["tune", "--undo"]) == 0
+    assert list(tmp_path.rglob("*.data")) == []
 
 
 # Names and characters

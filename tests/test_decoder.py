@@ -19,8 +19,9 @@ from tinygptv.runtime.session import open_session
 
 CLOSE = 1e-4
 """Largest difference of logits, relative to their standard deviation, in fp32."""
-CLOSE_INT8 = 0.03
-"""In int8, where a difference in the last bit can send one activation to the next of its 255 levels."""
+CLOSE_INT8 = 0.05
+"""In int8, where a difference in the last bit can send one activation to the next of its 255 levels: less than int8
+itself is off by."""
 Case = tuple[Decoder, np.ndarray, float]
 VARIANTS = [(3, "fp32", CLOSE), (4, "fp32", CLOSE), (4, "int8", CLOSE_INT8)]
 EVERY_WAY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

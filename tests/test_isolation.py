@@ -26,7 +26,10 @@ ALLOWED = {
     "errors": set(),
     "architecture": set(),
     "memory": set(),
+    "machine": set(),
+    "external_data": set(),
     "manifest": {"architecture", "errors"},
+    "integrity": {"errors", "manifest"},
     # Stages, from the image and the question to the answer: each knows leaves, and what it is itself made of.
     "session": {"errors", "manifest"},
     "image": {"errors", "manifest"},
@@ -39,12 +42,17 @@ ALLOWED = {
     "batch": {"decoder", "kv_cache"},
     "detokenize": {"errors"},
     "answer": {"detokenize"},
+    # What a bundle is tuned to, and its graphs opened: tuned or not, all or one at a time.
+    "tuned": {"integrity", "machine", "manifest", "session"},
+    "tuning": {"errors", "external_data", "integrity", "manifest", "session", "tuned"},
+    "graphs": {"decoder", "errors", "integrity", "manifest", "memory", "session", "tuned", "vision"},
     # The one module that composes them, and what stands on it.
     "model": {
-        *("answer", "batch", "decoder", "detokenize", "embeds", "errors", "generate"),
-        *("image", "manifest", "prompt", "session", "vision"),
+        *("answer", "batch", "decoder", "detokenize", "embeds", "errors", "generate", "graphs"),
+        *("image", "manifest", "prompt", "session", "tuned", "tuning", "vision"),
     },
-    "cli": {"answer", "errors", "memory", "model"},
+    "doctor": {"errors", "integrity", "machine", "manifest", "session", "tuned"},
+    "cli": {"answer", "doctor", "errors", "manifest", "memory", "model", "tuning"},
     "__init__": {"answer", "errors", "image", "model"},
 }
 """Which modules of the runtime each one may import: stages do not know each other, only ``model`` knows them all."""
@@ -185,7 +193,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         for path in (ROOT / part).rglob("*.py")
     }
     assert len(wanted) > 30
-    wanted |= {f"tinygptv/runtime/demo/{path.name}" for path in (ROOT / "runtime" / "demo").iterdir()}
+    for data in ("runtime/demo", "export/calibration"):
+        wanted |= {f"tinygptv/{data}/{path.name}" for path in (ROOT / data).iterdir()}
     wanted |= {"tinygptv/runtime/py.typed", "tinygptv/export/py.typed"}
     assert {name for name in held if ".dist-info/" not in name} == wanted  # no tests, no benchmarks
     assert any(name.endswith("/LICENSE") for name in held)

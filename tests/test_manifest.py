@@ -74,7 +74,7 @@ PLACES: list[tuple[str, Callable[[Document], Document]]] = [
     ("image", lambda d: d["image"]),
     ("templates[1]", lambda d: d["templates"][1]),
     ("decoder", lambda d: d["graphs"]["decoder"]),
-    ("quantization", lambda d: d["graphs"]["projector"]["quantization"]),
+    ("quantization[0]", lambda d: d["graphs"]["projector"]["quantization"][0]),
     ("inputs[0]", lambda d: d["graphs"]["decoder"]["inputs"][0]),
     ("axes[1]", lambda d: d["graphs"]["vision_encoder"]["outputs"][0]["axes"][1]),
     ("sources[0]", lambda d: d["sources"][0]),
@@ -118,6 +118,13 @@ def test_missing_field(name: str, place: Callable[[Document], Document], bundle:
         (lambda d: d["image"].update(std=[0.5, 0.5, "x"]), "std"),
         (lambda d: d["architecture"]["language"].update(rope_theta=None), "rope_theta"),
         (lambda d: d["files"][0].update(size=-0.5), "size"),
+        (lambda d: d["graphs"]["decoder"].update(quantization=None), "quantization"),
+        (
+            lambda d: d["graphs"]["decoder"].update(quantization=d["graphs"]["decoder"]["quantization"][0]),
+            "quantization",
+        ),
+        (lambda d: d["graphs"]["decoder"]["quantization"][0].update(block_size="row"), "block_size"),
+        (lambda d: d["graphs"]["decoder"]["quantization"][0].update(layers=None), "layers"),
     ],
 )
 def test_field_of_another_type(change: Callable[[Document], object], named: str, bundle: Path) -> None:
@@ -130,6 +137,14 @@ def test_field_of_another_type(change: Callable[[Document], object], named: str,
 def test_whole_number_where_a_fraction_is_expected(bundle: Path) -> None:
     rewrite(bundle, lambda document: document["architecture"]["language"].update(rope_theta=10000))
     assert read_manifest(bundle).architecture.language.rope_theta == 10000.0
+
+
+def test_weights_of_one_output_may_share_a_scale(bundle: Path) -> None:
+    """Whatever their number: there is no block size then."""
+    manifest = read_manifest(bundle)
+    assert {how.block_size is None for how in manifest.graphs["vision_encoder"].quantization} == {True, False}
+    rewrite(bundle, lambda document: document["graphs"]["decoder"].update(quantization=[]))
+    assert read_manifest(bundle).graphs["decoder"].quantization == ()
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])

@@ -1,8 +1,6 @@
-"""int8 blocks, and that onnxruntime reads them as they are meant."""
+"""Blocks and rows of int8: their range is used, and no value is off by more than half a step of it."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tinygptv.export import quantize
-from tinygptv.export.graph import GraphWriter
-from tinygptv.export.quantize import ZERO_POINT, quantize_blocks
-from tinygptv.runtime.manifest import Axis, TensorSpec
-from tinygptv.runtime.session import open_session
+from tinygptv.export.quantize import (
+    ZERO_POINT,
+    quantize_blocks,
+    quantize_rows,
+    round_blocks,
+    round_rows,
+    round_rows_above,
+)
 from torch import Tensor
 
 BLOCK_SIZES = (16, 32, 128)
@@ -66,39 +68,66 @@ def test_quantised_values_survive_another_round(matrix: np.ndarray, block_size: 
     assert torch.equal(again, packed)
 
 
+@settings(deadline=None, max_examples=50)
+@given(MATRICES)
+@example(np.zeros((2, 40), np.float32))
+@example(np.full((1, 1), -3e38, np.float32))
+def test_quantised_rows(matrix: np.ndarray) -> None:
+    weight = torch.from_numpy(matrix)
+    packed, scales = quantize_rows(weight)
+    assert (packed.dtype, scales.dtype) == (torch.int8, torch.float32)
+    assert packed.shape == weight.shape
+    assert scales.shape == (len(weight),)
+    torch.testing.assert_close(scales, weight.abs().amax(1) / 127)
+    assert packed[weight == 0].eq(0).all(), "zero stays zero"
+    assert packed.ge(-127).all(), "symmetric: there is no -128"
+    error = (packed.double() * scales.double().unsqueeze(1) - weight.double()).abs()
+    assert (error <= (scales / 2).double().unsqueeze(1) * 1.0001).all()
+    largest = weight.abs() == weight.abs().amax(1, keepdim=True)
+    assert (packed[largest].abs().eq(127) | weight[largest].eq(0)).all(), "the range is used"
+    again, _ = quantize_rows((packed.double() * scales.double().unsqueeze(1)).float())
+    assert torch.equal(again, packed), "quantised values survive another round"
+
+
+@settings(deadline=None, max_examples=50)
+@given(MATRICES, st.sampled_from(BLOCK_SIZES))
+@example(np.full((1, 2), [1, 1e-45], np.float32), 16)
+def test_rounding_is_what_quantising_leaves(matrix: np.ndarray, block_size: int) -> None:
+    weight = torch.from_numpy(matrix)
+    expected = dequantised(*quantize_blocks(weight, block_size), weight.shape[1])
+    torch.testing.assert_close(round_blocks(weight, block_size).double(), expected, rtol=1e-6, atol=0)
+    packed, scales = quantize_rows(weight)
+    expected = packed.double() * scales.double().unsqueeze(1)
+    torch.testing.assert_close(round_rows(weight).double(), expected, rtol=1e-6, atol=0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(MATRICES, st.data())
+@example(np.zeros((2, 40), np.float32), None)
+def test_rows_above_a_minimum(matrix: np.ndarray, data: st.DataObject | None) -> None:
+    """Each column has its own minimum; the 256 steps of a token begin there, whichever column is the highest."""
+    x = torch.from_numpy(matrix)
+    minimum = -torch.ones(x.shape[1])
+    if data is not None:
+        distances = data.draw(hnp.arrays(np.float32, x.shape[1], elements=st.floats(0, 2.0**30, width=32)))
+        minimum = torch.from_numpy(distances).neg() + x.amin(0)
+    found = round_rows_above(x, minimum)
+    assert found.isfinite().all()
+    assert (found >= minimum).all()
+    reach = (x.double() - minimum).amax(1, keepdim=True)
+    # float32 loses up to a ten millionth of the largest number that it adds, too.
+    slack = 1e-6 * torch.maximum(x.abs(), minimum.abs()).amax(1, keepdim=True)
+    assert ((found - x).abs() <= reach / 255 / 2 + slack).all()
+    steps = (found.double() - minimum) / (reach / 255).clamp_min(1e-30)
+    told = reach > 1000 * slack  # where one step is more than what float32 has lost
+    assert ((steps - steps.round()).abs() < 0.01).logical_or(~told).all()
+    assert steps.amax(1, keepdim=True).round().eq(255).logical_or(~told).all(), "the range is used"
+
+
 @pytest.mark.parametrize("chunk", [1, 128, 300, 10**9])
 def test_chunks_do_not_matter(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(9, 100, generator=torch.Generator().manual_seed(1))
-    expected = quantize_blocks(weight, 32)
+    expected = *quantize_blocks(weight, 32), *quantize_rows(weight)
     monkeypatch.setattr(quantize, "CHUNK_VALUES", chunk)
-    found = quantize_blocks(weight, 32)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
-
-
-@pytest.mark.parametrize(("columns", "block_size"), [(128, 128), (128, 16), (40, 16), (96, 128), (200, 32)])
-def test_onnxruntime_reads_what_is_written(columns: int, block_size: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    rows = 24
-    weight = torch.from_numpy(rng.standard_normal((rows, columns)).astype(np.float32))
-    weight[3] = 0  # a row of zero blocks
-    bias = torch.from_numpy(rng.standard_normal(rows).astype(np.float32))
-    # Of one sign, so that a wrong zero point adds up instead of averaging out.
-    x = rng.random((2, 3, columns), dtype=np.float32)
-    axes = (Axis("batch", None), Axis("sequence", None))
-    with GraphWriter(tmp_path, "layer", "int8", block_size) as writer:
-        writer.contract(
-            [TensorSpec("x", "float32", (*axes, Axis("columns", columns)))],
-            [TensorSpec("y", "float32", (*axes, Axis("rows", rows)))],
-        )
-        writer.linear("x", "y", weight, bias)
-        graph, _ = writer.finish()
-    session = open_session(tmp_path, graph, layers=0, threads=1)
-    (found,) = session.run(["y"], {"x": x})
-    whole = dequantised(*quantize_blocks(weight, block_size), columns).numpy()
-    expected = x.astype(np.float64) @ whole.T + bias.numpy()
-    # onnxruntime rounds activations to int8 by blocks: each is off by at most half of largest / 127.
-    allowed = np.abs(whole).sum(1) * x.max() / 254 + 1e-5
-    assert (np.abs(found - expected) <= allowed).all()
-    np.testing.assert_allclose(found[..., 3], np.broadcast_to(bias.numpy()[3], found.shape[:2]), atol=1e-6)
-    assert np.abs(found - expected).std() < 0.01 * expected.std()
+    found = *quantize_blocks(weight, 32), *quantize_rows(weight)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

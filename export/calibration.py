@@ -1,0 +1,180 @@
+"""Shows the model some pictures and texts in float32, and finds the smoothing that int8 needs.
+
+What is seen decides only how weights and activations share their range; no picture and no text gets into the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tinygptv.runtime.errors import ExportError, ImageError
+from tinygptv.runtime.image import open_image, preprocess
+from tinygptv.runtime.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, PromptTemplate
+from tinygptv.runtime.prompt import encode_segments, render
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import Checkpoint
+from .forward import decoder_hidden_states, image_embeds, vision_features
+from .schemes import SchemeOf
+from .smoothing import Group, Smoothing, decoder_groups, find_smoothing, vision_groups
+
+PACKAGED = Path(__file__).parent / "calibration"
+"""Photos and texts that come with the exporter; its README says where they are from."""
+PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+TEXT_SUFFIX = ".txt"
+MAX_PHOTOS = 16
+"""More would take hours at the published sizes, and change nothing that was measured."""
+PROMPT_TOKENS = 256
+"""Length of each prompt the decoder sees, the image's 32 included, or the model's whole context where that is less."""
+QUESTION = "[caption]"
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Files to calibrate with: pictures, and plain UTF-8 texts such as answers might hold."""
+
+    photos: tuple[Path, ...]
+    texts: tuple[Path, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self.photos, *self.texts)
+
+
+def find_calibration_set(folder: Path) -> CalibrationSet:
+    """The pictures (.jpeg, .jpg, .png, .webp) and texts (.txt) of a folder.
+
+    Raises:
+        ExportError: There is no such folder, it has no picture or no text, or more pictures than can be used.
+    """
+    if not folder.is_dir():
+        raise ExportError(f"--calibration {folder}: no such folder; expected one with pictures and .txt files, or none")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    photos = tuple(path for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
+    texts = tuple(path for path in files if path.suffix.lower() == TEXT_SUFFIX)
+    for found, expected in ((photos, f"pictures ({', '.join(PHOTO_SUFFIXES)})"), (texts, f"texts ({TEXT_SUFFIX})")):
+        if not found:
+            raise ExportError(f"--calibration {folder}: no {expected} in it; expected both pictures and texts")
+    if len(photos) > MAX_PHOTOS:
+        raise ExportError(f"--calibration {folder}: {len(photos)} pictures; expected at most {MAX_PHOTOS}")
+    return CalibrationSet(photos, texts)
+
+
+def calibrate(
+    inputs: Checkpoint,
+    image: ImagePreprocessing,
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    calibration: CalibrationSet,
+    scheme_of: Mapping[str, SchemeOf],
+    bar: tqdm,
+) -> dict[Group, Smoothing]:
+    """Find the smoothing of every group of linear layers.
+
+    Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
+
+    Args:
+        inputs: The model.
+        image: How pictures become pixel_values.
+        template: Prompt format that the decoder is calibrated in.
+        tokenizer: Of the model.
+        calibration: What to show it.
+        scheme_of: How each graph's linear layers are quantised, by graph name.
+        bar: Counts the groups.
+
+    Raises:
+        ExportError: A file of the set cannot be read.
+    """
+    pixel_values = torch.cat([_pixel_values(path, image) for path in calibration.photos])
+    texts = " ".join(_read_text(path) for path in calibration.texts)
+    architecture = inputs.architecture
+    groups = (*vision_groups(architecture.vision), *decoder_groups(architecture.language))
+    finder = Finder(inputs, groups, bar)
+    features = vision_features(inputs, architecture.vision, pixel_values, finder.watching(scheme_of[VISION_ENCODER]))
+    images = image_embeds(inputs, architecture.qformer, features)
+    del features
+    before, after = encode_segments(tokenizer, render(template, [(QUESTION, None)]))
+    inputs_embeds = _prompts(
+        inputs["model.embed_tokens.weight"],
+        images,
+        (before, after),
+        tokenizer.encode(texts, add_special_tokens=False).ids,
+        min(PROMPT_TOKENS, architecture.language.max_position_embeddings),
+    )
+    decoder_hidden_states(inputs, architecture.language, inputs_embeds, finder.watching(scheme_of[DECODER]))
+    return finder.smoothings
+
+
+class Finder:
+    """Finds each group's smoothing when the first of its layers computes: all of them read the same input.
+
+    Args:
+        tensors: The weights, ``<name>.weight`` for each linear layer.
+        groups: Which layers share one.
+        bar: Counts the groups.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[Group], bar: tqdm) -> None:
+        self.smoothings: dict[Group, Smoothing] = {}
+        """What was found so far; a group that is better left alone is not in it."""
+        self._tensors, self._bar = tensors, bar
+        self._groups = {group.linears[0]: group for group in groups}
+        bar.reset(len(groups))
+
+    def watching(self, scheme_of: SchemeOf) -> Callable[[str, Tensor], None]:
+        """The observer of a forward pass whose layers are quantised so."""
+
+        def observe(name: str, x: Tensor) -> None:
+            group = self._groups.get(name)
+            scheme = scheme_of(name)
+            if group is None or scheme is None:
+                return
+            weights = (self._tensors[f"{linear}.weight"] for linear in group.linears)
+            smoothing = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
+            if smoothing is not None:
+                self.smoothings[group] = smoothing
+            self._bar.update()
+
+        return observe
+
+
+def _prompts(
+    table: Tensor, images: Tensor, question: tuple[list[int], list[int]], text: list[int], length: int
+) -> Tensor:
+    """A prompt for each image, [images, length, hidden]: the question about it, answered by a piece of the text.
+
+    The text is begun again where it is too short.
+    """
+    before, after = question
+    room = length - len(before) - images.shape[1] - len(after)
+    if room < 1 or not text:
+        raise ExportError(f"a context of {length} tokens has no room to calibrate in; pass --calibration none")
+    rows = []
+    for i, image in enumerate(images):
+        answer = [text[j % len(text)] for j in range(i * room, (i + 1) * room)]
+        rows.append(torch.cat((table[before], image, table[after], table[answer])))
+    return torch.stack(rows)
+
+
+def _pixel_values(path: Path, image: ImagePreprocessing) -> Tensor:
+    try:
+        picture: Image.Image = open_image(path)
+    except ImageError as error:
+        raise ExportError(f"--calibration: {error}") from error
+    return torch.from_numpy(preprocess(picture, image))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"--calibration: {path} cannot be read ({error}); expected UTF-8 text") from error
+    if not text:
+        raise ExportError(f"--calibration: {path} is empty; expected some text")
+    return text

@@ -1,0 +1,79 @@
+"""How linear layers are quantised, and which gets which: a kernel's speed against what its rounding costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tinygptv.runtime.architecture import VisionArchitecture
+from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER
+from torch import Tensor
+
+from .quantize import round_blocks, round_rows, round_rows_above
+
+GELU_MINIMUM = -0.17
+"""Just below the least value of x * Phi(x), -0.16997: no output of GELU needs a step of int8 for less."""
+SENSITIVE = ("mlp.fc2", "lm_head")
+"""The decoder's layers whose rounding tells most in the answers (benchmarks/fidelity)."""
+SENSITIVE_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """MatMulNBits: weights and activations int8, a scale for each block of values along the input dimension."""
+
+    size: int
+
+    def round_weight(self, weight: Tensor) -> Tensor:
+        """What quantising leaves of a weight matrix [rows, columns]."""
+        return round_blocks(weight, self.size)
+
+    def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
+        """What quantising leaves of an input [tokens, columns]; a smoothing factor changes no block."""
+        return round_blocks(x, self.size)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """MatMulIntegerToFloat: weights int8 with a scale for each output, activations uint8 with a scale for each token.
+
+    Args:
+        minimum: The input is never less, before smoothing: its 256 steps begin there. None: they are symmetric.
+    """
+
+    minimum: float | None = None
+
+    def round_weight(self, weight: Tensor) -> Tensor:
+        """What quantising leaves of a weight matrix [rows, columns]."""
+        return round_rows(weight)
+
+    def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
+        """What quantising leaves of an input [tokens, columns] that was divided by ``factor`` [columns]."""
+        return round_rows(x) if self.minimum is None else round_rows_above(x, self.minimum / factor)
+
+
+Scheme = Blocks | Rows
+SchemeOf = Callable[[str], Scheme | None]
+"""How the linear layer of a name is quantised; None: not at all."""
+
+
+def schemes(vision: VisionArchitecture, precision: str, block_size: int) -> dict[str, SchemeOf]:
+    """The scheme of each linear layer of each graph, at a precision of ``int8`` or ``fp32``.
+
+    The vision encoder reads a thousand tokens at once, so its products are bound by arithmetic: rows, but for its last
+    block, whose rounding nothing evens out any more. The decoder reads one token, and is bound by memory: blocks,
+    small ones for the layers whose rounding tells most in the answers. So does the projector's, which is small itself.
+    """
+    if precision == "fp32":
+        return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: None)
+    blocks, small = Blocks(block_size), Blocks(min(block_size, SENSITIVE_BLOCK_SIZE))
+    last = f"visual.blocks.{vision.num_hidden_layers - 1}."
+
+    def vision_scheme(name: str) -> Scheme:
+        return small if name.startswith(last) else Rows(GELU_MINIMUM if name.endswith(".mlp.fc2") else None)
+
+    return {
+        VISION_ENCODER: vision_scheme,
+        PROJECTOR: lambda name: small,
+        DECODER: lambda name: small if name.endswith(SENSITIVE) else blocks,
+    }

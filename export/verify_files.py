@@ -1,0 +1,78 @@
+"""That a bundle is whole, and made from these very files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinygptv.runtime.errors import BundleError, ExportError
+from tinygptv.runtime.integrity import is_whole
+from tinygptv.runtime.manifest import Manifest
+from tqdm import tqdm
+
+from .checkpoint import Checkpoint
+from .readers import fingerprint
+
+
+def check_bundle(folder: Path, manifest: Manifest, progress: bool) -> None:
+    """Hash every file of the bundle, also those that are too large to be hashed at each load.
+
+    Raises:
+        BundleError: One is not what the manifest says.
+    """
+    total = sum(record.size for record in manifest.files)
+    with _bar("hashes of the bundle", total, progress) as bar:
+        for record in manifest.files:
+            path = folder / record.name
+            if not is_whole(path, record):
+                raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
+            bar.update(record.size)
+
+
+def check_sources(folder: Path, manifest: Manifest, inputs: Checkpoint, trust: bool, progress: bool) -> None:
+    """Compare the published files with those that the bundle's manifest names.
+
+    Where they are trusted, they only have to make a model of the same sizes.
+
+    Raises:
+        ExportError: A file is not the one the bundle was made from.
+    """
+    if inputs.architecture != manifest.architecture:
+        raise ExportError(
+            f"{folder} was made from a model of other sizes than these files hold; "
+            "give the files, and the --architecture, that it was exported from"
+        )
+    if trust:
+        return
+    files = inputs.files()
+    roles = {role for role, _ in files}
+    # A renamed file is the same file; only in the Phi-2 folder there are several of one role.
+    expected = {_key(source.role, source.name): source for source in manifest.sources if source.role in roles}
+    given = {_key(role, file.name): (role, file) for role, file in files}
+    for key in sorted(expected.keys() - given.keys()):
+        raise ExportError(f"--phi {inputs.phi} has no {key[1]}, which {folder} was made from")
+    for key in sorted(given.keys() - expected.keys()):
+        raise ExportError(f"{given[key][1]} is not among the files that {folder} was made from; leave it out")
+    for key, (_, file) in given.items():
+        size = file.stat().st_size
+        if size != expected[key].size:
+            raise _other(folder, file, f"{size:,} bytes", f"{expected[key].size:,}")
+    with _bar("hashes of the sources", sum(source.size for source in expected.values()), progress) as bar:
+        for key, (role, file) in given.items():
+            found = fingerprint(role, file, bar.update)
+            if found.sha256 != expected[key].sha256:
+                raise _other(folder, file, f"SHA-256 {found.sha256}", expected[key].sha256)
+
+
+def _key(role: str, name: str) -> tuple[str, str]:
+    return role, name if role == "phi" else ""
+
+
+def _other(folder: Path, file: Path, found: str, expected: str) -> ExportError:
+    return ExportError(
+        f"{file} is not the file that {folder} was made from: it has {found}, the manifest says {expected}; "
+        "give the files that were exported"
+    )
+
+
+def _bar(description: str, total: int, progress: bool) -> tqdm:
+    return tqdm(desc=description, total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress)

@@ -1,0 +1,93 @@
+"""A bundle's three graphs as sessions: open all the time, or only while they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .decoder import Decoder
+from .errors import BundleError
+from .integrity import verified
+from .manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
+from .memory import return_freed_memory
+from .session import open_session
+from .tuned import Tuned
+from .vision import Vision
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class Graphs:
+    """The three graphs; may be used by several threads at once."""
+
+    def __init__(self, open_graph: Callable[[str], InferenceSession], manifest: Manifest, low_memory: bool) -> None:
+        """
+        Args:
+            open_graph: Opens the graph of a name.
+            manifest: The bundle's.
+            low_memory: Keep only the graph that was used last. One that is still in use by then lives until its user
+                is done, so an image that is encoded in the middle of an answer needs the memory of both.
+        """
+        self._open_graph = open_graph
+        self._sizes = manifest.architecture.language
+        self.low_memory = low_memory
+        self._lock = threading.Lock()
+        self._open: dict[str, InferenceSession] = {}
+        if not low_memory:
+            # onnxruntime packs a graph's weights on one core: the three load at the same time.
+            with ThreadPoolExecutor(max_workers=len(GRAPHS)) as pool:
+                self._open = dict(zip(GRAPHS, pool.map(open_graph, GRAPHS), strict=True))
+        self.vision = Vision(_Graph(self, VISION_ENCODER), _Graph(self, PROJECTOR))
+
+    def decoder(self) -> Decoder:
+        """The language model; what is started with it keeps it open."""
+        return Decoder(self.session(DECODER), self._sizes)
+
+    def session(self, name: str) -> InferenceSession:
+        """The session of a graph, opened if need be."""
+        with self._lock:
+            session = self._open.get(name)
+            if session is None:
+                self._open.clear()
+                return_freed_memory()
+                session = self._open[name] = self._open_graph(name)
+            return session
+
+
+class _Graph:
+    """One of the graphs, to be run as a session is; opened when it is."""
+
+    def __init__(self, graphs: Graphs, name: str) -> None:
+        self._graphs = graphs
+        self._name = name
+
+    def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+        results: list[Any] = self._graphs.session(self._name).run(outputs, inputs)
+        return results
+
+
+def open_graph(
+    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None
+) -> InferenceSession:
+    """Open one graph of a bundle: its tuned copy, which is checked on the way, or the portable one.
+
+    Raises:
+        BundleError: onnxruntime cannot load it, or the tuned copy is damaged.
+    """
+    graph = manifest.graphs[name]
+    layers = manifest.architecture.language.num_hidden_layers
+    if tuned is None:
+        return open_session(folder, graph, layers, threads)
+    part = tuned.graphs[name]
+    advice = "run tinygptv tune again, or copy the bundle again if that fails"
+    path = tuned.model(graph)
+    model = path.read_bytes()
+    if hashlib.sha256(model).hexdigest() != part.model_sha256:
+        raise BundleError(f"{path} is damaged; {advice}")
+    with verified(tuned.home / graph.data, part.sums, advice):
+        return open_session(tuned.home, graph, layers, threads, model)

@@ -1,0 +1,200 @@
+"""What this machine is: its processor, and how much memory there is for us."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+X86_FEATURES = (
+    *("sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert"),
+    *("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+)
+ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "sme", "sme2")
+"""What onnxruntime's kernels are chosen by, under Linux's names."""
+NUMPY_NAMES = {
+    **{"SSE41": "sse4_1", "AVX": "avx", "F16C": "f16c", "FMA3": "fma", "AVX2": "avx2", "AVX512F": "avx512f"},
+    **{"AVX512CD": "avx512cd", "AVX512BW": "avx512bw", "AVX512DQ": "avx512dq", "AVX512VL": "avx512vl"},
+    **{"AVX512VNNI": "avx512_vnni", "AVX512BF16": "avx512_bf16", "AVX512FP16": "avx512_fp16"},
+    **{"ASIMD": "asimd", "ASIMDHP": "asimdhp", "ASIMDDP": "asimddp", "SVE": "sve"},
+}
+APPLE_NAMES = {
+    **{"hw.optional.avx2_0": "avx2", "hw.optional.fma": "fma", "hw.optional.f16c": "f16c"},
+    **{"hw.optional.avx512f": "avx512f", "hw.optional.avx512bw": "avx512bw", "hw.optional.avx512dq": "avx512dq"},
+    **{"hw.optional.avx512vl": "avx512vl", "hw.optional.avx512vnni": "avx512_vnni"},
+    **{"hw.optional.AdvSIMD": "asimd", "hw.optional.arm.FEAT_FP16": "asimdhp"},
+    **{"hw.optional.arm.FEAT_DotProd": "asimddp", "hw.optional.arm.FEAT_I8MM": "i8mm"},
+    **{"hw.optional.arm.FEAT_BF16": "bf16", "hw.optional.arm.FEAT_SME": "sme", "hw.optional.arm.FEAT_SME2": "sme2"},
+}
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The CPU, as far as the kernels for int8 care."""
+
+    name: str
+    architecture: str
+    """As ``platform.machine`` calls it: x86_64, AMD64, arm64, aarch64 ..."""
+    features: tuple[str, ...]
+    """Those of :data:`X86_FEATURES` or :data:`ARM_FEATURES` that are there, as far as the system tells."""
+    threads: int
+    """Logical processors that this process may use."""
+    cores: int
+    """Physical ones among them, where the system tells: onnxruntime's own choice of threads."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What onnxruntime multiplies int8 with on a processor."""
+
+    name: str
+    fast: bool
+    """Whether there are instructions for it."""
+    note: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """In bytes."""
+
+    total: int
+    available: int
+    """What can be had without swapping, in this container."""
+    limit: int | None
+    """The container's, if it is less than ``total``."""
+
+
+def processor() -> Processor:
+    """This machine's."""
+    architecture = platform.machine()
+    known = ARM_FEATURES if architecture.lower() in ("arm64", "aarch64") else X86_FEATURES
+    name = platform.processor() or architecture
+    if sys.platform == "linux":
+        text = (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+        found = set(flags[1].split()) if flags else set()
+        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        name = model[1] if model else name
+    elif sys.platform == "darwin":
+        lines = _run("sysctl", "-a").splitlines()
+        values = dict(line.split(": ", 1) for line in lines if ": " in line)
+        found = {feature for key, feature in APPLE_NAMES.items() if values.get(key) == "1"}
+        name = values.get("machdep.cpu.brand_string", name)
+    else:
+        found = _numpy_features()
+    threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    features = tuple(feature for feature in known if feature in found)
+    return Processor(name, architecture, features, threads, _physical_cores(threads))
+
+
+def _physical_cores(threads: int) -> int:
+    if sys.platform == "darwin":
+        return int(_run("sysctl", "-n", "hw.physicalcpu") or threads)
+    if sys.platform != "linux":
+        return threads
+    siblings = set()
+    for number in os.sched_getaffinity(0):
+        shared = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        siblings.add(shared.read_text(encoding="ascii") if shared.is_file() else str(number))
+    return len(siblings)
+
+
+def _numpy_features() -> set[str]:
+    """For systems that don't list them: what numpy has asked the processor for, which is less than Linux tells."""
+    core = "_core" if hasattr(np, "_core") else "core"  # numpy 2 and 1
+    features = importlib.import_module(f"numpy.{core}._multiarray_umath").__cpu_features__
+    return {name for key, name in NUMPY_NAMES.items() if features.get(key)}
+
+
+def int8_kernels(cpu: Processor) -> Kernels:
+    """By the choice that onnxruntime 1.32's matrix library (MLAS) makes."""
+    has = set(cpu.features).issuperset
+    if cpu.architecture.lower() in ("arm64", "aarch64"):
+        if has({"i8mm"}):
+            return Kernels("Arm i8mm", True, "matrix instructions for int8: fast")
+        if has({"asimddp"}):
+            return Kernels("Arm dot product", True, "about half the speed of i8mm")
+        return Kernels("Arm NEON", False, "no dot product instructions: slow")
+    if has({"amx_tile", "amx_int8"}):
+        return Kernels("AMX and AVX512-VNNI", True, "fast")
+    if has({"avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}):
+        return Kernels("AVX512-VNNI", True, "fast")
+    if has({"avx_vnni"}):
+        return Kernels("AVX-VNNI", True, "fast")
+    if has({"avx512bw", "avx512dq", "avx512vl"}):
+        return Kernels("AVX512 without VNNI", False, "slower than with it")
+    if has({"avx2"}):
+        if sys.platform != "linux":
+            return Kernels("AVX2", False, "with VNNI, which this system does not tell of, fast; else slower")
+        return Kernels("AVX2 without VNNI", False, "slower than with it")
+    return Kernels("no AVX2", False, "slow")
+
+
+def memory() -> Memory:
+    """This machine's, or its container's."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    if sys.platform == "darwin":
+        pages = dict(re.findall(r"^Pages (free|inactive|speculative|purgeable):\s+(\d+)", _run("vm_stat"), re.M))
+        size = os.sysconf("SC_PAGE_SIZE")
+        return Memory(int(_run("sysctl", "-n", "hw.memsize")), sum(map(int, pages.values())) * size, None)
+    text = (PROC / "meminfo").read_text(encoding="ascii", errors="replace")
+    values = {key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
+    total, available, limit = values["MemTotal"], values["MemAvailable"], None
+    for allowed, used in _cgroup_limits():
+        if allowed < total:
+            limit = min(allowed, limit or allowed)
+            available = min(available, max(0, allowed - used))
+    return Memory(total, available, limit)
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """(limit, used without what can be dropped) of this process's control groups and all those around them."""
+    found = []
+    lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 1 has a tree for memory, version 2 one for everything.
+        root = CGROUPS / "memory" if controllers else CGROUPS
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        here = root / path.lstrip("/")
+        for folder in (here, *here.parents):
+            if folder.is_relative_to(root) and (folder / names[0]).is_file():
+                allowed, used = ((folder / name).read_text(encoding="ascii").strip() for name in names)
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                if allowed != "max":
+                    found.append((int(allowed), int(used) - (int(cached[1]) if cached else 0)))
+    return found
+
+
+def _windows_memory() -> Memory:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        """MEMORYSTATUSEX of the Windows API."""
+
+        _fields_ = (
+            ("dwLength", ctypes.c_uint32),
+            ("dwMemoryLoad", ctypes.c_uint32),
+            *((name, ctypes.c_uint64) for name in ("ullTotalPhys", "ullAvailPhys", "a", "b", "c", "d", "e")),
+        )
+
+    status = Status(dwLength=ctypes.sizeof(Status))
+    library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    library.GlobalMemoryStatusEx(ctypes.byref(status))
+    return Memory(int(status.ullTotalPhys), int(status.ullAvailPhys), None)
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -1,0 +1,311 @@
+"""Tunes a bundle to this machine: saves its weights as onnxruntime packs them here, so that they can be memory-mapped.
+
+Packed weights are appended to the weights' own files, whose bytes stay what and where they were: other machines read
+them as before, and the manifest's SHA-256 are of them. Files are made aside and renamed; the index goes first and comes
+last. So being killed at any moment leaves a bundle that loads, and programs that have it open keep what they mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import BundleError, TinyGPTVError
+from .external_data import Buffer, packed_weights, with_packed_weights
+from .integrity import CHUNK_BYTES, damaged_files, is_whole, sums_of
+from .manifest import FILE_NAME as MANIFEST
+from .manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
+from .session import packing_version, save_packed
+from .tuned import (
+    FOLDER,
+    INDEX,
+    INDEX_VERSION,
+    Key,
+    Tuned,
+    TunedGraph,
+    cache_folder,
+    cache_home,
+    find_tuned,
+    is_intact,
+    key_of,
+    read_index,
+)
+
+LOCK = "lock"
+ALIGNMENT = 4096
+"""A page: packed weights are mapped."""
+
+
+def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tuned, bool]:
+    """Make a tuned copy of a bundle, in place of one that does not fit; one that fits is checked and kept.
+
+    Where another process is at it, this one waits, and takes what that one made.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        cache: Keep the copy in the user's cache folder, with another copy of the weights as they are.
+
+    Returns:
+        The tuned copy, and whether it was made just now.
+
+    Raises:
+        BundleError: The bundle is damaged (every file's SHA-256 is checked first), or onnxruntime cannot load it.
+        TinyGPTVError: There is no room, the folder cannot be written, or this onnxruntime keeps no packed weights.
+            The bundle loads as before.
+    """
+    key = key_of(folder)
+    home = cache_home(key) if cache else folder
+    try:
+        with _locked(home):
+            found = read_index(home, manifest, key)
+            if isinstance(found, Tuned) and is_intact(found, manifest):
+                return found, False
+            if damaged := damaged_files(folder, manifest.files):
+                raise BundleError(
+                    f"{folder}: {', '.join(damaged)} is damaged (its SHA-256 is not the manifest's); copy it again"
+                )
+            _check_room(home, manifest, cache)
+            (home / FOLDER / INDEX).unlink(missing_ok=True)
+            made = _make(folder, home, manifest, key)
+            if cache:
+                _drop_orphans()
+            elif (other := cache_home(key)).is_dir():
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError as error:
+        hint = "" if cache else "; --cache keeps packed weights in your cache folder instead"
+        raise TinyGPTVError(f"{home} cannot be tuned ({error}){hint}") from error
+    return made, True
+
+
+def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned | None:
+    """The tuned copy of a bundle, made now if need be; in the cache folder too where the bundle cannot be written.
+
+    Where it cannot be made, a warning says why.
+
+    Raises:
+        BundleError: The bundle is damaged.
+    """
+    found = find_tuned(folder, manifest)
+    if found is None:
+        try:
+            found, _ = tune(folder, manifest, cache=cache or not os.access(folder, os.W_OK))
+        except BundleError:
+            raise
+        except TinyGPTVError as error:
+            warnings.warn(f"loaded without tuning: {error}", RuntimeWarning, stacklevel=3)  # the caller of load
+    return found
+
+
+def untune(folder: Path, manifest: Manifest) -> list[Path]:
+    """Remove the packed weights of a bundle again, also those of another machine or of an interrupted tuning.
+
+    Returns:
+        The folders that were changed. The bundle's files are those of its manifest, to the bit.
+
+    Raises:
+        BundleError: A weights file is damaged.
+        TinyGPTVError: A file cannot be changed.
+    """
+    changed = []
+    home = cache_home(key_of(folder))
+    try:
+        if home.is_dir():
+            shutil.rmtree(home)
+            changed.append(home)
+        records = {record.name: record for record in manifest.files}
+        own = [records[graph.data] for graph in manifest.graphs.values()]
+        grown = [record for record in own if (folder / record.name).stat().st_size > record.size]
+        if not grown and not (folder / FOLDER).is_dir():
+            return changed
+        with _locked(folder):
+            (folder / FOLDER / INDEX).unlink(missing_ok=True)
+            with _staging(folder) as staging:
+                for record in grown:
+                    restored = staging / record.name
+                    with (folder / record.name).open("rb") as source, restored.open("wb") as output:
+                        _copy(source, output, record.size)
+                    if not is_whole(restored, record):
+                        raise BundleError(f"{folder / record.name} is damaged; copy the bundle again")
+                    _publish(restored, folder / record.name)
+            for graph in manifest.graphs.values():
+                (folder / FOLDER / graph.file).unlink(missing_ok=True)
+        changed.append(folder)
+    except OSError as error:
+        raise TinyGPTVError(f"{folder} cannot be restored: {error}") from error
+    return changed
+
+
+def _make(folder: Path, home: Path, manifest: Manifest, key: Key) -> Tuned:
+    """Tune graph by graph, and write the index when all of them are there."""
+    records = {record.name: record for record in manifest.files}
+    graphs: dict[str, TunedGraph] = {}
+    try:
+        with _staging(home) as staging:
+            # The largest first: without its packed weights the others' are of little use.
+            for name in sorted(GRAPHS, key=lambda name: -records[manifest.graphs[name].data].size):
+                graph = manifest.graphs[name]
+                graphs[name] = _tune_graph(folder, home, graph, records[graph.data], staging, required=not graphs)
+            document = {
+                "version": INDEX_VERSION,
+                "folder": str(folder.resolve()),
+                "key": asdict(key),
+                "graphs": {name: asdict(part) for name, part in graphs.items()},
+            }
+            index = staging / INDEX
+            index.write_text(json.dumps(document), encoding="utf-8")
+            _publish(index, home / FOLDER / INDEX)
+    except BaseException:
+        if not (home / FOLDER / INDEX).exists():
+            # The room is given back. Without an index nobody has mapped these files' packed weights.
+            for name in GRAPHS:
+                (home / FOLDER / manifest.graphs[name].file).unlink(missing_ok=True)
+            for name in graphs:
+                data = home / manifest.graphs[name].data
+                if home == folder:
+                    os.truncate(data, records[data.name].size)
+                else:
+                    data.unlink()
+        raise
+    return Tuned(home, graphs)
+
+
+def _tune_graph(
+    folder: Path, home: Path, graph: Graph, record: FileRecord, staging: Path, *, required: bool
+) -> TunedGraph:
+    saved = staging / "saved"
+    saved.mkdir()
+    save_packed(folder, graph, saved)
+    model = (folder / graph.file).read_bytes()
+    own = packed_weights(model)
+    packed = {
+        initializer: entries
+        for initializer, entries in packed_weights((saved / graph.file).read_bytes()).items()
+        if entries and initializer in own  # onnxruntime's optimizer may have made others
+    }
+    if required and not packed:
+        version = packing_version().partition(",")[0]
+        raise TinyGPTVError(f"onnxruntime {version} keeps no packed weights of {graph.file}: install 1.32 or later")
+    data, tuned_model = staging / graph.data, staging / graph.file
+    with data.open("wb") as output, (saved / graph.data).open("rb") as source:
+        with (folder / graph.data).open("rb") as portable:
+            _copy(portable, output, record.size)
+        output.write(tuning_mark(record))
+        moved = {
+            initializer: [replace(one, buffers=tuple(_append(source, output, b) for b in one.buffers)) for one in some]
+            for initializer, some in packed.items()
+        }
+    shutil.rmtree(saved)
+    tuned_model.write_bytes(with_packed_weights(model, moved))
+    part = TunedGraph(hashlib.sha256(tuned_model.read_bytes()).hexdigest(), data.stat().st_size, tuple(sums_of(data)))
+    _publish(tuned_model, home / FOLDER / graph.file)
+    _publish(data, home / graph.data)
+    return part
+
+
+def _append(source: BinaryIO, output: BinaryIO, place: Buffer) -> Buffer:
+    """Copy one packed buffer to the next page of the output; its place there."""
+    output.write(bytes(-output.tell() % ALIGNMENT))
+    moved = replace(place, offset=output.tell())
+    source.seek(place.offset)
+    _copy(source, output, place.length)
+    return moved
+
+
+def _copy(source: BinaryIO, output: BinaryIO, length: int) -> None:
+    while length:
+        block = source.read(min(length, CHUNK_BYTES))
+        if not block:
+            raise OSError(f"{source.name} ends {length:,} bytes early: was the disk full?")
+        output.write(block)
+        length -= len(block)
+
+
+def _publish(made: Path, place: Path) -> None:
+    """Put a finished file in its place, on the disk by then, with the permissions of the one that was there."""
+    with made.open("r+b") as file:
+        os.fsync(file.fileno())
+    if place.exists():
+        shutil.copymode(place, made)
+    made.replace(place)
+
+
+def _check_room(home: Path, manifest: Manifest, cache: bool) -> None:
+    """Raise OSError unless there is room for what is there at once, at the most.
+
+    That is of the largest graph what onnxruntime writes (weights and packed weights) and the new data file (the same
+    again), and of the others what stays.
+    """
+    weights = {graph.data for graph in manifest.graphs.values()}
+    *others, largest = sorted(record.size for record in manifest.files if record.name in weights)
+    needed = int(4.2 * largest + (2.1 if cache else 1.1) * sum(others))
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free there, and tuning needs {needed / 1e9:.1f} GB")
+
+
+def _drop_orphans() -> None:
+    """Remove from the cache what was made of bundles that are gone or have changed."""
+    for home in cache_folder().iterdir():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            document = json.loads((home / FOLDER / INDEX).read_text(encoding="utf-8"))
+            manifest = Path(document["folder"]) / MANIFEST
+            wanted = document["key"]["bundle"]
+            if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).hexdigest() != wanted:
+                shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """An empty folder on the same disk, gone afterwards; also what an interrupted tuning left."""
+    staging = home / FOLDER / "staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Keep other processes from changing the same tuned copy; the system unlocks it if this one dies."""
+    path = home / FOLDER / LOCK
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            _wait_for_lock(file)
+            # Whoever had it may have removed the file meanwhile.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):  # Windows removes no open file: it stays there, empty
+                        if os.listdir(path.parent) == [LOCK]:
+                            path.unlink()
+                            path.parent.rmdir()
+                return
+
+
+def _wait_for_lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            with suppress(OSError):  # it gives up after ten seconds
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                return
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)

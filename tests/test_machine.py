@@ -1,0 +1,118 @@
+"""What is found out about processor and memory, from files as Linux has them and from this machine itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tinygptv.runtime import machine
+from tinygptv.runtime.machine import Memory, int8_kernels, memory, processor
+
+GB = 1_000_000_000
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "name", "fast"),
+    [
+        ("x86_64", "avx2 fma avx512f avx512bw avx512dq avx512vl avx512_vnni", "AVX512-VNNI", True),
+        ("AMD64", "avx2 fma avx_vnni", "AVX-VNNI", True),
+        ("x86_64", "avx2 avx512bw avx512dq avx512vl avx512_vnni amx_tile amx_int8", "AMX and AVX512-VNNI", True),
+        ("x86_64", "avx2 avx512f avx512bw avx512dq avx512vl", "AVX512 without VNNI", False),
+        ("x86_64", "avx2 fma", "AVX2 without VNNI" if sys.platform == "linux" else "AVX2", False),
+        ("x86_64", "sse4_1", "no AVX2", False),
+        ("arm64", "asimd asimddp i8mm", "Arm i8mm", True),
+        ("aarch64", "asimd asimddp", "Arm dot product", True),
+        ("aarch64", "asimd", "Arm NEON", False),
+    ],
+)
+def test_kernels(architecture: str, features: str, name: str, fast: bool) -> None:
+    cpu = replace(processor(), architecture=architecture, features=tuple(features.split()))
+    kernels = int8_kernels(cpu)
+    assert (kernels.name, kernels.fast) == (name, fast)
+
+
+@linux
+def test_the_processor_is_what_linux_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512_vnni fma unheard_of\n"
+    )
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    cpu = processor()
+    assert (cpu.name, cpu.features) == ("Some CPU @ 2 GHz", ("fma", "avx2", "avx512_vnni"))
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm sve\nCPU part\t: 0xd40\n")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert processor().features == ("asimd", "asimddp", "i8mm", "sve")
+
+
+def test_numpy_knows_no_feature_that_the_system_does_not() -> None:
+    """It is the source where the system lists none, so it must use the same names."""
+    found = machine._numpy_features()
+    assert found
+    assert found <= {*machine.X86_FEATURES, *machine.ARM_FEATURES}
+    if sys.platform == "linux":
+        assert found <= set(processor().features)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("membership", "folders", "available", "limit"),
+    [
+        ("0::/\n", {}, 6 * GB, None),
+        ("0::/\n", {"": ("max", 3 * GB, 0)}, 6 * GB, None),
+        ("0::/\n", {"": (2 * GB, 1 * GB, GB // 2)}, 3 * GB // 2, 2 * GB),
+        ("0::/a/b\n", {"a": (4 * GB, 3 * GB, 0), "a/b": (5 * GB, 1 * GB, 0)}, 1 * GB, 4 * GB),
+        ("0::/\n", {"": (9 * GB, 1 * GB, 0)}, 6 * GB, None),  # more than there is
+        ("0::/\n", {"": (1 * GB, 2 * GB, 0)}, 0, 1 * GB),
+    ],
+)
+def test_memory_of_a_container(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    membership: str,
+    folders: dict[str, tuple[object, int, int]],
+    available: int,
+    limit: int | None,
+) -> None:
+    lay_out(monkeypatch, tmp_path, membership, "", ("memory.max", "memory.current"), folders)
+    assert memory() == Memory(8 * GB, available, limit)
+
+
+@linux
+def test_memory_of_an_older_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    folders = {"": (1 << 62, 5 * GB, 0), "box": (3 * GB, 2 * GB, 0)}
+    lay_out(monkeypatch, tmp_path, "5:cpu:/x\n4:memory:/box\n1:name=systemd:/\n0::/\n", "memory", names, folders)
+    assert memory() == Memory(8 * GB, 1 * GB, 3 * GB)
+
+
+def lay_out(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    membership: str,
+    controller: str,
+    names: tuple[str, str],
+    groups: dict[str, tuple[object, int, int]],
+) -> None:
+    """Files as Linux has them, for a machine of 8 GB with 6 GB available."""
+    proc, root = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: {8 * GB // 1024} kB\nMemAvailable: {6 * GB // 1024} kB\n")
+    (proc / "self" / "cgroup").write_text(membership)
+    for name, (allowed, used, cached) in groups.items():
+        group = root / controller / name
+        group.mkdir(parents=True, exist_ok=True)
+        for file, value in zip(names, (allowed, used), strict=True):
+            (group / file).write_text(f"{value}\n")
+        (group / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 7\n")
+    monkeypatch.setattr(machine, "PROC", proc)
+    monkeypatch.setattr(machine, "CGROUPS", root)
+
+
+def test_memory_of_this_machine() -> None:
+    found = memory()
+    assert found.total > found.available > 0
+    assert found.limit is None or found.limit < found.total

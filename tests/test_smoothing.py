@@ -1,0 +1,348 @@
+"""Smoothing keeps the function, divides what int8 rounds, and is done only where it helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN_STAGES, golden_checkpoint
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tinygptv.export.contract import contracts
+from tinygptv.export.decoder import build_decoder
+from tinygptv.export.forward import decoder_hidden_states, vision_features
+from tinygptv.export.graph import GraphWriter
+from tinygptv.export.schemes import GELU_MINIMUM, Blocks, Rows, Scheme
+from tinygptv.export.smoothing import (
+    INPUT_FACTOR,
+    SMALLEST_RANGE,
+    STRENGTHS,
+    Group,
+    Smoothed,
+    Smoothing,
+    decoder_groups,
+    find_smoothing,
+    vision_groups,
+)
+from tinygptv.export.vision_encoder import build_vision_encoder
+from tinygptv.runtime.architecture import Architecture
+from tinygptv.runtime.decoder import ALL_LOGITS, Decoder
+from tinygptv.runtime.manifest import DECODER, VISION_ENCODER
+from tinygptv.runtime.session import open_session
+from torch import Tensor
+
+Expected = Callable[[int], dict[str, np.ndarray]]
+TOLERANCE = 1e-3
+"""Of the largest difference, in standard deviations: factors of 0.1 to 10 cost some of float32's digits."""
+SCHEMES = (Rows(), Rows(GELU_MINIMUM), Blocks(16))
+
+
+def groups_of(sizes: Architecture) -> list[Group]:
+    return [*vision_groups(sizes.vision), *decoder_groups(sizes.language)]
+
+
+def random_smoothings(stage: int) -> dict[Group, Smoothing]:
+    """For every group: factors of 0.1 to 10 for most channels, and a shift where something can take it."""
+    checkpoint = golden_checkpoint(stage)
+    generator = torch.Generator().manual_seed(stage)
+    smoothings = {}
+    for group in groups_of(checkpoint.architecture):
+        shift, factor = torch.randn(2, checkpoint.shape(f"{group.linears[0]}.weight")[1], generator=generator)
+        shift = shift if group.norm or group.values else torch.zeros_like(shift)
+        given_back = tuple(checkpoint[f"{linear}.weight"] @ shift for linear in group.linears)
+        smoothings[group] = Smoothing(shift, factor.exp(), given_back)
+    return smoothings
+
+
+def deviation(found: np.ndarray | Tensor, expected: np.ndarray | Tensor) -> float:
+    assert found.shape == expected.shape
+    return float(abs(found - expected).max() / expected.std())
+
+
+# The groups
+
+
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_a_group_is_all_the_layers_that_read_one_tensor(stage: int, expected: Expected) -> None:
+    """As the forward pass has it: each linear layer is in one group, and a group's first is computed first."""
+    checkpoint = golden_checkpoint(stage)
+    sizes = checkpoint.architecture
+    seen: list[tuple[str, Tensor]] = []
+
+    def observe(name: str, x: Tensor) -> None:
+        seen.append((name, x.clone()))
+
+    arrays = {name: torch.from_numpy(array) for name, array in expected(stage).items()}
+    vision_features(checkpoint, sizes.vision, arrays["pixel_values"], observe)
+    decoder_hidden_states(checkpoint, sizes.language, arrays["inputs_embeds"], observe)
+    computed: list[list[str]] = []
+    for i, (name, x) in enumerate(seen):
+        same = (together for together in computed if torch.equal(dict(seen[:i])[together[0]], x))
+        if (together := next(same, None)) is None:
+            computed.append([name])
+        else:
+            together.append(name)
+    assert computed == [list(group.linears) for group in groups_of(sizes)]
+
+
+# Smoothed tensors
+
+
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_the_function_stays(stage: int, expected: Expected, tmp_path: Path) -> None:
+    """In the graphs, in float32, with every group smoothed at random."""
+    checkpoint, arrays = golden_checkpoint(stage), expected(stage)
+    sizes = checkpoint.architecture
+    tensors = Smoothed(checkpoint, random_smoothings(stage))
+    promised = contracts(sizes, "float32")
+
+    def exact(name: str) -> None:
+        return None
+
+    def told(i: int, count: int) -> None:
+        return None
+
+    with GraphWriter(tmp_path, VISION_ENCODER) as writer:
+        writer.contract(*promised[VISION_ENCODER])
+        build_vision_encoder(writer, tensors, sizes.vision, exact, told)
+        graph, _ = writer.finish()
+    session = open_session(tmp_path, graph, layers=0, threads=1)
+    (features,) = session.run(None, {"pixel_values": arrays["pixel_values"]})
+    assert deviation(features, arrays["image_features"]) < TOLERANCE
+    layers = sizes.language.num_hidden_layers
+    with GraphWriter(tmp_path, DECODER) as writer:
+        writer.contract(*promised[DECODER], layers=layers)
+        build_decoder(writer, tensors, sizes.language, "float32", exact, told)
+        graph, _ = writer.finish()
+    decoder = Decoder(open_session(tmp_path, graph, layers, threads=1), sizes.language)
+    logits = decoder.start().run(arrays["inputs_embeds"], ALL_LOGITS)[np.newaxis]
+    assert deviation(logits, arrays["prefill_logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_inputs_are_moved_and_divided(stage: int, expected: Expected) -> None:
+    """Where a norm or the values take it; elsewhere the graph multiplies by the input_factor."""
+    checkpoint = golden_checkpoint(stage)
+    sizes = checkpoint.architecture
+    arrays = {name: torch.from_numpy(array) for name, array in expected(stage).items()}
+    smoothings = {group: one for group, one in random_smoothings(stage).items() if group.norm or group.values}
+    smoothing_of = {linear: smoothing for group, smoothing in smoothings.items() for linear in group.linears}
+    plain: dict[str, Tensor] = {}
+    smooth: dict[str, Tensor] = {}
+    for tensors, seen in ((checkpoint, plain), (Smoothed(checkpoint, smoothings), smooth)):
+        observe = lambda name, x, seen=seen: seen.update({name: x.clone()})  # noqa: E731
+        vision_features(tensors, sizes.vision, arrays["pixel_values"], observe)
+        decoder_hidden_states(tensors, sizes.language, arrays["inputs_embeds"], observe)
+    assert {name for name in plain if name not in smoothing_of} == {name for name in plain if name.endswith("mlp.fc2")}
+    for name, x in plain.items():
+        if one := smoothing_of.get(name):
+            assert deviation(smooth[name], x) > 0.1, name
+            x = (x - one.shift) / one.factor
+        assert deviation(smooth[name], x) < TOLERANCE, name
+
+
+def test_it_is_a_mapping() -> None:
+    checkpoint = golden_checkpoint(3)
+    smoothings = random_smoothings(3)
+    tensors = Smoothed(checkpoint, smoothings)
+    added = {
+        f"{group.linears[0]}.{INPUT_FACTOR}": 1 / smoothing.factor
+        for group, smoothing in smoothings.items()
+        if not (group.norm or group.values)
+    }
+    assert set(added) == {name.replace("weight", INPUT_FACTOR) for name in checkpoint if "mlp.fc2.weight" in name}
+    assert list(tensors) == [*checkpoint, *added]
+    assert len(tensors) == len(list(tensors)) == len(checkpoint) + len(added)
+    for name in tensors:
+        assert name in tensors
+        assert tensors[name].dtype == torch.float32
+        assert tensors[name].shape == (added[name].shape if name in added else checkpoint.shape(name))
+    for name, factor in added.items():
+        assert torch.equal(tensors[name], factor)
+    for unknown in ("lm_head.weigth", "", f"lm_head.{INPUT_FACTOR}", f"visual.blocks.0.attn.proj.{INPUT_FACTOR}"):
+        assert unknown not in tensors
+        with pytest.raises(KeyError):
+            tensors[unknown]
+
+
+def test_what_is_in_no_group_is_untouched() -> None:
+    checkpoint = golden_checkpoint(3)
+    group, smoothing = next(iter(random_smoothings(3).items()))
+    assert group.norm
+    changed = {f"{layer}.{part}" for layer in (group.norm, *group.linears) for part in ("weight", "bias")}
+    tensors = Smoothed(checkpoint, {group: smoothing})
+    assert set(tensors) == set(checkpoint)
+    assert {name for name in checkpoint if not torch.equal(tensors[name], checkpoint[name])} == changed
+    none = Smoothed(checkpoint, {})
+    assert all(torch.equal(none[name], checkpoint[name]) for name in checkpoint)
+
+
+# Which factor
+
+
+def found_for(x: Tensor, weights: list[Tensor], scheme: Scheme) -> Tensor | None:
+    group = Group(tuple(f"layer {i}" for i in range(len(weights))))
+    found = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
+    return None if found is None else found.factor
+
+
+def relative_error(x: Tensor, weights: list[Tensor], factor: Tensor | None, scheme: Scheme) -> float:
+    """Of the products in int8, each layer's in proportion to its own size."""
+    by = torch.ones(x.shape[1]) if factor is None else factor
+    seen = scheme.round_input(x / by, by)
+    total = 0.0
+    for weight in weights:
+        exact = x @ weight.t()
+        error = (seen @ scheme.round_weight(weight * by).t() - exact).norm()
+        total += float(error / exact.norm().clamp_min(SMALLEST_RANGE)) ** 2
+    return total
+
+
+def some(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nothing_is_picked_where_nothing_helps() -> None:
+    x, weight = some(40, 32), some(24, 32, seed=2)
+
+    def keep(x: Tensor, factor: Tensor | None = None) -> Tensor:
+        return x
+
+    assert find_smoothing(PLAIN, torch.zeros(7, 32), [weight], Rows().round_input, Rows().round_weight) is None
+    assert find_smoothing(PLAIN, x, [torch.zeros(24, 32)], Rows().round_input, Rows().round_weight) is None
+    # Without rounding, dividing and multiplying again can only lose.
+    powers = 2.0 ** torch.arange(32).remainder(5)
+    assert find_smoothing(PLAIN, powers.expand(4, -1), [torch.eye(32)], keep, keep) is None
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_an_outlier_channel_is_smoothed(scheme: Scheme) -> None:
+    """More tokens and rows than are looked at: the others gain as much."""
+    x, weights = some(700, 64), [some(1500, 64, seed=2), 5 * some(96, 64, seed=3)]
+    x[:, 5] *= 60
+    if scheme == Rows(GELU_MINIMUM):
+        x = torch.nn.functional.gelu(x)
+    factor = found_for(x, weights, scheme)
+    assert factor is not None
+    assert factor.shape == (64,)
+    assert factor[5] > 2 * factor[torch.arange(64) != 5].max()
+    assert relative_error(x, weights, factor, scheme) < 0.5 * relative_error(x, weights, None, scheme)
+
+
+def test_dead_channels_keep_no_other_from_being_smoothed() -> None:
+    """One never seen active, one that no weight reads."""
+    x, weight = some(100, 32), some(48, 32, seed=2)
+    x[:, 5] *= 60
+    x[:, 7] = 0
+    weight[:, 9] = 0
+    factor = found_for(x, [weight], Rows())
+    assert factor is not None
+    assert factor.isfinite().all() and factor.gt(0).all()
+    assert relative_error(x, [weight], factor, Rows()) < 0.5 * relative_error(x, [weight], None, Rows())
+
+
+def test_every_layer_of_a_group_counts() -> None:
+    """The best strength for all of them together is taken, whichever is the loudest."""
+    x = some(100, 32)
+    x[:, 5] *= 100
+    plain, spiked = some(48, 32, seed=2), some(48, 32, seed=3)
+    spiked[:, 5] *= 50
+    weights = [plain, 30 * spiked]
+    # Root mean squares; each column's is largest in the second matrix.
+    reach, weight_reach = (tensor.square().mean(0).sqrt() for tensor in (x, weights[1]))
+    candidates = [None, *(reach**strength / weight_reach ** (1 - strength) for strength in STRENGTHS if strength)]
+    best = min(candidates, key=lambda factor: relative_error(x, weights, factor, Rows()))
+    loudest = min(candidates, key=lambda factor: relative_error(x, weights[1:], factor, Rows()))
+    assert best is not None and best is not loudest
+    torch.testing.assert_close(found_for(x, weights, Rows()), best)
+    torch.testing.assert_close(found_for(x, weights[::-1], Rows()), best)
+
+
+def test_rounding_is_told_the_factor() -> None:
+    """What a channel's least value has become depends on it."""
+    told: list[tuple[Tensor, Tensor]] = []
+    x, weight = some(20, 16), some(8, 16, seed=2)
+
+    def round_input(divided: Tensor, factor: Tensor) -> Tensor:
+        told.append((divided, factor))
+        return divided.round()
+
+    find_smoothing(PLAIN, x, [weight], round_input, lambda weight: weight)
+    assert len(told) > 3
+    assert torch.equal(told[0][1], torch.ones(16)), "no smoothing is tried too"
+    for divided, factor in told:
+        assert torch.equal(divided, x / factor)
+
+
+VALUES = st.one_of(
+    st.just(0.0),
+    st.floats(-1.0, 1.0, width=32, allow_subnormal=False),
+    st.floats(-(2.0**120), 2.0**120, width=32, allow_subnormal=False),
+)
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """An input [tokens, channels] and weights [rows, channels], with a constant and a dead channel at times."""
+    channels = draw(st.integers(1, 24))
+    x = draw(hnp.arrays(np.float32, (draw(st.integers(1, 4)), channels), elements=VALUES))
+    weight = draw(hnp.arrays(np.float32, (draw(st.integers(1, 4)), channels), elements=VALUES))
+    x[:, draw(st.integers(0, channels - 1))] = draw(VALUES)
+    weight[:, draw(st.integers(0, channels - 1))] = draw(VALUES)
+    return x, weight
+
+
+@settings(deadline=None, max_examples=100)
+@given(products(), st.sampled_from(SCHEMES))
+@example((np.full((1, 1), 3e38, np.float32), np.full((1, 1), 3e38, np.float32)), Rows())
+@example((np.full((1, 2), 3e38, np.float32), np.zeros((1, 2), np.float32)), Blocks(16))
+def test_it_is_never_worse_and_always_finite(drawn: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> None:
+    x, weight = (torch.from_numpy(array) for array in drawn)
+    factor = found_for(x, [weight], scheme)
+    if factor is None:
+        return
+    for values in (factor, 1 / factor, x / factor, weight * factor):
+        assert values.isfinite().all()
+    assert factor.gt(0).all()
+    without = relative_error(x, [weight], None, scheme)
+    # Where float32 itself overflows without smoothing, anything finite is better.
+    assert relative_error(x, [weight], factor, scheme) <= without or math.isnan(without)
+
+
+# Where the middle of a channel is
+
+
+NORM, PLAIN = Group(("layer",), norm="norm"), Group(("layer",))
+WITHOUT_BIAS = Group(("layer",), norm="norm", norm_has_bias=False)
+
+
+def smoothing_for(group: Group, x: Tensor, weights: list[Tensor], scheme: Scheme) -> Smoothing | None:
+    return find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
+
+
+@pytest.mark.parametrize("scheme", [Rows(), Blocks(16)], ids=str)
+def test_channels_far_from_zero_are_moved(scheme: Scheme) -> None:
+    """Only where a norm or the values can take that."""
+    x, weight = some(100, 32), some(48, 32, seed=2)
+    x[:, 5] += 60
+    found = smoothing_for(NORM, x, [weight], scheme)
+    assert found is not None
+    torch.testing.assert_close(found.shift, (x.amax(0) + x.amin(0)) / 2)
+    moved = relative_error(x - found.shift, [weight], found.factor, scheme)
+    # In proportion to smaller products: what was moved is exact.
+    products = [(by @ weight.t()).norm() for by in (x, x - found.shift)]
+    assert moved * float(products[1] / products[0]) ** 2 < 0.1 * relative_error(x, [weight], None, scheme)
+    for group in (PLAIN, WITHOUT_BIAS):
+        stays = smoothing_for(group, x, [weight], scheme)
+        assert stays is not None
+        assert torch.equal(stays.shift, torch.zeros(32))
+        assert torch.equal(stays.factor, found_for(x, [weight], scheme))
+
+
+def test_nothing_is_done_where_nothing_can_be_moved_and_no_factor_helps() -> None:
+    assert smoothing_for(PLAIN, torch.zeros(7, 32), [some(24, 32)], Rows()) is None
