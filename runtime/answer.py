@@ -27,7 +27,9 @@ class EncodedImage:
     preprocess_seconds: float
     """Reading, decoding and resizing the picture."""
     encode_seconds: float
-    """Vision encoder and projector."""
+    """Vision encoder."""
+    project_seconds: float
+    """Projector."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Timings:
     """Where the time of one answer went, in seconds."""
 
     preprocess: float
-    """Reading and resizing the picture; this and the next are 0 where an :class:`EncodedImage` was given."""
+    """Reading and resizing the picture; this and the next two are 0 where an :class:`EncodedImage` was given."""
     image_encode: float
+    projector: float
     prefill: float
     """Feeding the whole prompt, until the first token is known."""
     time_to_first_token: float
-    """The three before together: what a user waits for."""
+    """The four before together: what a user waits for."""
     decode: float
     """From the first token to the last."""
     decode_tokens_per_second: float
@@ -112,6 +115,7 @@ class AnswerWriter:
         later = len(self._token_ids) - 1
         preprocess = self._encoded.preprocess_seconds if self._encoded else 0.0
         image_encode = self._encoded.encode_seconds if self._encoded else 0.0
+        projector = self._encoded.project_seconds if self._encoded else 0.0
         prefill = first - self._asked
         return rest, Answer(
             text="".join(self._text) + rest,
@@ -121,8 +125,9 @@ class AnswerWriter:
             timings=Timings(
                 preprocess=preprocess,
                 image_encode=image_encode,
+                projector=projector,
                 prefill=prefill,
-                time_to_first_token=preprocess + image_encode + prefill,
+                time_to_first_token=preprocess + image_encode + projector + prefill,
                 decode=decode,
                 decode_tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             ),

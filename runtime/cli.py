@@ -246,6 +246,7 @@ def _statistics(answer: Answer, load_seconds: float) -> str:
         ("load", f"{load_seconds:.3f} s"),
         ("preprocess", f"{timings.preprocess:.3f} s"),
         ("image encode", f"{timings.image_encode:.3f} s"),
+        ("projector", f"{timings.projector:.3f} s"),
         ("prefill", f"{timings.prefill:.3f} s ({answer.prompt_tokens} tokens)"),
         ("time to first token", f"{timings.time_to_first_token:.3f} s"),
         ("decode", f"{speed} ({len(answer.token_ids)} tokens, finished by {answer.finish_reason})"),

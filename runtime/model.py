@@ -138,13 +138,16 @@ class TinyGPTV:
         picture = open_image(image)
         pixel_values = preprocess(picture, self.manifest.image)
         prepared = time.perf_counter()
-        embeds = vision.image_embeds(vision.image_features(pixel_values))[0]
+        features = vision.image_features(pixel_values)
+        encoded = time.perf_counter()
+        embeds = vision.image_embeds(features)[0]
         return EncodedImage(
             embeds=embeds,
             width=picture.width,
             height=picture.height,
             preprocess_seconds=prepared - started,
-            encode_seconds=time.perf_counter() - prepared,
+            encode_seconds=encoded - prepared,
+            project_seconds=time.perf_counter() - encoded,
         )
 
     def embed_prompt(self, image: EncodedImage, question: str, *, template: str | None = None) -> Float32Array:

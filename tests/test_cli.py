@@ -87,7 +87,7 @@ def test_json_is_one_object(
         "prompt_tokens": answer.prompt_tokens,
     }
     assert list(timings) == [
-        *("preprocess", "image_encode", "prefill", "time_to_first_token"),
+        *("preprocess", "image_encode", "projector", "prefill", "time_to_first_token"),
         *("decode", "decode_tokens_per_second", "load"),
     ]
     assert all(type(value) is float and value > 0 for value in timings.values())
@@ -100,7 +100,7 @@ def test_stats_go_to_stderr(bundle: str, photo: Path, form: list[str], capsys: p
     captured = capsys.readouterr()
     names = [line[:20].strip() for line in captured.err.splitlines()]
     assert names == [
-        *("load", "preprocess", "image encode", "prefill", "time to first token", "decode", "peak RSS"),
+        *("load", "preprocess", "image encode", "projector", "prefill", "time to first token", "decode", "peak RSS"),
     ]
     assert re.search(r"prefill  \d+\.\d{3} s \(35 tokens\)", captured.err)
     assert re.search(r"decode  \d+\.\d tokens/s \(12 tokens, finished by length\)", captured.err)

@@ -87,7 +87,7 @@ def test_opening_is_part_of_what_it_is_opened_for(
 
     monkeypatch.setattr(graphs, "open_session", slow)
     timings = model.ask(photo, QUESTION, max_new_tokens=3).timings
-    assert timings.image_encode > 0.4 and timings.prefill > 0.2
+    assert min(timings.image_encode, timings.projector, timings.prefill) > 0.2
 
 
 def test_default_keeps_all_open(bundle: Path, sessions: Sessions, photo: Path) -> None:

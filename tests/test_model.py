@@ -168,7 +168,7 @@ def test_an_image_may_be_a_path_bytes_a_picture_or_encoded(speaking_model: TinyG
     assert (encoded.width, encoded.height) == (60, 40)
     assert encoded.embeds.dtype == np.float32
     assert encoded.embeds.shape == (8, 120)
-    assert encoded.preprocess_seconds > 0 and encoded.encode_seconds > 0
+    assert min(encoded.preprocess_seconds, encoded.encode_seconds, encoded.project_seconds) > 0
     assert speaking_model.encode_image(encoded) is encoded
     with Image.open(photo) as picture:
         sources = (str(photo), photo.read_bytes(), picture, encoded)
@@ -188,7 +188,7 @@ def test_the_answer_depends_on_the_image(speaking_model: TinyGPTV, photo: Path) 
 
 def test_a_reused_image_costs_nothing(speaking_model: TinyGPTV, photo: Path) -> None:
     timings = speaking_model.ask(speaking_model.encode_image(photo), QUESTION, max_new_tokens=3).timings
-    assert (timings.preprocess, timings.image_encode) == (0, 0)
+    assert (timings.preprocess, timings.image_encode, timings.projector) == (0, 0, 0)
     assert timings.time_to_first_token == timings.prefill > 0
 
 
@@ -373,8 +373,10 @@ def test_timings_add_up(speaking_model: TinyGPTV, photo: Path, max_new_tokens: i
     started = time.perf_counter()
     timings = speaking_model.ask(photo, QUESTION, max_new_tokens=max_new_tokens).timings
     elapsed = time.perf_counter() - started
-    assert min(timings.preprocess, timings.image_encode, timings.prefill) > 0
-    assert timings.time_to_first_token == pytest.approx(timings.preprocess + timings.image_encode + timings.prefill)
+    assert min(timings.preprocess, timings.image_encode, timings.projector, timings.prefill) > 0
+    assert timings.time_to_first_token == pytest.approx(
+        timings.preprocess + timings.image_encode + timings.projector + timings.prefill
+    )
     assert timings.time_to_first_token + timings.decode <= elapsed
     if max_new_tokens == 1:
         assert (timings.decode, timings.decode_tokens_per_second) == (0, 0)

@@ -161,11 +161,13 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     shown_ids = torch.tensor(shown_ids[: len(shown_ids) // CALIBRATION_LENGTH * CALIBRATION_LENGTH])
     shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
-    decoder = schemes(vision_model.SIZES, "int8", DEFAULT_BLOCK_SIZE)[DECODER]
+    decoder, larger = (schemes(vision_model.SIZES, "int8", size)[DECODER] for size in (DEFAULT_BLOCK_SIZE, 128))
     scores = {}
     for name, scheme_of, smoothed in (
         ("blocks of 32, not calibrated (Q8_0's)", lambda name: Blocks(32), False),
         ("blocks of 128, not calibrated", lambda name: Blocks(128), False),
+        ("blocks of 128", lambda name: Blocks(128), True),
+        ("blocks of 128, of 32 for fc2 and lm_head", lambda name: larger(name.replace("ffn_down", "mlp.fc2")), True),
         (SHIPPED, lambda name: decoder(name.replace("ffn_down", "mlp.fc2")), True),
     ):
         weights: Mapping[str, Tensor] = tensors

@@ -1,6 +1,8 @@
 """Measures this project at the published sizes: the export, and `tinygptv ask` on a real photo, in new processes.
 
-The checkpoint is the random one that make_checkpoint.py writes; its words are noise, its speed and memory are not.
+`ask` is measured as it is by default, with `--memory low`, and after `tinygptv tune`; beside a float32 bundle if one is
+given, alternating. The checkpoint is the random one that make_checkpoint.py writes: its words are noise, its speed and
+memory are not.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,7 +48,7 @@ def run(command: Sequence[str]) -> tuple[str, float, int]:
         return output.read(), seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def export(checkpoint: Path, stage: int, bundle: Path) -> dict[str, float]:
+def export(checkpoint: Path, stage: int, bundle: Path, *more: str) -> dict[str, float]:
     """Export the checkpoint; its wall time and peak memory."""
     files = {
         "--phi": PHI_FOLDER,
@@ -54,22 +57,23 @@ def export(checkpoint: Path, stage: int, bundle: Path) -> dict[str, float]:
         "--checkpoint": stage_file_name(stage),
     }
     paths = (text for option, name in files.items() for text in (option, str(checkpoint / name)))
-    command = [sys.executable, "-m", "tinygptv.export", *paths, "--stage", str(stage), "-o", str(bundle)]
+    command = [sys.executable, "-m", "tinygptv.export", *paths, "--stage", str(stage), "-o", str(bundle), *more]
     _, seconds, peak = run(command)
     return {"seconds": seconds, "peak_rss_bytes": peak}
 
 
-def ask(bundle: Path, photo: Path, threads: int, tokens: int) -> dict[str, float]:
+def ask(bundle: Path, photo: Path, threads: int, tokens: int, *more: str) -> dict[str, float]:
     """One `tinygptv ask` in a new process; every figure of its --json, flat, and the whole process's seconds."""
     command = [sys.executable, "-m", "tinygptv.runtime.cli", "ask", str(photo), QUESTION, "--bundle", str(bundle)]
     options = ["--json", "--threads", str(threads), "--max-new-tokens", str(tokens)]
-    output, seconds, peak = run([*command, *options])
+    output, seconds, peak = run([*command, *options, *more])
     answer = json.loads(output)
     return {
         **answer["timings"],
         "process": seconds,
         "prompt_tokens": answer["prompt_tokens"],
         "new_tokens": len(answer["token_ids"]),
+        "anonymous_bytes": answer["anonymous_bytes"],
         "peak_rss_bytes": peak,
     }
 
@@ -90,16 +94,21 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 def prose(document: dict[str, Any]) -> str:
     """The figures as a paragraph for a reader of the README."""
-    figure = {name: values["median"] for name, values in document["ask"].items()}
-    made, machine = document["export"], document["machine"]
+    asks = document["ask"]
+    figure, low, tuned = (
+        {name: values["median"] for name, values in asks[mode].items()} for mode in ("default", "low memory", "tuned")
+    )
+    made, machine = document["export"]["calibrated"], document["machine"]
     return (
         f"At the published sizes ({document['bundle']['source_bytes'] / 1e9:.1f} GB of files, random weights), "
-        f"{document['threads']} threads of {machine['cpu']}, medians of {len(document['ask']['process']['samples'])} "
+        f"{document['threads']} threads of {machine['cpu']}, medians of {len(asks['default']['process']['samples'])} "
         f"runs with onnxruntime {machine['onnxruntime']}: the export takes {made['seconds']:.0f} s and "
         f"{made['peak_rss_bytes'] / 1e9:.1f} GB of memory and writes {document['bundle']['bytes'] / 1e9:.1f} GB; "
         f"`tinygptv ask` then loads in {figure['load']:.1f} s, has the first token of its answer about a photo "
         f"{figure['time_to_first_token']:.1f} s later, writes {figure['decode_tokens_per_second']:.1f} tokens/s, "
-        f"and peaks at {figure['peak_rss_bytes'] / 1e9:.1f} GB.\n"
+        f"and peaks at {figure['peak_rss_bytes'] / 1e9:.1f} GB. With `--memory low` it peaks at "
+        f"{low['peak_rss_bytes'] / 1e9:.1f} GB; tuned, it loads in {tuned['load']:.1f} s, with "
+        f"{tuned['anonymous_bytes'] / 1e9:.1f} GB of memory that the system cannot take back.\n"
     )
 
 
@@ -113,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="what make_checkpoint.py wrote")
     parser.add_argument("--stage", type=int, default=4, choices=(3, 4), help="of the checkpoint (default: 4)")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="where to export to; must not exist")
+    parser.add_argument("--fp32", type=Path, metavar="DIR", help="the same model, exported with --precision fp32")
     parser.add_argument("--runs", type=int, default=5, help="questions asked, after one to warm up (default: 5)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens an answer (default: 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
@@ -120,14 +130,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file to put the figures into")
     options = parser.parse_args(argv)
 
-    exported = export(options.checkpoint, options.stage, options.bundle)
+    plain = options.bundle.with_name(f"{options.bundle.name} not calibrated")
+    exported = {"not calibrated": export(options.checkpoint, options.stage, plain, "--calibration", "none")}
+    shutil.rmtree(plain)
+    exported["calibrated"] = export(options.checkpoint, options.stage, options.bundle)
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "astronaut.png"
         Image.fromarray(data.astronaut()).save(photo)
-        asks = [
-            ask(options.bundle, photo, options.threads, options.tokens)
-            for _ in tqdm(range(options.runs + 1), desc="questions")
-        ]
+
+        def asks(*plan: tuple[str, Path, tuple[str, ...]]) -> dict[str, list[dict[str, float]]]:
+            """Every entry (name, bundle, options) in each round; the first round warms up."""
+            found: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in plan}
+            for _ in tqdm(range(options.runs + 1), desc=", ".join(found)):
+                for name, bundle, more in plan:
+                    found[name].append(ask(bundle, photo, options.threads, options.tokens, *more))
+            return {name: samples[1:] for name, samples in found.items()}
+
+        samples = asks(("default", options.bundle, ()), ("low memory", options.bundle, ("--memory", "low")))
+        if options.fp32 is not None:
+            samples |= asks(("beside float32", options.bundle, ()), ("float32", options.fp32, ()))
+        tune = [sys.executable, "-m", "tinygptv.runtime.cli", "tune", str(options.bundle)]
+        _, tune_seconds, tune_peak = run(tune)
+        samples |= asks(("tuned", options.bundle, ()), ("tuned, low memory", options.bundle, ("--memory", "low")))
+        run([*tune, "--undo"])
     sources = read_manifest(options.bundle).sources
     document = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -139,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "source_bytes": sum(source.size for source in sources),
         },
         "export": exported,
-        "ask": summarise(asks[1:]),
+        "tune": {"seconds": tune_seconds, "peak_rss_bytes": tune_peak},
+        "ask": {name: summarise(found) for name, found in samples.items()},
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.readme is not None:

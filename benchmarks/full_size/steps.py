@@ -1,4 +1,4 @@
-"""Measures decode steps of a bundle: what of a step is not onnxruntime's, and what a batch brings.
+"""Measures decode steps of a bundle: what of one is not onnxruntime's, what a long context costs, what a batch brings.
 
 Everything alternates within one process, so that the ratios are of one machine's mood.
 """
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reporting import describe, describe_bundle
 
 PACKAGES = ("tinygptv", "onnxruntime", "numpy")
-PROMPT_TOKENS = 64
+PROMPT_TOKENS, LONG_TOKENS = 64, 1500
 
 
 class TimedSession:
@@ -76,14 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     session = TimedSession(opened)
     decoder = Decoder(session, sizes)
     table = TokenEmbeddings(options.bundle / EMBEDDINGS, sizes)
-    ids = np.random.default_rng(0).integers(0, min(50_000, sizes.vocab_size), (options.batch, PROMPT_TOKENS))
+    words = np.random.default_rng(0).integers(0, min(50_000, sizes.vocab_size), LONG_TOKENS)
+    ids = words[: options.batch * PROMPT_TOKENS].reshape(options.batch, PROMPT_TOKENS)
 
-    def one() -> dict[str, float]:
-        tokens = greedy(decoder.start(), table.rows(ids[0])[None], lambda i: table.rows([i]), options.tokens + 5, ())
+    def one(prompt: np.ndarray) -> dict[str, float]:
+        """Steps after one prompt, and the share of them that onnxruntime's run calls don't take."""
+        tokens = greedy(decoder.start(), table.rows(prompt)[None], lambda i: table.rows([i]), options.tokens + 5, ())
         steps(tokens, 4)
         before = session.seconds
         seconds = steps(tokens, options.tokens)
-        return {"seconds": seconds, "outside": 1 - (session.seconds - before) / seconds}
+        return {"seconds": seconds / options.tokens, "outside": 1 - (session.seconds - before) / seconds}
 
     def many() -> float:
         """Seconds of ``tokens`` steps of all rows, after their prompts were read."""
@@ -100,16 +102,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         greedy_batch(decoder, prompts, table.rows, wants_more, (), options.batch)
         return times[-1] - times[-1 - options.tokens]
 
-    one(), many()
+    one(ids[0]), many()
     rounds = []
     for _ in tqdm(range(options.rounds), desc="rounds"):
-        alone, together = one(), many()
+        short, long, together = one(ids[0]), one(words), many() / options.tokens
         rounds.append(
             {
-                "seconds_a_step": alone["seconds"] / options.tokens,
-                "outside_onnxruntime": alone["outside"],
-                "seconds_a_batch_step": together / options.tokens,
-                "batch_speedup": options.batch * alone["seconds"] / together,
+                "seconds_a_step": short["seconds"],
+                "outside_onnxruntime": short["outside"],
+                f"seconds_a_step_after_{LONG_TOKENS}": long["seconds"],
+                f"speed_after_{LONG_TOKENS}": short["seconds"] / long["seconds"],
+                "seconds_a_batch_step": together,
+                "batch_speedup": options.batch * short["seconds"] / together,
             }
         )
     document = {
@@ -118,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "bundle": describe_bundle(options.bundle),
         "batch": options.batch,
+        "cache_bytes_a_token": 2 * sizes.num_hidden_layers * sizes.hidden_size * np.dtype(decoder.cache_dtype).itemsize,
         "medians": {name: statistics.median(sample[name] for sample in rounds) for name in rounds[0]},
         "rounds": rounds,
     }
