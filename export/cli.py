@@ -17,6 +17,7 @@ from tinygptv.runtime.memory import peak_rss
 from .architecture import STAGES
 from .bundle import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS, TEMPLATE_NAMES, Exported, export_bundle
 from .calibration import PACKAGED
+from .options import add_source_files
 from .verify_cli import main as verify
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -65,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
-    parser.add_argument(
-        "--phi", type=Path, required=True, metavar="DIR", help="Phi-2 folder: config, weights, tokenizer"
-    )
-    parser.add_argument("--vision", type=Path, required=True, metavar="FILE", help="eva_vit_g.pth")
-    parser.add_argument("--qformer", type=Path, required=True, metavar="FILE", help="blip2_pretrained_flant5xxl.pth")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="TinyGPT-V_for_StageN.pth")
+    add_source_files(parser)
     parser.add_argument(
         "--stage", type=int, choices=STAGES, required=True, help="of the checkpoint: 1-3 see 224 px, 4 sees 448 px"
     )

@@ -119,12 +119,16 @@ def _norm_and_rotate(
     )
 
 
-def _rotary_tables(graph: GraphWriter, sizes: LanguageArchitecture) -> tuple[str, str]:
-    """Cos and sin [context, rotary_dim / 2] of position * theta^(-2j / rotary_dim) (Su et al. 2021, section 3.2.2)."""
+def rotary_angles(sizes: LanguageArchitecture, length: int) -> torch.Tensor:
+    """Angles position * theta^(-2j / rotary_dim), float32 [length, rotary_dim / 2] (Su et al. 2021, section 3.2.2)."""
     # In float32 as Phi's published code has it: at position 2000 the last digits of a float64 product differ.
     exponents = torch.arange(0, sizes.rotary_dim, 2, dtype=torch.int64).float() / sizes.rotary_dim
-    frequencies = 1.0 / (sizes.rope_theta**exponents)
-    angles = torch.outer(torch.arange(sizes.max_position_embeddings, dtype=torch.float32), frequencies)
+    return torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / (sizes.rope_theta**exponents))
+
+
+def _rotary_tables(graph: GraphWriter, sizes: LanguageArchitecture) -> tuple[str, str]:
+    """Cos and sin [context, rotary_dim / 2]."""
+    angles = rotary_angles(sizes, sizes.max_position_embeddings)
     return graph.constant("rotary.cos", angles.cos()), graph.constant("rotary.sin", angles.sin())
 
 

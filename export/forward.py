@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .architecture import QFORMER_LAYER
+from .decoder import rotary_angles
 
 Observe = Callable[[str, Tensor], object]
 
@@ -79,8 +80,7 @@ def decoder_hidden_states(
 ) -> Tensor:
     """Run Phi-2 over prompts of one length: float32 [batch, sequence, hidden], to after the final norm."""
     heads, half = sizes.num_attention_heads, sizes.rotary_dim // 2
-    exponents = torch.arange(0, sizes.rotary_dim, 2, dtype=torch.int64).float() / sizes.rotary_dim
-    angles = torch.outer(torch.arange(inputs_embeds.shape[1]).float(), 1.0 / sizes.rope_theta**exponents)
+    angles = rotary_angles(sizes, inputs_embeds.shape[1])
     cos, sin = angles.cos(), angles.sin()
 
     def linear(x: Tensor, name: str) -> Tensor:

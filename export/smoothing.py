@@ -19,7 +19,7 @@ from torch import Tensor
 INPUT_FACTOR = "input_factor"
 """Suffix of the tensor a linear layer's input is multiplied by, where nothing before it could take the division."""
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""How much of the range moves into the weights (alpha, in the paper's equation 4), of which the best is taken."""
+"""How much of the range moves into the weights (alpha, in the paper's equation 4), tried in turn."""
 SMALLEST_RANGE = 1e-5
 """A channel that was never seen active, or has no weights, keeps finite factors."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tinygptv.runtime.errors import ExportError, TinyGPTVError
 
 from .architecture import STAGES
+from .options import add_source_files
 from .verify_bounds import DEFAULTS, Bounds, check
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -101,10 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that tinygptv-export wrote")
     sources = parser.add_argument_group("what it was made from")
-    sources.add_argument("--phi", type=Path, required=True, metavar="DIR", help="Phi-2 folder")
-    sources.add_argument("--vision", type=Path, required=True, metavar="FILE", help="eva_vit_g.pth")
-    sources.add_argument("--qformer", type=Path, required=True, metavar="FILE", help="blip2_pretrained_flant5xxl.pth")
-    sources.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="TinyGPT-V_for_StageN.pth")
+    add_source_files(sources)
     sources.add_argument("--stage", type=int, choices=STAGES, help="of the checkpoint (default: what BUNDLE says)")
     sources.add_argument("--architecture", type=Path, metavar="FILE", help="JSON, if the export was given one")
     sources.add_argument(

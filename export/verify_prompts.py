@@ -12,8 +12,8 @@ from tinygptv.runtime.manifest import Manifest
 from tinygptv.runtime.prompt import encode_segments, render
 from tokenizers import Tokenizer
 
-PACKAGED_PHOTOS = Path(__file__).parent / "calibration"
-PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+from .calibration import PACKAGED, PHOTO_SUFFIXES
+
 QUESTIONS = (
     "[vqa] what is in the foreground, and what is behind it?",
     "[caption]",
@@ -49,11 +49,11 @@ def find_photos(folder: Path | None) -> list[Path | Image.Image]:
     Raises:
         ExportError: There is no such folder, or no picture in it.
     """
-    photos = sorted(path for path in (folder or PACKAGED_PHOTOS).rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    photos = sorted(path for path in (folder or PACKAGED).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     if photos:
         return [*photos]
     if folder is not None:
-        raise ExportError(f"--photos {folder}: no pictures in it; expected files named {', '.join(PICTURE_SUFFIXES)}")
+        raise ExportError(f"--photos {folder}: no pictures in it; expected files named {', '.join(PHOTO_SUFFIXES)}")
     return [_drawn_picture()]
 
 
