@@ -97,8 +97,8 @@ def export_bundle(
         output: Folder to make.
         architecture: JSON with what the files don't tell, for models of other than the published sizes.
         precision: ``int8``, or ``fp32`` for exact comparison (four times the size).
-        block_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; where rounding tells most,
-            at most 32 do.
+        block_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
+            rounding tells most, 16.
         template: Name of the bundle's default prompt template; that of the stage's released demo if not given.
         calibration: Folder of pictures and .txt files that decide how int8 weights and activations share their range;
             those that come with the exporter if not given, None for no calibration. fp32 needs none.
@@ -137,7 +137,7 @@ def export_bundle(
         tokenizer = build_tokenizer(inputs.phi, inputs.architecture.language.vocab_size)
         image = ImagePreprocessing(inputs.architecture.vision.image_size, CLIP_MEAN, CLIP_STD)
         default_template = template or DEFAULT_TEMPLATES[stage]
-        scheme_of = schemes(inputs.architecture.vision, precision, block_size)
+        scheme_of = schemes(precision, block_size)
         tensors: Mapping[str, torch.Tensor] = inputs
         if calibration_set is not None:
             with tqdm(desc="calibration", unit="group", disable=not progress) as bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tinygptv.runtime.architecture import LanguageArchitecture
@@ -10,6 +10,9 @@ from tinygptv.runtime.architecture import LanguageArchitecture
 from .graph import CONTRIB, GraphWriter
 from .linear import Linears
 from .schemes import SchemeOf
+
+LM_HEAD_PARTS = 4
+"""Loading holds the weights of one product twice: by far the largest would set the peak."""
 
 
 def build_decoder(
@@ -43,7 +46,9 @@ def build_decoder(
         else:
             hidden, residual = graph.skip_layer_norm(residual, update, *norm)
         attention = linear(
-            _attention(graph, tensors, sizes, cache_dtype, i, linear(hidden, f"{layer}.self_attn.qkv"), rotary),
+            _attention(
+                graph, tensors, sizes, cache_dtype, i, linear.parts(hidden, f"{layer}.self_attn.qkv", 3), rotary
+            ),
             f"{layer}.self_attn.dense",
         )
         name = f"{layer}.post_layernorm"
@@ -54,7 +59,8 @@ def build_decoder(
         inner = graph.op("FastGelu", [linear(hidden, f"{layer}.mlp.fc1")], name=f"{layer}.mlp.gelu", domain=CONTRIB)
         update = graph.op("Add", [attention, linear(inner, f"{layer}.mlp.fc2")], name=f"{layer}.update")
     hidden, _ = graph.skip_layer_norm(residual, update, *norm_of("model.final_layernorm"))
-    graph.rename_output(linear(_last_positions(graph, hidden), "lm_head"), "logits")
+    parts = linear.parts(_last_positions(graph, hidden), "lm_head", LM_HEAD_PARTS)
+    graph.op("Concat", parts, name="logits", axis=-1)
 
 
 def _attention(
@@ -63,12 +69,12 @@ def _attention(
     sizes: LanguageArchitecture,
     cache_dtype: str,
     index: int,
-    qkv: str,
+    qkv: Sequence[str],
     rotary: tuple[str, str],
 ) -> str:
-    """From q, k and v side by side to the attention's output, [batch, sequence, hidden]; writes the cache."""
+    """From q, k and v to the attention's output, [batch, sequence, hidden]; writes the cache."""
     name = f"model.layers.{index}.self_attn"
-    query, key, value = graph.split(qkv, f"{name}.parts", 3)
+    query, key, value = qkv
     query, key = (
         _norm_and_rotate(graph, tensors, sizes, part, f"{name}.{norm}", rotary)
         for part, norm in ((query, "q_layernorm"), (key, "k_layernorm"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -141,9 +141,28 @@ class GraphWriter:
         total = self.op("Sum", [x, skip], name=f"{name}.sum")
         return self.layer_norm(total, name, weight, bias, epsilon), total
 
-    def split(self, x: str, name: str, parts: int) -> list[str]:
-        """Cut the last axis into equal parts."""
-        return list(self.op("Split", [x], name=name, outputs=parts, axis=-1, num_outputs=parts))
+    def by_chunks(self, x: str, name: str, sizes: tuple[int, int], chunk: int, body: Callable[[str], str]) -> str:
+        """``body`` of x, so many tokens at a time: what is between its operators then stays in the CPU's cache.
+
+        Args:
+            x: Tensor [batch, tokens, width].
+            name: Of the result.
+            sizes: (tokens, width).
+            chunk: Tokens at a time; they must divide all tokens.
+            body: Writes the nodes for a tensor [chunk, width]; gives the name of the result, of the same shape.
+        """
+        tokens, width = sizes
+        nodes, self._nodes = self._nodes, []
+        inner = f"{name}.chunk"
+        result = body(inner)
+        given, made = (
+            helper.make_tensor_value_info(part, TensorProto.FLOAT, [chunk, width]) for part in (inner, result)
+        )
+        graph = helper.make_graph(self._nodes, f"{name}.body", [given], [made])
+        self._nodes = nodes
+        chunks = self.op("Reshape", [x, self.constant(f"chunks_of_{chunk}", [-1, chunk, width])], name=f"{name}.chunks")
+        done = self.op("Scan", [chunks], name=f"{name}.scan", body=graph, num_scan_inputs=1)
+        return str(self.op("Reshape", [done, self.constant("whole", [-1, tokens, width])], name=name))
 
     def expand_to_batch(self, constant: str, like: str, name: str, rank: int) -> str:
         """Repeat a tensor [1, ...] of ``rank`` dimensions along the batch of ``like``."""

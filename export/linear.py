@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,19 +32,26 @@ class Linears:
     def __init__(self, graph: GraphWriter, tensors: Mapping[str, Tensor], scheme_of: SchemeOf) -> None:
         self._graph, self._tensors, self._scheme_of = graph, tensors, scheme_of
 
-    def __call__(self, x: str, name: str, *layers: str) -> str:
+    def __call__(self, x: str, name: str) -> str:
         """``x @ weight.T + bias`` as the tensor ``name``.
 
         Args:
             x: Tensor [..., columns].
-            name: Of the result; also prefixes its weights' names.
-            layers: Linear layers that share ``x``, whose outputs follow one another; the one called ``name`` if none.
+            name: Of the layer, and of the result.
         """
-        layers = layers or (name,)
-        weight, bias = (
-            torch.cat(parts) if len(parts) > 1 else parts[0]
-            for parts in ([self._tensors[f"{layer}.{p}"] for layer in layers] for p in ("weight", "bias"))
-        )
+        (output,) = self._parts(x, name, (name,))
+        return output
+
+    def parts(self, x: str, name: str, count: int) -> list[str]:
+        """The same, as ``count`` tensors that follow one another along the last axis: ``name.0``, ``name.1`` and so on.
+
+        By a product for each, so that nothing need be cut and copied afterwards.
+        """
+        return self._parts(x, name, [f"{name}.{i}" for i in range(count)])
+
+    def _parts(self, x: str, name: str, outputs: Sequence[str]) -> list[str]:
+        weight, bias = (self._tensors[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        parts = list(zip(outputs, weight.tensor_split(len(outputs)), bias.tensor_split(len(outputs)), strict=True))
         factor = f"{name}.{INPUT_FACTOR}"
         divisor = torch.ones(weight.shape[1])
         scheme = self._scheme_of(name)
@@ -56,13 +64,16 @@ class Linears:
             divisor = self._tensors[factor]
             x = self._graph.op("Mul", [x, self._graph.constant(factor, divisor)], name=f"{name}.smooth")
         if isinstance(scheme, Blocks):
-            return self._blocks(x, name, weight, bias, scheme.size)
+            return [self._blocks(x, *part, scheme.size) for part in parts]
         if isinstance(scheme, Rows):
-            return self._rows(x, name, weight, bias, None if minimum is None else minimum * divisor)
-        product = self._graph.op(
-            "MatMul", [x, self._graph.constant(f"{name}.weight", weight.t())], name=f"{name}.product"
-        )
-        return str(self._graph.op("Add", [product, self._graph.constant(f"{name}.bias", bias)], name=name))
+            tokens = self._quantized_tokens(x, name, None if minimum is None else minimum * divisor)
+            return [self._rows(tokens, *part) for part in parts]
+        return [self._floats(x, *part) for part in parts]
+
+    def _floats(self, x: str, name: str, weight: Tensor, bias: Tensor) -> str:
+        graph = self._graph
+        product = graph.op("MatMul", [x, graph.constant(f"{name}.weight", weight.t())], name=f"{name}.product")
+        return str(graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name))
 
     def _blocks(self, x: str, name: str, weight: Tensor, bias: Tensor, size: int) -> str:
         graph = self._graph
@@ -84,36 +95,53 @@ class Linears:
             )
         )
 
-    def _rows(self, x: str, name: str, weight: Tensor, bias: Tensor, minimum: Tensor | None) -> str:
+    def _quantized_tokens(self, x: str, name: str, minimum: Tensor | None) -> _Tokens:
         """``minimum``, float32 [columns]: what ``x`` had taken off, so that it is never below 0."""
+        graph = self._graph
+        axis = graph.constant("last_axis", [-1])
+        if minimum is None:
+            size, steps, zero = graph.op("Abs", [x], name=f"{name}.abs"), LARGEST, ZERO_POINT
+        else:
+            size, steps, zero = x, LARGEST_UNSIGNED, 0
+        largest = graph.op("ReduceMax", [size, axis], name=f"{name}.largest", keepdims=1)
+        step = graph.op("Mul", [largest, graph.constant(f"one_{steps}th", np.float32(1 / steps))], name=f"{name}.range")
+        step = graph.op("Max", [step, graph.constant("smallest_step", np.float32(SMALLEST_STEP))], name=f"{name}.step")
+        scaled = graph.op("Div", [x, step], name=f"{name}.scaled")
+        one, zero_point = graph.constant("one", np.float32(1)), graph.constant(f"zero_point_{zero}", np.uint8(zero))
+        steps_taken = graph.op("QuantizeLinear", [scaled, one, zero_point], name=f"{name}.uint8")
+        return _Tokens(steps_taken, step, zero_point, minimum)
+
+    def _rows(self, tokens: _Tokens, name: str, weight: Tensor, bias: Tensor) -> str:
         graph = self._graph
         packed, scales = quantize_rows(weight)
         graph.quantized(
             Quantization(bits=8, block_size=None, symmetric=True, operator="MatMulIntegerToFloat", layers=1)
         )
-        one, axis = graph.constant("one", np.float32(1)), graph.constant("last_axis", [-1])
-        if minimum is None:
-            size, steps, zero = graph.op("Abs", [x], name=f"{name}.abs"), LARGEST, ZERO_POINT
-        else:
-            size, steps, zero = x, LARGEST_UNSIGNED, 0
-            bias = bias + (packed.float() @ minimum) * scales
-        largest = graph.op("ReduceMax", [size, axis], name=f"{name}.largest", keepdims=1)
-        step = graph.op("Mul", [largest, graph.constant(f"one_{steps}th", np.float32(1 / steps))], name=f"{name}.range")
-        step = graph.op("Max", [step, graph.constant("smallest_step", np.float32(SMALLEST_STEP))], name=f"{name}.step")
-        scaled = graph.op("Div", [x, step], name=f"{name}.scaled")
-        zero_point = graph.constant(f"zero_point_{zero}", np.uint8(zero))
-        tokens = graph.op("QuantizeLinear", [scaled, one, zero_point], name=f"{name}.uint8")
+        if tokens.minimum is not None:
+            bias = bias + (packed.float() @ tokens.minimum) * scales
         product = graph.op(
             "MatMulIntegerToFloat",
             [
-                tokens,
+                tokens.uint8,
                 graph.constant(f"{name}.weight_int8", packed.t()),
-                one,
+                graph.constant("one", np.float32(1)),
                 graph.constant(f"{name}.scales", scales),
-                zero_point,
+                tokens.zero_point,
             ],
             name=f"{name}.product",
             domain=CONTRIB,
         )
-        product = graph.op("Mul", [product, step], name=f"{name}.restored")
+        product = graph.op("Mul", [product, tokens.step], name=f"{name}.restored")
         return str(graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name))
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """An input that was quantised with one scale for each token."""
+
+    uint8: str
+    step: str
+    """Tensor [..., 1]: what one step of ``uint8`` is worth."""
+    zero_point: str
+    minimum: Tensor | None
+    """What was taken off before, float32 [columns]."""

@@ -27,9 +27,11 @@ def build_projector(
         weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
         return graph.skip_layer_norm(x, skip, name, weight, bias, sizes.layer_norm_eps)[0]
 
-    def attend(name: str, query: str, key: str, value: str) -> str:
+    def attend(name: str, x: str, context: str) -> str:
+        sources = {"query": x, "key": context, "value": context}
+        inputs = [linear(source, f"{name}.self.{part}") for part, source in sources.items()]
         heads = sizes.num_attention_heads
-        output = graph.op("MultiHeadAttention", [query, key, value], name=name, domain=CONTRIB, num_heads=heads)
+        output = graph.op("MultiHeadAttention", inputs, name=name, domain=CONTRIB, num_heads=heads)
         return linear(output, f"{name}.output.dense")
 
     # The queries never change: their norm is computed here, once.
@@ -46,15 +48,10 @@ def build_projector(
         on_layer(i, sizes.num_hidden_layers)
         layer = f"{QFORMER_LAYER}{i}"
         name = f"{layer}.attention"
-        fused = linear(hidden, f"{name}.self.qkv", *(f"{name}.self.{part}" for part in ("query", "key", "value")))
-        query, key, value = graph.split(fused, f"{name}.self.parts", 3)
-        hidden = add_and_norm(hidden, attend(name, query, key, value), f"{name}.output.LayerNorm")
+        hidden = add_and_norm(hidden, attend(name, hidden, hidden), f"{name}.output.LayerNorm")
         if i % sizes.cross_attention_frequency == 0:
             name = f"{layer}.crossattention"
-            query = linear(hidden, f"{name}.self.query")
-            fused = linear("image_features", f"{name}.self.kv", f"{name}.self.key", f"{name}.self.value")
-            key, value = graph.split(fused, f"{name}.self.parts", 2)
-            hidden = add_and_norm(hidden, attend(name, query, key, value), f"{name}.output.LayerNorm")
+            hidden = add_and_norm(hidden, attend(name, hidden, "image_features"), f"{name}.output.LayerNorm")
         name = f"{layer}.intermediate_query.dense"
         inner = graph.op("Gelu", [linear(hidden, name)], name=f"{layer}.gelu", domain=CONTRIB)
         name = f"{layer}.output_query"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygptv.runtime.architecture import VisionArchitecture
 from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER
 from torch import Tensor
 
@@ -13,9 +12,8 @@ from .quantize import round_blocks, round_rows, round_rows_above
 
 GELU_MINIMUM = -0.17
 """Just below the least value of x * Phi(x), -0.16997: no output of GELU needs a step of int8 for less."""
-SENSITIVE = ("mlp.fc2", "lm_head")
-"""The decoder's layers whose rounding tells most in the answers (benchmarks/fidelity)."""
-SENSITIVE_BLOCK_SIZE = 32
+PROJECTOR_BLOCK_SIZE, LM_HEAD_BLOCK_SIZE = 32, 16
+"""At most, of the projector, and of the decoder's last layer."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +55,21 @@ SchemeOf = Callable[[str], Scheme | None]
 """How the linear layer of a name is quantised; None: not at all."""
 
 
-def schemes(vision: VisionArchitecture, precision: str, block_size: int) -> dict[str, SchemeOf]:
+def schemes(precision: str, block_size: int) -> dict[str, SchemeOf]:
     """The scheme of each linear layer of each graph, at a precision of ``int8`` or ``fp32``.
 
-    The vision encoder reads a thousand tokens at once, so its products are bound by arithmetic: rows, but for its last
-    block, whose rounding nothing evens out any more. The decoder reads one token, and is bound by memory: blocks,
-    small ones for the layers whose rounding tells most in the answers. So does the projector's, which is small itself.
+    The vision encoder reads a thousand tokens at once, so its products are bound by arithmetic: rows. The decoder reads
+    one token, and is bound by memory: blocks, the smallest for its last layer, whose rounding tells most in the answers
+    (benchmarks/fidelity). The projector is small itself, and its last product is what the decoder sees of an image:
+    small blocks.
     """
     if precision == "fp32":
         return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: None)
-    blocks, small = Blocks(block_size), Blocks(min(block_size, SENSITIVE_BLOCK_SIZE))
-    last = f"visual.blocks.{vision.num_hidden_layers - 1}."
-
-    def vision_scheme(name: str) -> Scheme:
-        return small if name.startswith(last) else Rows(GELU_MINIMUM if name.endswith(".mlp.fc2") else None)
-
+    blocks, projector, lm_head = (
+        Blocks(min(block_size, most)) for most in (block_size, PROJECTOR_BLOCK_SIZE, LM_HEAD_BLOCK_SIZE)
+    )
     return {
-        VISION_ENCODER: vision_scheme,
-        PROJECTOR: lambda name: small,
-        DECODER: lambda name: small if name.endswith(SENSITIVE) else blocks,
+        VISION_ENCODER: lambda name: Rows(GELU_MINIMUM if name.endswith(".mlp.fc2") else None),
+        PROJECTOR: lambda name: projector,
+        DECODER: lambda name: lm_head if name == "lm_head" else blocks,
     }

@@ -11,6 +11,10 @@ from .graph import CONTRIB, GraphWriter
 from .linear import Linears
 from .schemes import SchemeOf
 
+LARGEST_CHUNK, SMALLEST_CHUNK = 256, 64
+"""Of an MLP, in tokens. More: what it keeps between its layers leaves the cache; fewer: the products get slower.
+The published 448 px give 1025 tokens, five chunks of 205: less time, and half the memory, than all at once."""
+
 
 def build_vision_encoder(
     graph: GraphWriter,
@@ -21,6 +25,8 @@ def build_vision_encoder(
 ) -> None:
     """Write the ViT's nodes; ``on_layer(i, count)`` is called before each block. Names as in :mod:`.checkpoint`."""
     linear = Linears(graph, tensors, scheme_of)
+    tokens, width = sizes.num_tokens, sizes.hidden_size
+    chunk = chunk_size(tokens)
     hidden = _patches(graph, tensors, sizes)
     norm, total = "", hidden
     for i in range(sizes.num_hidden_layers):
@@ -35,19 +41,27 @@ def build_vision_encoder(
             norm = graph.layer_norm(hidden, *parameters("norm1"))
         else:
             norm, total = graph.sum_and_layer_norm(total, hidden, *parameters("norm1"))
-        query, key, value = graph.split(linear(norm, f"{block}.attn.qkv"), f"{block}.attn.parts", 3)
         attention = graph.op(
             "MultiHeadAttention",
-            [query, key, value],
+            linear.parts(norm, f"{block}.attn.qkv", 3),
             name=f"{block}.attn",
             domain=CONTRIB,
             num_heads=sizes.num_attention_heads,
         )
         norm, total = graph.sum_and_layer_norm(total, linear(attention, f"{block}.attn.proj"), *parameters("norm2"))
-        inner = graph.op("Gelu", [linear(norm, f"{block}.mlp.fc1")], name=f"{block}.mlp.gelu", domain=CONTRIB)
-        hidden = linear(inner, f"{block}.mlp.fc2")
+
+        def mlp(x: str, block: str = block) -> str:
+            inner = graph.op("Gelu", [linear(x, f"{block}.mlp.fc1")], name=f"{block}.mlp.gelu", domain=CONTRIB)
+            return linear(inner, f"{block}.mlp.fc2")
+
+        hidden = mlp(norm) if chunk == tokens else graph.by_chunks(norm, f"{block}.mlp", (tokens, width), chunk, mlp)
     weight, bias = tensors["ln_vision.weight"], tensors["ln_vision.bias"]
     graph.sum_and_layer_norm(total, hidden, "image_features", weight, bias, sizes.output_norm_eps)
+
+
+def chunk_size(tokens: int) -> int:
+    """How many tokens go through an MLP at a time: a divisor of all, or all of them where no divisor is of use."""
+    return next((size for size in range(LARGEST_CHUNK, SMALLEST_CHUNK - 1, -1) if tokens % size == 0), tokens)
 
 
 def _patches(graph: GraphWriter, tensors: Mapping[str, torch.Tensor], sizes: VisionArchitecture) -> str:

@@ -14,7 +14,7 @@ from .errors import BundleError
 from .integrity import verified
 from .manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
 from .memory import return_freed_memory
-from .session import open_session
+from .session import open_session, returning_memory
 from .tuned import Tuned
 from .vision import Vision
 
@@ -42,6 +42,7 @@ class Graphs:
             # onnxruntime packs a graph's weights on one core: the three load at the same time.
             with ThreadPoolExecutor(max_workers=len(GRAPHS)) as pool:
                 self._open = dict(zip(GRAPHS, pool.map(open_graph, GRAPHS), strict=True))
+            return_freed_memory()
         self.vision = Vision(_Graph(self, VISION_ENCODER), _Graph(self, PROJECTOR))
 
     def decoder(self) -> Decoder:
@@ -67,7 +68,8 @@ class _Graph:
         self._name = name
 
     def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
-        results: list[Any] = self._graphs.session(self._name).run(outputs, inputs)
+        # A picture's working memory is not kept for the next: an answer is written first.
+        results: list[Any] = self._graphs.session(self._name).run(outputs, inputs, returning_memory())
         return results
 
 

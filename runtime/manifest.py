@@ -75,7 +75,7 @@ class Quantization:
     symmetric: bool
     operator: str
     layers: int
-    """How many linear layers are stored so."""
+    """How many matrices are stored so; q, k and v are three."""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,15 @@ def open_session(
     return session
 
 
+def returning_memory() -> onnxruntime.RunOptions:
+    """Options of one run, after which the session gives back the memory that it computed in."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 def save_packed(folder: Path, graph: Graph, output: Path) -> None:
     """Have onnxruntime pack a graph's weights for this machine, and write graph and weights to another folder.
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
 from tinygptv.export.calibration import PACKAGED, find_calibration_set
 from tinygptv.export.cli import main as export_main
+from tinygptv.export.decoder import LM_HEAD_PARTS
 from tinygptv.runtime.errors import ExportError
 from tinygptv.runtime.manifest import Quantization, read_manifest
 from variants import Published
@@ -124,10 +125,18 @@ def test_embedding_table(precision: str, dtype: type, golden_bundle: Bundle) -> 
     assert np.array_equal(table, expected.astype(dtype))
 
 
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of loops' bodies included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes_of(attribute.g)
+
+
 def stored(graph: onnx.GraphProto) -> Counter[Quantization]:
     """How a graph's linear layers are stored, as its nodes have it."""
     found: Counter[Quantization] = Counter()
-    for node in graph.node:
+    for node in nodes_of(graph):
         if node.op_type in ("MatMulNBits", "MatMulIntegerToFloat"):
             size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
             found[Quantization(bits=8, block_size=size, symmetric=True, operator=node.op_type, layers=1)] += 1
@@ -141,12 +150,12 @@ def test_precision_is_that_of_the_linear_layers(stage: int, golden_bundle: Bundl
         manifest = read_manifest(folder)
         sizes = manifest.architecture
         for name, layers in (
-            ("vision_encoder", 4 * sizes.vision.num_hidden_layers),
+            ("vision_encoder", 6 * sizes.vision.num_hidden_layers),
             ("projector", None),
-            ("decoder", 4 * sizes.language.num_hidden_layers + 1),
+            ("decoder", 6 * sizes.language.num_hidden_layers + LM_HEAD_PARTS),
         ):
             graph = onnx.load(folder / f"{name}.onnx", load_external_data=False).graph
-            floats = sum(node.op_type == "MatMul" for node in graph.node)
+            floats = sum(node.op_type == "MatMul" for node in nodes_of(graph))
             found, told = stored(graph), manifest.graphs[name].quantization
             assert found == {replace(how, layers=1): how.layers for how in told}
             assert len(told) == len(found)
@@ -176,7 +185,7 @@ def test_template_and_block_size(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest.default_template == "inst"
     for name, graph in manifest.graphs.items():
-        assert {how.block_size for how in graph.quantization} == {16, *([None] if name == "vision_encoder" else [])}
+        assert {how.block_size for how in graph.quantization} == {None if name == "vision_encoder" else 16}
 
 
 @pytest.mark.parametrize(

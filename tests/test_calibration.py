@@ -150,7 +150,7 @@ def calibrated(folder: Path, stage: int = 3) -> dict[Group, Smoothing]:
             PUBLISHED_TEMPLATES[0],
             tokenizer,
             find_calibration_set(folder),
-            schemes(sizes.vision, "int8", 32),
+            schemes("int8", 32),
             bar,
         )
 

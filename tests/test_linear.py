@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import golden_checkpoint
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,6 +16,7 @@ from tinygptv.export.linear import Linears
 from tinygptv.export.quantize import round_blocks, round_rows
 from tinygptv.export.schemes import GELU_MINIMUM, Blocks, Rows, Scheme, schemes
 from tinygptv.export.smoothing import INPUT_FACTOR
+from tinygptv.export.vision_encoder import chunk_size
 from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, Graph, Quantization, TensorSpec
 from tinygptv.runtime.session import open_session
 from torch import Tensor
@@ -181,46 +181,78 @@ def test_each_token_has_its_own_scale(tmp_path: Path) -> None:
 # Several layers of a graph
 
 
-def test_fused_layers_and_what_the_manifest_is_told(tmp_path: Path) -> None:
-    """Layers of each scheme after one another; two that share an input are one product, and one layer."""
-    tensors = layer(40, 24, name="first") | layer(40, 16, name="second")
-    for name in ("blocks", "more", "rows", "exact"):
-        tensors |= layer(40, 40, name=name)
+def test_layers_in_parts_and_what_the_manifest_is_told(tmp_path: Path) -> None:
+    """Layers of each scheme after one another, some of them cut into parts that are not all as long."""
     scheme_of: dict[str, Scheme | None] = {
-        "both": Blocks(16),
+        "parted": Blocks(16),
         "blocks": Blocks(32),
         "more": Blocks(16),
         "rows": Rows(),
+        "parted rows": Rows(),
         "exact": None,
+        "parted exact": None,
     }
+    tensors = {key: value for name in scheme_of for key, value in layer(40, 40, name=name).items()}
+    tensors["parted rows.input_factor"] = 1 + some(40, seed=9).abs()
     axes = (Axis("batch", None), Axis("sequence", None), Axis("columns", 40))
     with GraphWriter(tmp_path, "layers") as writer:
         writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)])
         linear = Linears(writer, tensors, scheme_of.__getitem__)
-        hidden = linear("x", "both", "first", "second")
-        for name in ("blocks", "more", "rows", "exact"):
-            hidden = linear(hidden, name)
+        hidden = "x"
+        for name in scheme_of:
+            if name.startswith("parted"):
+                parts = linear.parts(hidden, name, 3)
+                assert len(parts) == 3
+                hidden = writer.op("Concat", parts, name=f"{name} again", axis=-1)
+            else:
+                hidden = linear(hidden, name)
         writer.rename_output(hidden, "y")
         graph, _ = writer.finish()
     assert graph.precision == "int8"
     assert set(graph.quantization) == {
-        Quantization(bits=8, block_size=16, symmetric=True, operator="MatMulNBits", layers=2),
+        Quantization(bits=8, block_size=16, symmetric=True, operator="MatMulNBits", layers=4),
         Quantization(bits=8, block_size=32, symmetric=True, operator="MatMulNBits", layers=1),
-        Quantization(bits=8, block_size=None, symmetric=True, operator="MatMulIntegerToFloat", layers=1),
+        Quantization(bits=8, block_size=None, symmetric=True, operator="MatMulIntegerToFloat", layers=4),
     }
     assert len(graph.quantization) == 3
     x = some(1, 4, 40)
     (found,) = open_session(tmp_path, graph, layers=0, threads=1).run(["y"], {"x": x.numpy()})
     wanted = x.flatten(0, -2)
-    whole = {"both": torch.cat((tensors["first.weight"], tensors["second.weight"]))}
-    bias = {"both": torch.cat((tensors["first.bias"], tensors["second.bias"]))}
     for name, scheme in scheme_of.items():
-        weight = whole.get(name, tensors.get(f"{name}.weight"))
-        assert weight is not None
+        weight = tensors[f"{name}.weight"]
+        factor = 1 / tensors.get(f"{name}.{INPUT_FACTOR}", torch.ones(40))
+        wanted = wanted / factor
         if scheme is not None:
-            wanted, weight = scheme.round_input(wanted, torch.ones(40)), scheme.round_weight(weight)
-        wanted = wanted @ weight.t() + bias.get(name, tensors.get(f"{name}.bias"))
+            wanted, weight = scheme.round_input(wanted, factor), scheme.round_weight(weight)
+        wanted = wanted @ weight.t() + tensors[f"{name}.bias"]
     torch.testing.assert_close(torch.from_numpy(found).flatten(0, -2), wanted, rtol=0, atol=1e-4 * float(wanted.std()))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_tokens_by_chunks_are_the_same_to_the_bit(scheme: Scheme | None, tmp_path: Path) -> None:
+    """Two layers for 12 tokens of each of two rows: at once, and 4 tokens at a time."""
+    tensors = layer(40, 48, name="up") | layer(48, 40, name="down")
+    axes = (Axis("batch", None), Axis("tokens", 12), Axis("width", 40))
+    x, found = some(2, 12, 40), []
+    for name in ("whole", "chunks"):
+        with GraphWriter(tmp_path, name) as writer:
+            writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)])
+            linear = Linears(writer, tensors, lambda name: scheme)
+
+            def both(x: str, linear: Linears = linear) -> str:
+                return linear(linear(x, "up"), "down")
+
+            result = both("x") if name == "whole" else writer.by_chunks("x", "all", (12, 40), 4, both)
+            writer.rename_output(result, "y")
+            graph, _ = writer.finish()
+        found.append(open_session(tmp_path, graph, layers=0, threads=1).run(["y"], {"x": x.numpy()})[0])
+    assert found[1].shape == (2, 12, 40)
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize(("tokens", "chunk"), [(1025, 205), (257, 257), (1, 1), (256, 256), (512, 256), (785, 157)])
+def test_chunks_of_an_image(tokens: int, chunk: int) -> None:
+    assert chunk_size(tokens) == chunk
 
 
 def test_a_graph_without_rounding_is_fp32(tmp_path: Path) -> None:
@@ -253,23 +285,19 @@ def test_what_rounding_leaves() -> None:
     assert (error <= (above - GELU_MINIMUM / factor).amax(1, keepdim=True) / 255 / 2 * 1.001).all()
 
 
-@pytest.mark.parametrize(("block_size", "small"), [(16, 16), (32, 32), (128, 32)])
-def test_schemes_of_int8(block_size: int, small: int) -> None:
-    sizes = golden_checkpoint(4).architecture.vision
-    scheme_of = schemes(sizes, "int8", block_size)
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_schemes_of_int8(block_size: int) -> None:
+    scheme_of = schemes("int8", block_size)
     assert set(scheme_of) == {VISION_ENCODER, PROJECTOR, DECODER}
-    assert scheme_of[PROJECTOR]("llama_proj") == Blocks(small)
+    assert scheme_of[PROJECTOR]("llama_proj") == Blocks(min(block_size, 32))
     vision, decoder = scheme_of[VISION_ENCODER], scheme_of[DECODER]
-    assert sizes.num_hidden_layers == 3
     for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         assert vision(f"visual.blocks.1.{name}") == Rows(GELU_MINIMUM if name == "mlp.fc2" else None)
-        assert vision(f"visual.blocks.2.{name}") == Blocks(small), "the last block"
-    for name in ("self_attn.qkv", "self_attn.dense", "mlp.fc1"):
+    for name in ("self_attn.qkv", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
         assert decoder(f"model.layers.2.{name}") == Blocks(block_size)
-    for name in ("model.layers.2.mlp.fc2", "lm_head"):
-        assert decoder(name) == Blocks(small)
+    assert decoder("lm_head") == Blocks(16)
 
 
 def test_schemes_of_fp32() -> None:
-    for scheme_of in schemes(golden_checkpoint(4).architecture.vision, "fp32", 128).values():
+    for scheme_of in schemes("fp32", 128).values():
         assert scheme_of("visual.blocks.0.mlp.fc2") is None and scheme_of("lm_head") is None

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUESTION, plain_environment
+from conftest import QUESTION, export_arguments, plain_environment, published_files
+from tinygptv.export import vision_encoder
+from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError, tuning
 from tinygptv.runtime import tuned as tuned_module
 from tinygptv.runtime.external_data import packed_weights
@@ -88,6 +90,27 @@ def test_outputs_are_the_same_to_the_bit(bundle: Path, photo: Path, embeds: np.n
     assert tuned(bundle) == made
     for one, other in zip(before, outputs(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_encoder_that_takes_its_tokens_in_chunks(
+    golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the published one does: the same to the bit as at once, and once tuned."""
+    monkeypatch.setattr(vision_encoder, "chunk_size", lambda tokens: tokens // 2)
+    files = published_files(3)
+    chunked = tmp_path / "chunked"
+    assert export_main(export_arguments(files, chunked)) == 0
+    assert b"Scan" in (chunked / "vision_encoder.onnx").read_bytes()
+
+    def embeds(folder: Path) -> np.ndarray:
+        with TinyGPTV.load(folder) as model:
+            return model.encode_image(photo).embeds
+
+    whole = embeds(golden_bundle(3, "int8"))
+    assert np.array_equal(embeds(chunked), whole)
+    tune(chunked, read_manifest(chunked))
+    assert tuned(chunked) is not None
+    assert np.array_equal(embeds(chunked), whole)
 
 
 def test_packed_weights_are_what_is_computed_with(bundle: Path, embeds: np.ndarray) -> None:

@@ -119,9 +119,10 @@ def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Ob
         block = f"blk.{i}"
         h = norm(x, f"{block}.attn_norm")
         query, key, value = (split(linear(h, f"{block}.attn_{part}")) for part in "qkv")
-        mixed = functional.scaled_dot_product_attention(
-            rotated(query), rotated(key), value, is_causal=True, enable_gqa=True
-        )
+        query, key = rotated(query), rotated(key)
+        observe(f"{block}.cache_k", key)
+        observe(f"{block}.cache_v", value)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         x = x + linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn_output")
         h = norm(x, f"{block}.ffn_norm")
         inner = functional.silu(linear(h, f"{block}.ffn_gate")) * linear(h, f"{block}.ffn_up")
@@ -129,10 +130,30 @@ def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Ob
     return linear(norm(x, "output_norm"), "lm_head")
 
 
+def cache_ranges(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, float]:
+    """The largest magnitude of each layer's keys and values on some texts [batch, sequence]."""
+    ranges: dict[str, float] = {}
+
+    def observe(name: str, x: Tensor) -> None:
+        if ".cache_" in name:
+            ranges[name] = float(x.abs().max())
+
+    logits(tensors, sizes, ids, observe)
+    return ranges
+
+
 def build_graph(
-    graph: GraphWriter, tensors: Mapping[str, Tensor], sizes: Sizes, length: int, scheme_of: SchemeOf
+    graph: GraphWriter,
+    tensors: Mapping[str, Tensor],
+    sizes: Sizes,
+    length: int,
+    scheme_of: SchemeOf,
+    cache: Mapping[str, float],
 ) -> None:
-    """Write the model for prompts of ``length`` tokens: embeds [1, length, hidden] to logits [1, length, words]."""
+    """Write the model for prompts of ``length`` tokens: embeds [1, length, hidden] to logits [1, length, words].
+
+    Keys and values whose range is in ``cache`` are rounded as an int8 cache with one scale a layer rounds them.
+    """
     one, hidden = Axis("batch", 1), Axis("hidden", tensors["output_norm.weight"].numel())
     sequence, words = Axis("sequence", length), Axis("vocabulary", len(tensors["lm_head.weight"]))
     graph.contract(
@@ -162,12 +183,21 @@ def build_graph(
             rotary_embedding_dim=sizes.head_dim,
         )
 
+    def cached(x: str, name: str) -> str:
+        if name not in cache:
+            return x
+        step = graph.constant(f"{name}.step", np.float32(cache[name] / 127))
+        zero = graph.constant("zero", np.int8(0))
+        steps = graph.op("QuantizeLinear", [x, step, zero], name=f"{name}.int8")
+        return str(graph.op("DequantizeLinear", [steps, step, zero], name=name))
+
     x = "embeds"
     for i in range(sizes.layers):
         block = f"blk.{i}"
         h = norm(x, f"{block}.attn_norm")
         query, key, value = (linear(h, f"{block}.attn_{part}") for part in "qkv")
-        query, key = rotated(query, sizes.heads), rotated(key, sizes.kv_heads)
+        query, key = rotated(query, sizes.heads), cached(rotated(key, sizes.kv_heads), f"{block}.cache_k")
+        value = cached(value, f"{block}.cache_v")
         mixed, _, _ = graph.op(
             "GroupQueryAttention",
             [query, key, value, "", "", last, total],

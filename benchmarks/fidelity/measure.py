@@ -45,10 +45,14 @@ PHOTOS = (
     *("motorcycle_left.png", "page.png", "retina.jpg"),
 )
 """Of scikit-image's, none of which comes with the exporter."""
-TEXTS = (("LICENSE",), ("README.md", "CONTRIBUTING.md"), ("runtime/*.py",))
-"""Of this repository: legal, plain and technical English, and code."""
-SEQUENCES, LENGTH = 3, 512
-"""Of tokens, from each of the texts."""
+TEXTS = (
+    (("LICENSE",), 4),
+    (("README.md", "CONTRIBUTING.md", "benchmarks/README.md"), 8),
+    (("runtime/*.py",), 8),
+)
+"""Of this repository, and sequences from each: legal, plain and technical English, and code."""
+LENGTH = 512
+"""Of a sequence, in tokens."""
 CALIBRATION_LENGTH = 256
 DEFAULT_BLOCK_SIZE = 64
 
@@ -115,7 +119,7 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
     wanted = original(photos)
     exact = vision_features(tensors, sizes, photos, lambda name, x: None)
     assert (exact - wanted).abs().max() < 1e-3, "the weights were not read as the file means them"
-    ours = schemes(sizes, "int8", DEFAULT_BLOCK_SIZE)[VISION_ENCODER]
+    ours = schemes("int8", DEFAULT_BLOCK_SIZE)[VISION_ENCODER]
     side = Axis("size", sizes.image_size)
     contract = (
         [TensorSpec("pixel_values", "float32", (Axis("batch", None), Axis("channels", 3), side, side))],
@@ -155,20 +159,23 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
 def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     """KL, top-1 agreement and change of perplexity of each scheme, against float32 in torch."""
     tensors, sizes, tokenizer = language_model.read_language_model(folder)
-    ids = torch.tensor([row for text in read_texts() for row in _rows(tokenizer.encode(text).ids)])
+    ids = torch.tensor([row for text, count in read_texts() for row in _rows(tokenizer.encode(text).ids, count)])
     shown = " ".join(path.read_text(encoding="utf-8") for path in find_calibration_set(PACKAGED).texts)
     shown_ids = tokenizer.encode(shown).ids
     shown_ids = torch.tensor(shown_ids[: len(shown_ids) // CALIBRATION_LENGTH * CALIBRATION_LENGTH])
     shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
-    decoder, larger = (schemes(vision_model.SIZES, "int8", size)[DECODER] for size in (DEFAULT_BLOCK_SIZE, 128))
+    ranges = language_model.cache_ranges(tensors, sizes, shown_ids)
+    decoder, larger = (schemes("int8", size)[DECODER] for size in (DEFAULT_BLOCK_SIZE, 128))
     scores = {}
-    for name, scheme_of, smoothed in (
-        ("blocks of 32, not calibrated (Q8_0's)", lambda name: Blocks(32), False),
-        ("blocks of 128, not calibrated", lambda name: Blocks(128), False),
-        ("blocks of 128", lambda name: Blocks(128), True),
-        ("blocks of 128, of 32 for fc2 and lm_head", lambda name: larger(name.replace("ffn_down", "mlp.fc2")), True),
-        (SHIPPED, lambda name: decoder(name.replace("ffn_down", "mlp.fc2")), True),
+    for name, scheme_of, smoothed, cache in (
+        ("blocks of 32, not calibrated (Q8_0's)", lambda name: Blocks(32), False, None),
+        ("blocks of 128, not calibrated", lambda name: Blocks(128), False, None),
+        ("blocks of 128", lambda name: Blocks(128), True, None),
+        ("blocks of 128, of 16 for lm_head", larger, True, None),
+        ("blocks of 64", lambda name: Blocks(64), True, None),
+        (SHIPPED, decoder, True, None),
+        (f"{SHIPPED}, and an int8 KV cache", decoder, True, ranges),
     ):
         weights: Mapping[str, Tensor] = tensors
         if smoothed:
@@ -179,10 +186,8 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
                 lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
             )
 
-        def build(graph: GraphWriter, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
-            language_model.build_graph(graph, weights, sizes, LENGTH, scheme_of)
-
-        model = session(build, threads)
+        parts = (weights, sizes, LENGTH, scheme_of, cache or {})
+        model = session(lambda graph, parts=parts: language_model.build_graph(graph, *parts), threads)
         embeds = tensors["token_embd.weight"][ids]
         found = (torch.from_numpy(model.run(None, {"embeds": row[None].numpy()})[0]) for row in embeds)
         scores[name] = compare_logits(exact, found, ids)
@@ -210,16 +215,16 @@ def compare_logits(exact: Tensor, found: Sequence[Tensor], ids: Tensor) -> Score
     }
 
 
-def read_texts() -> list[str]:
-    """The texts to be scored on, in a fixed order."""
+def read_texts() -> list[tuple[str, int]]:
+    """The texts to be scored on, in a fixed order, and how many sequences of each."""
     return [
-        "\n".join(path.read_text(encoding="utf-8") for pattern in patterns for path in sorted(ROOT.glob(pattern)))
-        for patterns in TEXTS
+        ("\n".join(path.read_text(encoding="utf-8") for name in names for path in sorted(ROOT.glob(name))), count)
+        for names, count in TEXTS
     ]
 
 
-def _rows(ids: list[int]) -> list[list[int]]:
-    needed = SEQUENCES * LENGTH
+def _rows(ids: list[int], count: int) -> list[list[int]]:
+    needed = count * LENGTH
     if len(ids) < needed:
         raise SystemExit(f"a text has {len(ids)} tokens; expected at least {needed}")
     return [ids[i : i + LENGTH] for i in range(0, needed, LENGTH)]
