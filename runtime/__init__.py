@@ -1,20 +1,38 @@
 """TinyGPT-V on the CPU: load a bundle, show it an image, ask. Needs numpy, onnxruntime, pillow and tokenizers only."""
 
 from .answer import Answer, AnswerStream, EncodedImage, Timings
-from .errors import ArgumentError, BundleError, ContextOverflowError, ExportError, ImageError, TinyGPTVError
+from .astream import AsyncAnswerStream
+from .cancel import Cancellation
+from .chat import Chat
+from .errors import (
+    ArgumentError,
+    BundleError,
+    CancellationError,
+    ContextOverflowError,
+    ExportError,
+    ImageError,
+    TinyGPTVError,
+)
 from .image import ImageSource
 from .model import TinyGPTV
+from .sampling import PUBLISHED_DEMO, Sampling
 
 __all__ = [
+    "PUBLISHED_DEMO",
     "Answer",
     "AnswerStream",
     "ArgumentError",
+    "AsyncAnswerStream",
     "BundleError",
+    "Cancellation",
+    "CancellationError",
+    "Chat",
     "ContextOverflowError",
     "EncodedImage",
     "ExportError",
     "ImageError",
     "ImageSource",
+    "Sampling",
     "Timings",
     "TinyGPTV",
     "TinyGPTVError",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cancel import Cancellation
 from .detokenize import Detokenizer
+from .errors import CancellationError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,12 @@ class EncodedImage:
     encode_seconds: float
     """Vision encoder."""
     project_seconds: float
-    """Projector."""
+    """Projector. All three are what was spent: for an image that was known, next to nothing."""
+
+    @cached_property
+    def key(self) -> str:
+        """The same for the same embeddings, whatever file they came from."""
+        return hashlib.sha256(self.embeds.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -58,26 +67,36 @@ class Answer:
     token_ids: tuple[int, ...]
     """As generated: they may spell out a stop string that ``text`` is cut at."""
     finish_reason: FinishReason
-    """``stop`` (end of text or a stop string) or ``length`` (max_new_tokens)."""
+    """``stop`` (end of text or a stop string), ``length`` (max_new_tokens) or ``cancelled``."""
     prompt_tokens: int
     """Positions of the prompt, images included."""
+    cached_tokens: int
+    """How many of them had been computed before, for another turn or another question about the same images."""
+    truncated_turns: int
+    """Turns of a chat, from the oldest on, that no longer fit in the context: the model did not see them."""
     timings: Timings
 
 
 class AnswerWriter:
     """Puts one answer together from its tokens as they come."""
 
-    def __init__(self, detokenizer: Detokenizer, prompt_tokens: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, prompt_tokens: int, max_new_tokens: int, truncated_turns: int = 0
+    ) -> None:
         """
         Args:
             detokenizer: A fresh one.
             prompt_tokens: Positions of the prompt.
             max_new_tokens: How many tokens may come.
+            truncated_turns: Turns that were left out of the prompt.
         """
         self._detokenizer = detokenizer
         self._prompt_tokens = prompt_tokens
         self.max_new_tokens = max_new_tokens
-        self._encoded: EncodedImage | None = None
+        self._truncated_turns = truncated_turns
+        self.cached_tokens = 0
+        """Positions of the prompt that need not be fed; whoever feeds it says so."""
+        self._encoded: Sequence[EncodedImage] = ()
         self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
         self._text: list[str] = []
@@ -87,11 +106,11 @@ class AnswerWriter:
         """Whether no more tokens are wanted: a stop string was met, or ``max_new_tokens`` have come."""
         return self._detokenizer.stopped or len(self._token_ids) == self.max_new_tokens
 
-    def begin(self, encoded: EncodedImage | None) -> None:
+    def begin(self, encoded: Sequence[EncodedImage]) -> None:
         """Start the clock: the prompt is about to be fed.
 
         Args:
-            encoded: The image, where it was encoded for this very answer; its time is then part of the answer's.
+            encoded: The images that were encoded for this very answer; their time is part of the answer's.
         """
         self._encoded = encoded
         self._asked = time.perf_counter()
@@ -105,23 +124,26 @@ class AnswerWriter:
         self._text.append(piece)
         return piece
 
-    def finish(self) -> tuple[str, Answer]:
+    def finish(self, cancelled: bool = False) -> tuple[str, Answer]:
         """The text held back until now, and the whole answer."""
-        # An answer may be over before its first token.
+        # An answer may be over before its first token, or before its prompt was fed.
         first = self._first or time.perf_counter()
+        self._asked = self._asked or first
         rest = self._detokenizer.finish()
         stopped = self._detokenizer.stopped or len(self._token_ids) < self.max_new_tokens
         decode = self._last - first if self._token_ids else 0.0
         later = len(self._token_ids) - 1
-        preprocess = self._encoded.preprocess_seconds if self._encoded else 0.0
-        image_encode = self._encoded.encode_seconds if self._encoded else 0.0
-        projector = self._encoded.project_seconds if self._encoded else 0.0
+        preprocess = sum(image.preprocess_seconds for image in self._encoded)
+        image_encode = sum(image.encode_seconds for image in self._encoded)
+        projector = sum(image.project_seconds for image in self._encoded)
         prefill = first - self._asked
         return rest, Answer(
             text="".join(self._text) + rest,
             token_ids=tuple(self._token_ids),
-            finish_reason="stop" if stopped else "length",
+            finish_reason="cancelled" if cancelled else "stop" if stopped else "length",
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            truncated_turns=self._truncated_turns,
             timings=Timings(
                 preprocess=preprocess,
                 image_encode=image_encode,
@@ -137,16 +159,27 @@ class AnswerWriter:
 class AnswerStream(Iterator[str]):
     """Yields an answer's text as it comes; afterwards :attr:`answer` is the whole of it."""
 
-    def __init__(self, ids: Iterator[int], writer: AnswerWriter, encoded: EncodedImage | None) -> None:
+    def __init__(
+        self,
+        ids: Iterator[int],
+        writer: AnswerWriter,
+        encoded: Sequence[EncodedImage],
+        cancellation: Cancellation,
+        whole: Callable[[Answer], object] = lambda answer: None,
+    ) -> None:
         """
         Args:
             ids: Token ids as they are decoded; the first ``next`` feeds the prompt.
             writer: A fresh one.
-            encoded: The image, where this very call encoded it.
+            encoded: The images that this very call encoded.
+            cancellation: What ``ids`` are cancelled by.
+            whole: Told the answer as soon as it is whole, and before it is given to anybody else.
         """
         self._ids = ids
         self._writer = writer
         self._encoded = encoded
+        self._cancellation = cancellation
+        self._whole = whole
         self._begun = False
         self._answer: Answer | None = None
 
@@ -169,10 +202,20 @@ class AnswerStream(Iterator[str]):
         assert self._answer is not None
         return self._answer
 
+    def cancel(self) -> None:
+        """End the answer where it is, from any thread: its ``finish_reason`` is then ``cancelled``."""
+        self._cancellation.cancel()
+
     def _step(self) -> str:
-        token = None if self._writer.complete else next(self._ids, None)
+        cancelled = False
+        try:
+            self._cancellation.check()
+            token = None if self._writer.complete else next(self._ids, None)
+        except CancellationError:
+            token, cancelled = None, not self._writer.complete
         if token is not None:
             return self._writer.push(token)
         self._ids = iter(())  # the KV cache goes with it
-        rest, self._answer = self._writer.finish()
+        rest, self._answer = self._writer.finish(cancelled)
+        self._whole(self._answer)
         return rest

@@ -18,10 +18,11 @@ from typing import TextIO, get_args
 
 from .answer import Answer
 from .doctor import examine, render
+from .engine import DEFAULT_MAX_NEW_TOKENS
 from .errors import TinyGPTVError
 from .manifest import read_manifest
 from .memory import anonymous_rss, peak_rss
-from .model import DEFAULT_MAX_NEW_TOKENS, DEMO_BUNDLE, MemoryMode, TinyGPTV
+from .model import DEMO_BUNDLE, MemoryMode, TinyGPTV
 from .tuning import tune, untune
 
 BUNDLE_VARIABLE = "TINYGPTV_BUNDLE"

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architecture import LanguageArchitecture
+from .cancel import Cancellation
 from .errors import ArgumentError
 from .kv_cache import CacheArray, KVCache
+from .session import run_options
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,9 +40,13 @@ class Decoder:
         self.cache_dtype: type[np.floating] = CACHE_DTYPES[kinds["past_key_values.0.key"]]
         """Of the KV cache: the graph's own choice."""
 
-    def start(self) -> DecoderState:
-        """A new, empty sequence."""
-        return DecoderState(self)
+    def start(self, cache: KVCache | None = None) -> DecoderState:
+        """A sequence that goes on after what is in ``cache``, or a new, empty one."""
+        return DecoderState(self, self.new_cache() if cache is None else cache)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache of one row."""
+        return KVCache(self.sizes, self.cache_dtype)
 
 
 class DecoderState:
@@ -50,11 +56,13 @@ class DecoderState:
     length differs, and a cache that has grown are bound anew.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._session = decoder.session
         self._sizes = decoder.sizes
-        self.cache = KVCache(decoder.sizes, decoder.cache_dtype)
+        self.cache = cache
         self._binding = decoder.session.io_binding()
+        if cache.capacity:
+            bind_cache(self._binding, cache.buffers)
         self._inputs: dict[str, NDArray[np.generic]] = {
             "seqlens_k": np.zeros(1, np.int32),
             "total_sequence_length": np.zeros((), np.int32),
@@ -64,17 +72,24 @@ class DecoderState:
         self._bound = (0, 0)
         self._logits = np.zeros((0, 0), np.float32)
 
-    def run(self, inputs_embeds: NDArray[np.float32], num_logits_to_keep: int = 1) -> NDArray[np.float32]:
+    def run(
+        self,
+        inputs_embeds: NDArray[np.float32],
+        num_logits_to_keep: int = 1,
+        cancellation: Cancellation | None = None,
+    ) -> NDArray[np.float32]:
         """Feed new positions after those fed before.
 
         Args:
             inputs_embeds: float32 [1, sequence, hidden].
             num_logits_to_keep: Of how many last positions logits are wanted; :data:`ALL_LOGITS` for all.
+            cancellation: Ends the run from another thread; the sequence then stays as it was.
 
         Returns:
             Logits, float32 [kept, vocabulary], valid until the next call.
 
         Raises:
+            CancellationError: It was cancelled.
             ArgumentError: The shape is wrong, or the context has no room for so many positions.
         """
         check_embeds(inputs_embeds, self._sizes)
@@ -89,7 +104,9 @@ class DecoderState:
         self._inputs["position_ids"][...] = np.arange(past, total)
         self._inputs["seqlens_k"][...] = total - 1
         self._inputs["total_sequence_length"][...] = total
-        self._session.run_with_iobinding(self._binding)
+        options = run_options()
+        with (cancellation or Cancellation()).stopping(options):
+            self._session.run_with_iobinding(self._binding, options)
         self.cache.length = total
         return self._logits
 

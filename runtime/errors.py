@@ -21,5 +21,9 @@ class ContextOverflowError(TinyGPTVError):
     """Prompt and new tokens together do not fit in the model's context."""
 
 
+class CancellationError(TinyGPTVError):
+    """What was asked for was cancelled before it was done."""
+
+
 class ExportError(TinyGPTVError):
     """The published files cannot be turned into a bundle; names the file and key that stopped it."""

@@ -1,4 +1,4 @@
-"""Greedy decoding: logits to token ids, one at a time."""
+"""Decoding: logits to token ids, one at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from .cancel import Cancellation
 from .decoder import DecoderState
 from .errors import ArgumentError, ContextOverflowError
 
@@ -32,14 +33,21 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
         )
 
 
-def greedy(
+def most_probable(logits: Float32Array) -> int:
+    """Greedy decoding's choice from float32 [vocabulary]; the first of equals."""
+    return int(logits.argmax())
+
+
+def decode(
     state: DecoderState,
     inputs_embeds: Float32Array,
     embed: Callable[[int], Float32Array],
     max_new_tokens: int,
     eos_token_ids: Collection[int],
+    choose: Callable[[Float32Array], int] = most_probable,
+    cancellation: Cancellation | None = None,
 ) -> Iterator[int]:
-    """Yield the most probable next token until end of text or ``max_new_tokens``.
+    """Yield the next token until end of text or ``max_new_tokens``.
 
     The prompt is fed whole, then one position a token. A token is yielded before it is fed, so a caller who stops
     early (at a stop string) pays for nothing more.
@@ -50,12 +58,17 @@ def greedy(
         embed: Token id to its embedding, float32 [1, hidden].
         max_new_tokens: At most so many tokens.
         eos_token_ids: Tokens that end the text; they are not yielded.
+        choose: The next token from logits, float32 [vocabulary].
+        cancellation: Ends it from another thread.
+
+    Raises:
+        CancellationError: It was cancelled.
     """
-    logits = state.run(inputs_embeds)
+    logits = state.run(inputs_embeds, cancellation=cancellation)
     for remaining in range(max_new_tokens - 1, -1, -1):
-        token = int(logits[-1].argmax())
+        token = choose(logits[-1])
         if token in eos_token_ids:
             return
         yield token
         if remaining:
-            logits = state.run(embed(token)[np.newaxis])
+            logits = state.run(embed(token)[np.newaxis], cancellation=cancellation)

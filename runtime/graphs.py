@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cancel import Cancellation
 from .decoder import Decoder
 from .errors import BundleError
 from .integrity import verified
 from .manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
 from .memory import return_freed_memory
-from .session import open_session, returning_memory
+from .session import open_session, run_options
 from .tuned import Tuned
 from .vision import Vision
 
@@ -67,9 +68,12 @@ class _Graph:
         self._graphs = graphs
         self._name = name
 
-    def run(self, outputs: list[str], inputs: dict[str, Any]) -> list[Any]:
+    def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation) -> list[Any]:
+        session = self._graphs.session(self._name)
         # A picture's working memory is not kept for the next: an answer is written first.
-        results: list[Any] = self._graphs.session(self._name).run(outputs, inputs, returning_memory())
+        options = run_options(returning_memory=True)
+        with cancellation.stopping(options):
+            results: list[Any] = session.run(outputs, inputs, options)
         return results
 
 

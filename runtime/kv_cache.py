@@ -36,6 +36,23 @@ class KVCache:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
 
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` positions; they are overwritten by what is fed next.
+
+        Raises:
+            ArgumentError: There are fewer, or ``length`` is negative.
+        """
+        if not 0 <= length <= self.length:
+            raise ArgumentError(f"{self.length} positions cannot be rewound to {length}")
+        self.length = length
+
+    def shrink(self) -> None:
+        """Give back the room of whole steps that nothing fills."""
+        capacity = min(-(-self.length // GROWTH) * GROWTH, self._limit)
+        if capacity < self.capacity:
+            for i, old in enumerate(self.buffers):
+                self.buffers[i] = self._grown(old, capacity)
+
     def reserve(self, positions: int) -> bool:
         """Make room for ``positions`` more; returns whether the buffers are other ones now."""
         needed = self.length + positions

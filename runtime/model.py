@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .answer import Answer, AnswerStream, AnswerWriter, EncodedImage
+from .answer import Answer, AnswerStream, EncodedImage
+from .astream import AsyncAnswerStream
 from .batch import greedy_batch
+from .cancel import Cancellation
+from .chat import Chat, checked_stop
 from .decoder import Decoder, check_embeds
-from .detokenize import Detokenizer
 from .embeds import TokenEmbeddings, assemble
-from .errors import ArgumentError, BundleError, TinyGPTVError
-from .generate import check_room, greedy
+from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request
+from .errors import ArgumentError, BundleError, CancellationError, TinyGPTVError
+from .generate import check_room, decode
 from .graphs import Graphs, open_graph
-from .image import ImageSource, open_image, preprocess
-from .manifest import EMBEDDINGS, TOKENIZER, Manifest, read_manifest
-from .prompt import encode_segments, render
+from .image import ImageSource
+from .image_cache import ImageCache
+from .manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .sampling import GREEDY, Sampling
 from .session import import_onnxruntime
 from .tuned import find_tuned
 from .tuning import tune_if_possible
@@ -33,13 +36,13 @@ from .vision import Vision
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""
-DEFAULT_MAX_NEW_TOKENS = 300
-"""As in the released demo."""
 DEFAULT_BATCH_SIZE = 8
 
 MemoryMode = Literal["default", "low"]
 Float32Array = NDArray[np.float32]
-Part = TypeVar("Part")
+Picture = ImageSource | EncodedImage
+Pictures = Picture | Sequence[Picture] | None
+"""One image, several in a list or tuple, or none."""
 
 
 class TinyGPTV:
@@ -51,12 +54,10 @@ class TinyGPTV:
         ...     answer = model.ask(image, "What is this?").text
     """
 
-    def __init__(self, manifest: Manifest, graphs: Graphs, table: TokenEmbeddings, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Put together from loaded parts; :meth:`load` is the usual way."""
-        self.manifest = manifest
-        self._graphs: Graphs | None = graphs
-        self._table = table
-        self._tokenizer = tokenizer
+        self.manifest = engine.manifest
+        self._open: Engine | None = engine
 
     @classmethod
     def load(
@@ -66,6 +67,7 @@ class TinyGPTV:
         threads: int | None = None,
         memory: MemoryMode = "default",
         tune: bool = False,
+        image_cache: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Load a bundle that ``tinygptv-export`` wrote.
 
@@ -78,11 +80,13 @@ class TinyGPTV:
             memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be
-                written. Where it is impossible, a warning says why. Otherwise nothing is ever written.
+                written. Where it is impossible, a warning says why.
+            image_cache: Folder that remembers encoded images beyond this process, 0.3 MB each at the published sizes;
+                the last 64 are always remembered in memory. Without these two, nothing is ever written.
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
-            ArgumentError: ``threads`` is less than 1, or ``memory`` another word.
+            ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
         """
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads is {threads}; expected at least 1")
@@ -95,12 +99,13 @@ class TinyGPTV:
             tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE)
         else:
             tuned = find_tuned(folder, manifest)
+        images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
         opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
         with ThreadPoolExecutor(max_workers=1) as pool:
             graphs = pool.submit(Graphs, opened, manifest, memory == "low")
             table = TokenEmbeddings(folder / EMBEDDINGS, manifest.architecture.language)
             tokenizer = _read_tokenizer(folder / TOKENIZER)
-        return cls(manifest, graphs.result(), table, tokenizer)
+        return cls(Engine(manifest, graphs.result(), table, tokenizer, images))
 
     def __enter__(self) -> Self:
         return self
@@ -112,43 +117,36 @@ class TinyGPTV:
 
     def close(self) -> None:
         """Release the weights; a generation that is running keeps them until it ends."""
-        self._graphs = None
+        self._open = None
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open is None:
+            raise TinyGPTVError("this model was closed; load the bundle again")
+        return self._open
 
     @property
     def _vision(self) -> Vision:
-        return _still_open(self._graphs).vision
+        return self._engine.graphs.vision
 
     @property
     def _decoder(self) -> Decoder:
-        return _still_open(self._graphs).decoder()
+        return self._engine.graphs.decoder()
 
-    def encode_image(self, image: ImageSource | EncodedImage) -> EncodedImage:
+    def encode_image(self, image: Picture, *, cancellation: Cancellation | None = None) -> EncodedImage:
         """Show the model an image, once for many questions.
+
+        One that was seen before (to the pixel, at the size that the encoder sees) is not encoded again.
 
         Args:
             image: A path, the bytes of a file, a PIL image, or one encoded before, which is returned as it is.
+            cancellation: Ends it from another thread.
 
         Raises:
             ImageError: It cannot be read.
+            CancellationError: It was cancelled.
         """
-        if isinstance(image, EncodedImage):
-            return image
-        vision = self._vision
-        started = time.perf_counter()
-        picture = open_image(image)
-        pixel_values = preprocess(picture, self.manifest.image)
-        prepared = time.perf_counter()
-        features = vision.image_features(pixel_values)
-        encoded = time.perf_counter()
-        embeds = vision.image_embeds(features)[0]
-        return EncodedImage(
-            embeds=embeds,
-            width=picture.width,
-            height=picture.height,
-            preprocess_seconds=prepared - started,
-            encode_seconds=encoded - prepared,
-            project_seconds=time.perf_counter() - encoded,
-        )
+        return self._engine.encode_image(image, cancellation)
 
     def embed_prompt(self, image: EncodedImage, question: str, *, template: str | None = None) -> Float32Array:
         """The decoder's input for one question: the published prompt with the image in its slot.
@@ -161,7 +159,8 @@ class TinyGPTV:
         Returns:
             inputs_embeds, float32 [1, sequence, hidden].
         """
-        return assemble(self._table, self._segments(question, template), [image.embeds])
+        engine = self._engine
+        return assemble(engine.table, engine.segments([(question, None)], 1, template), [image.embeds])
 
     def generate_ids(self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> Iterator[int]:
         """Decode greedily: token ids as they come, until end of text.
@@ -174,33 +173,45 @@ class TinyGPTV:
             ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
             ArgumentError: The shape is another one, or ``max_new_tokens`` is less than 1.
         """
-        graphs = _still_open(self._graphs)
-        sizes = self.manifest.architecture.language
+        engine = self._engine
+        sizes = engine.manifest.architecture.language
         check_embeds(inputs_embeds, sizes)
         check_room(inputs_embeds.shape[1], max_new_tokens, sizes.max_position_embeddings)
 
         def ids() -> Iterator[int]:
             # The decoder may have to be opened: that is part of what a prompt takes.
-            state = graphs.decoder().start()
-            yield from greedy(state, inputs_embeds, self._embed_token, max_new_tokens, self.manifest.eos_token_ids)
+            state = engine.graphs.decoder().start()
+            embed = lambda token: engine.table.rows([token])  # noqa: E731
+            yield from decode(state, inputs_embeds, embed, max_new_tokens, engine.manifest.eos_token_ids)
 
         return ids()
 
     def stream(
         self,
-        image: ImageSource | EncodedImage,
+        image: Pictures,
         question: str,
         *,
         max_new_tokens: int | None = None,
         template: str | None = None,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        cancellation: Cancellation | None = None,
     ) -> AnswerStream:
         """Ask about an image and get the answer's text as it comes.
 
+        Another question about the same images need not compute their part of the prompt again: the last two answers'
+        keys and values are kept for that.
+
         Args:
-            image: A path, bytes, a PIL image, or an :class:`EncodedImage`.
+            image: A path, bytes, a PIL image, or an :class:`EncodedImage`; a list of several, which come before the
+                question in this order; or None to ask without any.
             question: May begin with a task tag such as ``[vqa]`` or ``[caption]``.
             max_new_tokens: At most so many tokens. If None, 300 or what the context has room for.
             template: Name of a prompt template of the bundle; its default one if None.
+            sampling: How tokens are chosen; greedily if not given, which gives the same answer each time.
+            stop: Texts that end the answer and are not part of it.
+            cancellation: Ends it from another thread, within one operator, image encoding and prefill included: the
+                answer's ``finish_reason`` is then ``cancelled``.
 
         Returns:
             An iterator of pieces of text; its ``answer`` is the whole, with token ids and timings.
@@ -210,27 +221,86 @@ class TinyGPTV:
             ContextOverflowError: Prompt and new tokens do not fit in the context.
             ArgumentError: The question is empty, or another argument out of range.
         """
+        engine, pictures = self._engine, _several(image)
         # What is wrong with the question should not cost the seconds that an image takes.
-        segments, writer = self._prepare(question, max_new_tokens, template)
-        encoded = self.encode_image(image)
-        inputs_embeds = assemble(self._table, segments, [encoded.embeds])
-        ids = self.generate_ids(inputs_embeds, writer.max_new_tokens)
-        return AnswerStream(ids, writer, encoded if encoded is not image else None)
+        request = Request(max_new_tokens, template, sampling, checked_stop(stop))
+        prepared = engine.prepare([(question, None)], len(pictures), request)
+        cancellation = cancellation or Cancellation()
+        try:
+            images = [engine.encode_image(picture, cancellation) for picture in pictures]
+        except CancellationError:
+            return AnswerStream(iter(()), prepared.writer, (), cancellation)
+        encoded = [image for image, picture in zip(images, pictures, strict=True) if image is not picture]
+        return engine.answer(prepared, images, encoded, cancellation)
 
     def ask(
         self,
-        image: ImageSource | EncodedImage,
+        image: Pictures,
         question: str,
         *,
         max_new_tokens: int | None = None,
         template: str | None = None,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        cancellation: Cancellation | None = None,
     ) -> Answer:
         """Ask about an image and wait for the whole answer; arguments and errors as for :meth:`stream`."""
-        return self.stream(image, question, max_new_tokens=max_new_tokens, template=template).answer
+        return self.stream(
+            image,
+            question,
+            max_new_tokens=max_new_tokens,
+            template=template,
+            sampling=sampling,
+            stop=stop,
+            cancellation=cancellation,
+        ).answer
+
+    def astream(
+        self,
+        image: Pictures,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        template: str | None = None,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+    ) -> AsyncAnswerStream:
+        """The same for asyncio programs: ``async for piece in model.astream(...)``; arguments as for :meth:`stream`.
+
+        What :meth:`stream` raises, the first piece raises here.
+        """
+        return AsyncAnswerStream(
+            lambda cancellation: self.stream(
+                image,
+                question,
+                max_new_tokens=max_new_tokens,
+                template=template,
+                sampling=sampling,
+                stop=stop,
+                cancellation=cancellation,
+            )
+        )
+
+    def chat(self, image: Pictures, *, template: str | None = None, cancellation: Cancellation | None = None) -> Chat:
+        """Begin a conversation about an image, several, or none.
+
+        Args:
+            image: As for :meth:`stream`; encoded now.
+            template: Name of a prompt template of the bundle; its default one if None.
+            cancellation: Ends the encoding from another thread.
+
+        Raises:
+            ImageError: An image cannot be read.
+            CancellationError: It was cancelled.
+            ArgumentError: The bundle has no such template.
+        """
+        self.manifest.template(template)
+        engine = self._engine
+        return Chat(engine, [engine.encode_image(picture, cancellation) for picture in _several(image)], template)
 
     def ask_many(
         self,
-        questions: Iterable[tuple[ImageSource | EncodedImage, str]],
+        questions: Iterable[tuple[Picture, str]],
         *,
         max_new_tokens: int | None = None,
         template: str | None = None,
@@ -239,7 +309,7 @@ class TinyGPTV:
         """Ask many questions at once: more answers a minute than one by one, each of them later.
 
         Up to ``batch_size`` answers are written in step; where one ends, the next question begins. An image is
-        encoded when its turn comes, and anew for each question: pass an :class:`EncodedImage` to ask it twice.
+        encoded when its turn comes, and once for all questions about it.
 
         In int8, onnxruntime rounds the products of several rows other than those of one: where two words are almost
         equally probable, an answer may differ from the one that :meth:`ask` gives.
@@ -260,58 +330,41 @@ class TinyGPTV:
         """
         if batch_size < 1:
             raise ArgumentError(f"batch_size is {batch_size}; expected at least 1")
-        graphs = _still_open(self._graphs)
-        images: list[ImageSource | EncodedImage] = []
+        engine = self._engine
+        images: list[Picture] = []
         prepared = []
         for image, question in questions:
             images.append(image)
-            prepared.append(self._prepare(question, max_new_tokens, template))
+            prepared.append(engine.prepare([(question, None)], 1, Request(max_new_tokens, template)))
 
         # With little memory, graphs don't take turns: all images first, then all text.
-        early = [self.encode_image(image) for image in images] if graphs.low_memory else None
+        early = [engine.encode_image(image) for image in images] if engine.graphs.low_memory else None
 
         def prompt(number: int) -> Float32Array:
-            segments, writer = prepared[number]
-            encoded = early[number] if early is not None else self.encode_image(images[number])
-            writer.begin(encoded if encoded is not images[number] else None)
-            return assemble(self._table, segments, [encoded.embeds])
+            encoded = early[number] if early is not None else engine.encode_image(images[number])
+            prepared[number].writer.begin([encoded] if encoded is not images[number] else [])
+            return assemble(engine.table, prepared[number].segments, [encoded.embeds])
 
         def wants_more(number: int, token_id: int) -> bool:
-            writer = prepared[number][1]
+            writer = prepared[number].writer
             writer.push(token_id)
             return not writer.complete
 
         greedy_batch(
-            graphs.decoder(),
+            engine.graphs.decoder(),
             [partial(prompt, number) for number in range(len(prepared))],
-            self._table.rows,
+            engine.table.rows,
             wants_more,
-            self.manifest.eos_token_ids,
+            engine.manifest.eos_token_ids,
             min(batch_size, max(1, len(prepared))),
         )
-        return [writer.finish()[1] for _, writer in prepared]
+        return [one.writer.finish()[1] for one in prepared]
 
-    def _prepare(
-        self, question: str, max_new_tokens: int | None, template: str | None
-    ) -> tuple[list[list[int]], AnswerWriter]:
-        """The prompt's segments, and what writes its answer down."""
-        sizes = self.manifest.architecture
-        segments = self._segments(question, template)
-        prompt_tokens = sum(map(len, segments)) + sizes.qformer.num_query_tokens
-        context = sizes.language.max_position_embeddings
-        if max_new_tokens is None:
-            max_new_tokens = max(1, min(DEFAULT_MAX_NEW_TOKENS, context - prompt_tokens))
-        check_room(prompt_tokens, max_new_tokens, context)
-        detokenizer = Detokenizer(self._tokenizer, self.manifest.stop_strings)
-        return segments, AnswerWriter(detokenizer, prompt_tokens, max_new_tokens)
 
-    def _segments(self, question: str, template: str | None) -> list[list[int]]:
-        """Token ids of the prompt for one question, cut where the image goes."""
-        prompt = render(self.manifest.template(template), [(question, None)])
-        return encode_segments(self._tokenizer, prompt)
-
-    def _embed_token(self, token_id: int) -> Float32Array:
-        return self._table.rows([token_id])
+def _several(image: Pictures) -> Sequence[Picture]:
+    if image is None:
+        return ()
+    return image if isinstance(image, list | tuple) else (image,)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -319,9 +372,3 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
-
-
-def _still_open(part: Part | None) -> Part:
-    if part is None:
-        raise TinyGPTVError("this model was closed; load the bundle again")
-    return part

@@ -91,12 +91,17 @@ def open_session(
     return session
 
 
-def returning_memory() -> onnxruntime.RunOptions:
-    """Options of one run, after which the session gives back the memory that it computed in."""
+def run_options(returning_memory: bool = False) -> onnxruntime.RunOptions:
+    """Options of one run.
+
+    Args:
+        returning_memory: Afterwards the session gives back the memory that it computed in.
+    """
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    if returning_memory:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

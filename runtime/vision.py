@@ -7,27 +7,37 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .cancel import Cancellation
 
-class Session(Protocol):
-    """What of an onnxruntime session is used here."""
 
-    def run(self, outputs: list[str], inputs: dict[str, Any], /) -> list[Any]:
+class Graph(Protocol):
+    """A graph that can be run, and stopped."""
+
+    def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation, /) -> list[Any]:
         """The outputs named, for these inputs."""
 
 
 class Vision:
     """The two graphs that see; may be used by several threads at once."""
 
-    def __init__(self, encoder: Session, projector: Session) -> None:
+    def __init__(self, encoder: Graph, projector: Graph) -> None:
         self._encoder = encoder
         self._projector = projector
 
-    def image_features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def image_features(
+        self, pixel_values: NDArray[np.float32], cancellation: Cancellation | None = None
+    ) -> NDArray[np.float32]:
         """[batch, 3, size, size] to [batch, tokens, width]."""
-        features: NDArray[np.float32] = self._encoder.run(["image_features"], {"pixel_values": pixel_values})[0]
+        inputs = {"pixel_values": pixel_values}
+        features: NDArray[np.float32]
+        (features,) = self._encoder.run(["image_features"], inputs, cancellation or Cancellation())
         return features
 
-    def image_embeds(self, image_features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def image_embeds(
+        self, image_features: NDArray[np.float32], cancellation: Cancellation | None = None
+    ) -> NDArray[np.float32]:
         """[batch, tokens, width] to [batch, queries, hidden]."""
-        embeds: NDArray[np.float32] = self._projector.run(["image_embeds"], {"image_features": image_features})[0]
+        inputs = {"image_features": image_features}
+        embeds: NDArray[np.float32]
+        (embeds,) = self._projector.run(["image_embeds"], inputs, cancellation or Cancellation())
         return embeds

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.decoder import DecoderState
 from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.manifest import read_manifest, write_manifest
+from tinygptv.runtime.prefix_cache import PrefixCache
 from variants import GOLDEN, Published, published_files
 
 # A test module may import onnxruntime itself, and no telemetry is sent from a test run.
@@ -132,11 +134,13 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     run = DecoderState.run
 
-    def counting(state: DecoderState, inputs_embeds: np.ndarray, num_logits_to_keep: int = 1) -> np.ndarray:
+    def counting(state: DecoderState, inputs_embeds: np.ndarray, *arguments: Any, **named: Any) -> np.ndarray:
         counts.append(inputs_embeds.shape[1])
-        return run(state, inputs_embeds, num_logits_to_keep)
+        return run(state, inputs_embeds, *arguments, **named)
 
     monkeypatch.setattr(DecoderState, "run", counting)
+    # What an earlier test asked the same model is no part of this one.
+    monkeypatch.setattr(PrefixCache, "take", lambda cache, wanted: None)
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,7 @@ def test_answers_that_end_make_room_for_the_next(
     questions = [(images[i % 4], question) for i, question in enumerate(QUESTIONS * 2)]
     alone = [speaking_model.ask(*question, max_new_tokens=20) for question in questions]
     ends = tuple({answer.token_ids[length] for length, answer in enumerate(alone)})
-    monkeypatch.setattr(
-        speaking_model,
-        "manifest",
-        speaking_model.manifest.__class__(**{**vars(speaking_model.manifest), "eos_token_ids": ends}),
-    )
+    monkeypatch.setattr(speaking_model._engine, "manifest", replace(speaking_model.manifest, eos_token_ids=ends))
     many = speaking_model.ask_many(questions, max_new_tokens=20, batch_size=3)
     assert all(map(same, many, [speaking_model.ask(*question, max_new_tokens=20) for question in questions]))
     lengths = [len(answer.token_ids) for answer in many]

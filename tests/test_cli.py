@@ -85,6 +85,8 @@ def test_json_is_one_object(
         "token_ids": list(answer.token_ids),
         "finish_reason": "length",
         "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": 0,
+        "truncated_turns": 0,
     }
     assert list(timings) == [
         *("preprocess", "image_encode", "projector", "prefill", "time_to_first_token"),

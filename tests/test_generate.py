@@ -11,7 +11,7 @@ from conftest import GOLDEN_STAGES, QUESTION
 from tinygptv.runtime import ContextOverflowError, TinyGPTV
 from tinygptv.runtime.decoder import Decoder
 from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import check_room, greedy
+from tinygptv.runtime.generate import check_room, decode
 from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
 from tinygptv.runtime.session import open_session
 
@@ -33,7 +33,7 @@ class Parts:
         return self.table.rows([token_id])
 
     def greedy(self, max_new_tokens: int, eos_token_ids: tuple[int, ...] = ()) -> list[int]:
-        return list(greedy(self.decoder.start(), self.prompt, self.embed, max_new_tokens, eos_token_ids))
+        return list(decode(self.decoder.start(), self.prompt, self.embed, max_new_tokens, eos_token_ids))
 
 
 @pytest.fixture(scope="module", params=GOLDEN_STAGES)
@@ -81,7 +81,7 @@ def test_max_new_tokens_is_exact(parts: Parts, fed: list[int], max_new_tokens: i
 
 
 def test_a_token_is_yielded_before_it_is_fed(parts: Parts, fed: list[int]) -> None:
-    ids = greedy(parts.decoder.start(), parts.prompt, parts.embed, 24, ())
+    ids = decode(parts.decoder.start(), parts.prompt, parts.embed, 24, ())
     assert fed == []  # nothing is computed until the first token is asked for
     for count in range(1, 5):
         next(ids)
@@ -90,8 +90,8 @@ def test_a_token_is_yielded_before_it_is_fed(parts: Parts, fed: list[int]) -> No
 
 def test_a_sequence_can_be_continued(parts: Parts) -> None:
     state = parts.decoder.start()
-    first = list(greedy(state, parts.prompt, parts.embed, 5, ()))
-    rest = list(greedy(state, parts.embed(first[-1])[np.newaxis], parts.embed, 7, ()))
+    first = list(decode(state, parts.prompt, parts.embed, 5, ()))
+    rest = list(decode(state, parts.embed(first[-1])[np.newaxis], parts.embed, 7, ()))
     assert first + rest == parts.greedy(12)
 
 

@@ -44,7 +44,7 @@ def run_bundle(bundle: Path, expected: dict[str, Array]) -> dict[str, Array]:
         prefill = state.run(expected["inputs_embeds"], ALL_LOGITS).copy()
         steps = [prefill[-1]]
         for token_id in expected["greedy_ids"]:
-            steps.append(state.run(model._embed_token(int(token_id))[np.newaxis])[0].copy())
+            steps.append(state.run(model._engine.table.rows([int(token_id)])[np.newaxis])[0].copy())
         features = vision.image_features(expected["pixel_values"])
         return {
             "image_features": features,

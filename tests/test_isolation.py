@@ -30,32 +30,44 @@ ALLOWED = {
     "external_data": set(),
     "manifest": {"architecture", "errors"},
     "integrity": {"errors", "manifest"},
+    "boxes": {"errors"},
+    "cancel": {"errors"},
     # Stages, from the image and the question to the answer: each knows leaves, and what it is itself made of.
     "session": {"errors", "manifest"},
     "image": {"errors", "manifest"},
-    "vision": set(),
+    "image_cache": {"errors", "manifest"},
+    "vision": {"cancel"},
     "prompt": {"errors", "manifest"},
     "embeds": {"architecture", "errors"},
     "kv_cache": {"architecture", "errors"},
-    "decoder": {"architecture", "errors", "kv_cache"},
-    "generate": {"decoder", "errors"},
+    "decoder": {"architecture", "cancel", "errors", "kv_cache", "session"},
+    "generate": {"cancel", "decoder", "errors"},
+    "sampling": {"errors", "generate"},
     "batch": {"decoder", "kv_cache"},
     "detokenize": {"errors"},
-    "answer": {"detokenize"},
+    "answer": {"cancel", "detokenize", "errors"},
+    "astream": {"answer", "cancel", "errors"},
+    "prefix_cache": {"answer", "kv_cache"},
+    "drawing": {"boxes", "errors", "image"},
     # What a bundle is tuned to, and its graphs opened: tuned or not, all or one at a time.
     "tuned": {"integrity", "machine", "manifest", "session"},
     "tuning": {"errors", "external_data", "integrity", "manifest", "session", "tuned"},
-    "graphs": {"decoder", "errors", "integrity", "manifest", "memory", "session", "tuned", "vision"},
-    # The one module that composes them, and what stands on it.
+    "graphs": {"cancel", "decoder", "errors", "integrity", "manifest", "memory", "session", "tuned", "vision"},
+    # The module that composes them into answers, conversations of those, and what users call.
+    "engine": {
+        *("answer", "cancel", "detokenize", "embeds", "errors", "generate", "graphs", "image", "image_cache"),
+        *("manifest", "prefix_cache", "prompt", "sampling"),
+    },
+    "chat": {"answer", "astream", "cancel", "engine", "prefix_cache", "sampling"},
     "model": {
-        *("answer", "batch", "decoder", "detokenize", "embeds", "errors", "generate", "graphs"),
-        *("image", "manifest", "prompt", "session", "tuned", "tuning", "vision"),
+        *("answer", "astream", "batch", "cancel", "chat", "decoder", "embeds", "engine", "errors", "generate"),
+        *("graphs", "image", "image_cache", "manifest", "sampling", "session", "tuned", "tuning", "vision"),
     },
     "doctor": {"errors", "integrity", "machine", "manifest", "session", "tuned"},
-    "cli": {"answer", "doctor", "errors", "manifest", "memory", "model", "tuning"},
-    "__init__": {"answer", "errors", "image", "model"},
+    "cli": {"answer", "doctor", "engine", "errors", "manifest", "memory", "model", "tuning"},
+    "__init__": {"answer", "astream", "cancel", "chat", "errors", "image", "model", "sampling"},
 }
-"""Which modules of the runtime each one may import: stages do not know each other, only ``model`` knows them all."""
+"""Which modules of the runtime each one may import: stages do not know each other, only ``engine`` knows them all."""
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUESTION
+from PIL import Image
 from tinygptv.runtime import ArgumentError, TinyGPTV, TinyGPTVError, graphs
 from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER
 
@@ -60,7 +61,16 @@ def model(bundle: Path, sessions: Sessions) -> Iterator[TinyGPTV]:
         yield model
 
 
-def test_one_graph_at_a_time(model: TinyGPTV, sessions: Sessions, photo: Path, speaking_model: TinyGPTV) -> None:
+@pytest.fixture
+def another(photo: Path) -> Image.Image:
+    """Another picture."""
+    with Image.open(photo) as picture:
+        return picture.transpose(Image.Transpose.ROTATE_180)
+
+
+def test_one_graph_at_a_time(
+    model: TinyGPTV, sessions: Sessions, photo: Path, another: Image.Image, speaking_model: TinyGPTV
+) -> None:
     assert sessions.opened == []  # loading opens none
     image = model.encode_image(photo)
     assert sessions.opened == [VISION_ENCODER, PROJECTOR]
@@ -72,6 +82,8 @@ def test_one_graph_at_a_time(model: TinyGPTV, sessions: Sessions, photo: Path, s
     model.ask(image, TAGGED, max_new_tokens=3)
     assert sessions.opened.count(DECODER) == 1  # it stays for the next question
     model.ask(photo, QUESTION, max_new_tokens=3)
+    assert sessions.opened == [VISION_ENCODER, PROJECTOR, DECODER]  # nor is the same image encoded twice
+    model.ask(another, QUESTION, max_new_tokens=3)
     assert sessions.opened == [VISION_ENCODER, PROJECTOR, DECODER] * 2
     assert sessions.most_alive == 1
 
@@ -100,12 +112,12 @@ def test_default_keeps_all_open(bundle: Path, sessions: Sessions, photo: Path) -
 
 
 def test_an_answer_keeps_its_graph_while_an_image_is_encoded(
-    model: TinyGPTV, sessions: Sessions, photo: Path, speaking_model: TinyGPTV
+    model: TinyGPTV, sessions: Sessions, photo: Path, another: Image.Image, speaking_model: TinyGPTV
 ) -> None:
     image = model.encode_image(photo)
     stream = model.stream(image, QUESTION, max_new_tokens=12)
     next(stream)
-    model.encode_image(photo)
+    model.encode_image(another)
     assert sorted(sessions.alive()) == sorted([DECODER, PROJECTOR])
     assert stream.answer.text == speaking_model.ask(photo, QUESTION, max_new_tokens=12).text
     assert sessions.alive() == [PROJECTOR]

@@ -20,7 +20,7 @@ import numpy as np
 from tinygptv.runtime.batch import greedy_batch
 from tinygptv.runtime.decoder import Decoder
 from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import greedy
+from tinygptv.runtime.generate import decode
 from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
 from tinygptv.runtime.session import open_session
 from tqdm import tqdm
@@ -42,9 +42,9 @@ class TimedSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run_with_iobinding(self, binding: object) -> None:
+    def run_with_iobinding(self, *arguments: object) -> None:
         started = time.perf_counter()
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(*arguments)
         self.seconds += time.perf_counter() - started
 
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def one(prompt: np.ndarray) -> dict[str, float]:
         """Steps after one prompt, and the share of them that onnxruntime's run calls don't take."""
-        tokens = greedy(decoder.start(), table.rows(prompt)[None], lambda i: table.rows([i]), options.tokens + 5, ())
+        tokens = decode(decoder.start(), table.rows(prompt)[None], lambda i: table.rows([i]), options.tokens + 5, ())
         steps(tokens, 4)
         before = session.seconds
         seconds = steps(tokens, options.tokens)

@@ -13,7 +13,7 @@ from pathlib import Path
 from decoding import Adapter, Loaded, measure
 from tinygptv.runtime.decoder import Decoder
 from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import greedy
+from tinygptv.runtime.generate import decode
 from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
 from tinygptv.runtime.session import open_session
 
@@ -34,7 +34,7 @@ def load(folder: Path, variant: str, threads: int) -> Loaded:
 
     def generate(prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
         state, inputs_embeds = decoder.start(), table.rows(prompt)[None]
-        tokens: Iterator[int] = greedy(state, inputs_embeds, lambda token: table.rows([token]), new_tokens, ())
+        tokens: Iterator[int] = decode(state, inputs_embeds, lambda token: table.rows([token]), new_tokens, ())
         return tokens
 
     settings: dict[str, object] = {

@@ -1,0 +1,104 @@
+"""Image embeddings by what is in the picture: no picture is encoded twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArgumentError
+from .manifest import PROJECTOR, VISION_ENCODER, Manifest
+
+Float32Array = NDArray[np.float32]
+ENTRIES = 64
+"""Images remembered in memory: 0.3 MB each at the published sizes."""
+
+
+class ImageCache:
+    """The last images' embeddings in memory, and all of them in a folder if one is given; for many threads."""
+
+    def __init__(self, manifest: Manifest, folder: Path | None) -> None:
+        """
+        Args:
+            manifest: Of the bundle; another encoder's or projector's embeddings are others.
+            folder: Where embeddings are kept as .npy files, in a subfolder for each encoder; made if need be.
+
+        Raises:
+            ArgumentError: ``folder`` cannot be made.
+        """
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[str, Float32Array] = OrderedDict()
+        self._shape = (manifest.architecture.qformer.num_query_tokens, manifest.architecture.language.hidden_size)
+        self._folder: Path | None = None
+        if folder is not None:
+            self._folder = folder / _encoder_key(manifest)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ArgumentError(f"image_cache {folder} cannot be made ({error}); choose another folder") from error
+
+    def find(self, key: str) -> Float32Array | None:
+        """The embeddings [queries, hidden] of pixel values with this :func:`key_of`, if they are known."""
+        with self._lock:
+            if key in self._recent:
+                self._recent.move_to_end(key)
+                return self._recent[key]
+        embeds = self._read(key)
+        if embeds is not None:
+            self._remember(key, embeds)
+        return embeds
+
+    def add(self, key: str, embeds: Float32Array) -> None:
+        """Keep embeddings; a folder that is full or gone loses nothing but time later."""
+        self._remember(key, embeds)
+        if self._folder is None:
+            return
+        with (
+            contextlib.suppress(OSError),
+            tempfile.NamedTemporaryFile(dir=self._folder, suffix=".partial", delete=False) as file,
+        ):
+            try:
+                np.save(file, embeds)
+                file.close()
+                os.replace(file.name, self._folder / f"{key}.npy")
+            except BaseException:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+    def _remember(self, key: str, embeds: Float32Array) -> None:
+        with self._lock:
+            self._recent[key] = embeds
+            self._recent.move_to_end(key)
+            while len(self._recent) > ENTRIES:
+                self._recent.popitem(last=False)
+
+    def _read(self, key: str) -> Float32Array | None:
+        """From the folder; a file that is no longer whole counts as none, and is written anew."""
+        if self._folder is None:
+            return None
+        try:
+            embeds: Float32Array = np.load(self._folder / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return embeds if embeds.shape == self._shape and embeds.dtype == np.float32 else None
+
+
+def key_of(pixel_values: Float32Array) -> str:
+    """SHA-256 of what the encoder would see."""
+    return hashlib.sha256(pixel_values.tobytes()).hexdigest()
+
+
+def _encoder_key(manifest: Manifest) -> str:
+    digest = hashlib.sha256()
+    for record in sorted(manifest.files, key=lambda record: record.name):
+        if record.name.startswith((VISION_ENCODER, PROJECTOR)):
+            digest.update(f"{record.name} {record.sha256}\n".encode())
+    return digest.hexdigest()[:16]
