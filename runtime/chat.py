@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
-from .engine import Engine, Request
+from .engine import Engine, Request, Turn
 from .prefix_cache import Fed, Position
 from .sampling import GREEDY, Sampling
 
@@ -27,7 +27,7 @@ class Chat:
         self.images = tuple(images)
         """What the chat is about; none for a chat about text alone."""
         self._template = template
-        self._turns: list[tuple[str, str]] = []
+        self._turns: list[Turn] = []
         self._memory = _ChatMemory(engine)
         self._stream: AnswerStream | None = None
         self._cancellation = Cancellation()
@@ -35,7 +35,7 @@ class Chat:
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
         """(question, answer) pairs so far, oldest first; of an answer that was cancelled, what there was of it."""
-        return tuple(self._turns)
+        return tuple((turn.question, turn.answer or "") for turn in self._turns)
 
     def reset(self) -> None:
         """Begin anew with the same images; what the model knows of them stays known."""
@@ -72,13 +72,13 @@ class Chat:
         """
         self._end()
         request = Request(max_new_tokens, self._template, sampling, checked_stop(stop))
-        prepared = self._engine.prepare([*self._turns, (question, None)], len(self.images), request)
+        prepared = self._engine.prepare([*self._turns, Turn(question)], len(self.images), request)
         self._cancellation = cancellation or Cancellation()
 
         def whole(answer: Answer) -> None:
             self._stream = None
             if answer.token_ids or answer.finish_reason != "cancelled":
-                self._turns.append((question, answer.text))
+                self._turns.append(Turn(question, answer.text, self._engine.spelling(answer)))
 
         self._stream = self._engine.answer(prepared, self.images, (), self._cancellation, self._memory, whole)
         return self._stream

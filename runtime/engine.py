@@ -21,14 +21,22 @@ from .image import ImageSource, open_image, preprocess
 from .image_cache import ImageCache, key_of
 from .manifest import Manifest
 from .prefix_cache import Fed, Memory, PrefixCache, positions_of
-from .prompt import IMAGE_SLOT, encode_segments, render
+from .prompt import IMAGE_SLOT, encode_segments, render, render_question
 from .sampling import GREEDY, Sampling, chooser
 
 DEFAULT_MAX_NEW_TOKENS = 300
 """As in the released demo."""
 Float32Array = NDArray[np.float32]
-Turn = tuple[str, str | None]
-"""A question, and its answer unless the model is to give it."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, and its answer unless the model is to give it."""
+
+    question: str
+    answer: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    """Of the answer as the model spelt it, which its text need not be spelt like; None where only the text is known."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +109,30 @@ class Engine:
         )
 
     def segments(self, turns: Sequence[Turn], image_count: int, template: str | None) -> list[list[int]]:
-        """Token ids of a conversation, cut where images go."""
-        return encode_segments(self.tokenizer, render(self.manifest.template(template), turns, image_count))
+        """Token ids of a conversation, cut where images go.
+
+        Answers of which the tokens are known keep them, so that what was fed when they were written stays valid; all
+        else is tokenised as the published code does.
+        """
+        chosen = self.manifest.template(template)
+        render(chosen, [(turn.question, turn.answer) for turn in turns], image_count)  # checks all of it
+        text, segments = chosen.system, [list[int]()]
+
+        def flush(text: str) -> str:
+            first, *rest = encode_segments(self.tokenizer, text)
+            segments[-1] += first
+            segments.extend(rest)
+            return ""
+
+        for number, turn in enumerate(turns):
+            text += render_question(chosen, turn.question, 0 if number else image_count)
+            if turn.token_ids is None:
+                text += turn.answer or ""
+            else:
+                text = flush(text)
+                segments[-1] += turn.token_ids
+        flush(text)
+        return segments
 
     def prepare(self, turns: Sequence[Turn], image_count: int, request: Request) -> Prepared:
         """A conversation as a prompt; whole turns are left out, the oldest first, until it fits.
@@ -184,6 +214,16 @@ class Engine:
                 memory.put(fed, self._shared(prepared.segments, images))
 
         return ids()
+
+    def spelling(self, answer: Answer) -> tuple[int, ...] | None:
+        """The tokens of an answer's text: all but those of a stop string; None where one token holds both."""
+        ids = answer.token_ids
+        if answer.finish_reason != "stop":
+            return ids
+        for count in range(len(ids), -1, -1):
+            if self.tokenizer.decode(ids[:count], skip_special_tokens=True) == answer.text:
+                return ids[:count]
+        return None
 
     def _shared(self, segments: Sequence[Sequence[int]], images: Sequence[EncodedImage]) -> int:
         """Positions of a prompt through ``</Img>``, which every question about the same images begins with."""

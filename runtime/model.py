@@ -21,7 +21,7 @@ from .cancel import Cancellation
 from .chat import Chat, checked_stop
 from .decoder import Decoder, check_embeds
 from .embeds import TokenEmbeddings, assemble
-from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request
+from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request, Turn
 from .errors import ArgumentError, BundleError, CancellationError, TinyGPTVError
 from .generate import check_room, decode
 from .graphs import Graphs, open_graph
@@ -160,7 +160,7 @@ class TinyGPTV:
             inputs_embeds, float32 [1, sequence, hidden].
         """
         engine = self._engine
-        return assemble(engine.table, engine.segments([(question, None)], 1, template), [image.embeds])
+        return assemble(engine.table, engine.segments([Turn(question)], 1, template), [image.embeds])
 
     def generate_ids(self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> Iterator[int]:
         """Decode greedily: token ids as they come, until end of text.
@@ -224,7 +224,7 @@ class TinyGPTV:
         engine, pictures = self._engine, _several(image)
         # What is wrong with the question should not cost the seconds that an image takes.
         request = Request(max_new_tokens, template, sampling, checked_stop(stop))
-        prepared = engine.prepare([(question, None)], len(pictures), request)
+        prepared = engine.prepare([Turn(question)], len(pictures), request)
         cancellation = cancellation or Cancellation()
         try:
             images = [engine.encode_image(picture, cancellation) for picture in pictures]
@@ -335,7 +335,7 @@ class TinyGPTV:
         prepared = []
         for image, question in questions:
             images.append(image)
-            prepared.append(engine.prepare([(question, None)], 1, Request(max_new_tokens, template)))
+            prepared.append(engine.prepare([Turn(question)], 1, Request(max_new_tokens, template)))
 
         # With little memory, graphs don't take turns: all images first, then all text.
         early = [engine.encode_image(image) for image in images] if engine.graphs.low_memory else None

@@ -67,11 +67,12 @@ class PrefixCache:
         self._idle: list[Fed] = []
 
     def take(self, wanted: Sequence[Position]) -> Fed | None:
-        """The cache that agrees with most of a prompt."""
+        """The longest cache all of which a prompt begins with: images that are others would cost it its own."""
         with self._lock:
-            best = max(self._idle, key=lambda fed: fed.agreement(wanted), default=None)
-            if best is None or not best.agreement(wanted):
+            fitting = [fed for fed in self._idle if fed.agreement(wanted) == len(fed.positions)]
+            if not fitting:
                 return None
+            best = max(fitting, key=lambda fed: len(fed.positions))
             self._idle = [fed for fed in self._idle if fed is not best]
             return best
 

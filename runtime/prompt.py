@@ -57,8 +57,7 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
             raise ArgumentError(f"question {number} is {question!r}; expected some text")
         if answer is None and number < len(turns):
             raise ArgumentError(f"answer {number} of {len(turns)} is None; only the last one may be")
-        images = template.image * image_count if number == 1 else ""
-        parts += [template.user, images, question, template.assistant]
+        parts.append(render_question(template, question, image_count if number == 1 else 0))
         if answer is not None:
             _check_text("answer", number, answer)
             parts.append(answer)
@@ -69,6 +68,11 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
             f"template {template.name!r} gives {slots} {IMAGE_SLOT} for {image_count} images; expected one each"
         )
     return prompt
+
+
+def render_question(template: PromptTemplate, question: str, image_count: int = 0) -> str:
+    """Write one question, with the images before it, up to where its answer begins; both must have been checked."""
+    return f"{template.user}{template.image * image_count}{question}{template.assistant}"
 
 
 def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:

@@ -94,7 +94,7 @@ def test_fp32_bundle_is_exact_from_picture_to_logits(
     with TinyGPTV.load(golden_bundle(stage, "fp32")) as model:
         assert model._vision is not None and model._decoder is not None
         image_embeds = model._vision.image_embeds(model._vision.image_features(expected["pixel_values"]))
-        before, after = (model._table.rows(expected[f"input_ids_{side}"][0]) for side in ("before", "after"))
+        before, after = (model._engine.table.rows(expected[f"input_ids_{side}"][0]) for side in ("before", "after"))
         inputs_embeds = np.concatenate((before, image_embeds[0], after))[np.newaxis]
         assert deviation(inputs_embeds, expected["inputs_embeds"]) < TOLERANCE
         logits = model._decoder.start().run(inputs_embeds, ALL_LOGITS)[np.newaxis]

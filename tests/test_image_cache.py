@@ -1,0 +1,120 @@
+"""Images that were seen before: known by their pixels, in memory and in a folder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUESTION
+from PIL import Image
+from tinygptv.runtime import ArgumentError, TinyGPTV, image_cache
+from tinygptv.runtime.vision import Vision
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each run of the vision encoder."""
+    runs: list[int] = []
+    run = Vision.image_features
+
+    def counting(vision: Vision, pixel_values: np.ndarray, *arguments: object) -> np.ndarray:
+        runs.append(len(runs))
+        return run(vision, pixel_values, *arguments)
+
+    monkeypatch.setattr(Vision, "image_features", counting)
+    return runs
+
+
+@pytest.fixture
+def fresh(golden_bundle: Callable[[int, str], Path]) -> Iterator[TinyGPTV]:
+    with TinyGPTV.load(golden_bundle(3, "fp32")) as model:
+        yield model
+
+
+def png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_seen_image_is_not_encoded_again_however_it_comes(fresh: TinyGPTV, photo: Path, encoded: list[int]) -> None:
+    first = fresh.encode_image(photo)
+    picture = Image.open(photo)
+    for source in (photo, str(photo), photo.read_bytes(), picture, png(picture.convert("RGB"))):
+        again = fresh.encode_image(source)
+        assert np.array_equal(again.embeds, first.embeds)
+        assert (again.width, again.height, again.key) == (first.width, first.height, first.key)
+    assert fresh.ask(photo, QUESTION, max_new_tokens=2).timings.projector < first.project_seconds
+    assert len(encoded) == 1
+    fresh.encode_image(picture.transpose(Image.Transpose.ROTATE_180))
+    assert len(encoded) == 2
+
+
+def test_the_size_is_the_picture_s_own(fresh: TinyGPTV, encoded: list[int]) -> None:
+    """The encoder sees the same of two white pictures; boxes are in pixels of each."""
+    sizes = [fresh.encode_image(Image.new("RGB", size, "white")) for size in ((30, 20), (200, 100))]
+    assert [(image.width, image.height) for image in sizes] == [(30, 20), (200, 100)]
+    assert len(encoded) == 1
+
+
+def test_the_image_seen_longest_ago_is_forgotten(
+    fresh: TinyGPTV, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_cache, "ENTRIES", 2)
+    red, green, blue = (Image.new("RGB", (8, 8), name) for name in ("red", "green", "blue"))
+    for picture in (red, green, red, blue):  # green is the oldest then
+        fresh.encode_image(picture)
+    assert len(encoded) == 3
+    fresh.encode_image(red)
+    assert len(encoded) == 3
+    fresh.encode_image(green)
+    assert len(encoded) == 4
+
+
+def test_a_folder_remembers_beyond_the_process(
+    golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, encoded: list[int]
+) -> None:
+    folder = tmp_path / "seen before é"
+    embeds = []
+    for _ in range(2):
+        with TinyGPTV.load(golden_bundle(3, "fp32"), image_cache=folder) as model:
+            embeds.append(model.encode_image(photo).embeds)
+    assert np.array_equal(*embeds)
+    assert len(encoded) == 1
+    with TinyGPTV.load(golden_bundle(3, "int8"), image_cache=folder) as model:  # another encoder
+        assert not np.array_equal(model.encode_image(photo).embeds, embeds[0])
+    assert len(encoded) == 2
+    assert len(list(folder.glob("*/*.npy"))) == 2
+    assert not list(folder.glob("*/*.partial"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
+def test_a_damaged_file_is_written_anew(
+    golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, encoded: list[int], damage: bytes
+) -> None:
+    for _ in range(3):
+        with TinyGPTV.load(golden_bundle(3, "fp32"), image_cache=tmp_path) as model:
+            model.encode_image(photo)
+        (file,) = tmp_path.glob("*/*.npy")
+        whole = file.read_bytes()
+        if len(encoded) == 1:
+            file.write_bytes(damage)
+    assert len(encoded) == 2
+    assert file.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_made(golden_bundle: Callable[[int, str], Path], photo: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"image_cache .* cannot be made"):
+        TinyGPTV.load(golden_bundle(3, "fp32"), image_cache=photo / "below a file")
+
+
+def test_without_a_folder_nothing_is_written(
+    golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with TinyGPTV.load(golden_bundle(3, "fp32")) as model:
+        model.encode_image(photo)
+    assert not list(tmp_path.iterdir())
