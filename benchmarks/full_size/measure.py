@@ -74,6 +74,7 @@ def ask(bundle: Path, photo: Path, threads: int, tokens: int, *more: str) -> dic
         "prompt_tokens": answer["prompt_tokens"],
         "new_tokens": len(answer["token_ids"]),
         "anonymous_bytes": answer["anonymous_bytes"],
+        "file_backed_bytes": peak - answer["anonymous_bytes"],
         "peak_rss_bytes": peak,
     }
 

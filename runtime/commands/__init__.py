@@ -1,0 +1,1 @@
+"""The ``tinygptv`` command's subcommands, one module each, and what they share; ``cli.py`` puts them together."""

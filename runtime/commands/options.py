@@ -1,0 +1,145 @@
+"""Options that several commands have, and what follows from them: a loaded model, a way of choosing tokens."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from ..engine import DEFAULT_MAX_NEW_TOKENS
+from ..errors import ArgumentError
+from ..model import DEMO_BUNDLE, MemoryMode, TinyGPTV
+from ..sampling import GREEDY, Sampling
+from .terminal import status
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+BUNDLE_VARIABLE = "TINYGPTV_BUNDLE"
+TUNE_VARIABLE = "TINYGPTV_TUNE"
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_USUAL_BUNDLE = f"(default: ${BUNDLE_VARIABLE}, else the demo)"
+
+
+class IntermixedParser(argparse.ArgumentParser):
+    """Lets options stand between IMAGE, IMAGE and QUESTION; argparse by itself knows that for the main parser only."""
+
+    _intermixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        if self._intermixing:
+            return super().parse_known_args(args, namespace)
+        self._intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixing = False
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """The bundle as a positional argument."""
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help=f"the model's folder {_USUAL_BUNDLE}")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded: for :func:`load`."""
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help=f"model to use {_USUAL_BUNDLE}")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="threads to compute with (default: physical cores)"
+    )
+    parser.add_argument(
+        "--memory",
+        choices=get_args(MemoryMode),
+        default="default",
+        help="low: open each part of the model only while it is needed (default: all of it at once)",
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help=f"tune the bundle first if it is not (also: {TUNE_VARIABLE}=1); see tune"
+    )
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """How long an answer is, and in which conversation format it is asked for."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help=f"stop after N tokens (default: {DEFAULT_MAX_NEW_TOKENS}, or what the context has room for)",
+    )
+    parser.add_argument("--template", metavar="NAME", help="prompt template of the bundle (default: the bundle's own)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen: for :func:`sampling_of`."""
+    group = parser.add_argument_group(
+        "choosing words", "without these, the most probable one always, which gives the same answer each time"
+    )
+    group.add_argument(
+        "--temperature", type=_within("temperature", float), metavar="T", help="draw at random: 1 as the model says"
+    )
+    group.add_argument(
+        "--top-p", type=_within("top_p", float), metavar="P", help="draw among the most probable ones, together P"
+    )
+    group.add_argument(
+        "--top-k", type=_within("top_k", int), metavar="K", help="draw among the K most probable ones (0: all)"
+    )
+    group.add_argument(
+        "--repetition-penalty", type=_within("repetition_penalty", float), metavar="R", help="above 1: repeat less"
+    )
+    group.add_argument("--seed", type=_within("seed", int), metavar="N", help="the same draws each time")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end the answer where it says TEXT (repeatable)"
+    )
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """What :func:`add_sampling_options` was given."""
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+
+
+def bundle_of(given: Path | None) -> Path:
+    """The bundle that was named, by an argument or the environment, or the demo."""
+    if given is not None:
+        return given
+    if named := os.environ.get(BUNDLE_VARIABLE):
+        return Path(named)
+    print("tinygptv: no --bundle given, using the built-in demo model (simple shapes and colours)", file=sys.stderr)
+    return DEMO_BUNDLE
+
+
+def load(options: argparse.Namespace) -> TinyGPTV:
+    """The model that :func:`add_model_options` was told of."""
+    bundle = bundle_of(options.bundle)
+    wants_tuning = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
+    with status("loading the model ..."):
+        return TinyGPTV.load(bundle, threads=options.threads, memory=options.memory, tune=wants_tuning)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as an argument's type."""
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return value
+
+
+def _within(name: str, kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """An argument's type: what :class:`Sampling` takes as ``name``."""
+
+    def convert(text: str) -> int | float:
+        try:
+            value = kind(text)
+            replace(GREEDY, **{name: value})
+        except ArgumentError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        except ValueError as error:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from error
+        return value
+
+    return convert

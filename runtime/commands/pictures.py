@@ -1,0 +1,66 @@
+"""Where the images of a command come from: a path, stdin, the clipboard."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..errors import ImageError
+from ..image import ImageSource
+from .terminal import is_terminal
+
+STDIN = "-"
+
+
+def add_clipboard(parser: argparse.ArgumentParser) -> None:
+    """The option to look at what was copied."""
+    parser.add_argument("--clipboard", action="store_true", help="look at the image on the clipboard")
+
+
+def read_sources(names: Sequence[str], clipboard: bool) -> list[ImageSource]:
+    """The images that a command was told of, in this order, and then the clipboard's.
+
+    Args:
+        names: Paths, or ``-`` for stdin; opened later.
+        clipboard: Whether the clipboard's is wanted too.
+
+    Raises:
+        ImageError: There is none on stdin, or on the clipboard.
+    """
+    if list(names).count(STDIN) > 1:
+        raise ImageError("- is named twice; expected one image on stdin")
+    sources = [_from_stdin() if name == STDIN else name for name in names]
+    return [*sources, *(from_clipboard() if clipboard else [])]
+
+
+def _from_stdin() -> bytes:
+    if is_terminal(sys.stdin):
+        raise ImageError("stdin is a terminal; expected an image: tinygptv ask - QUESTION < photo.jpg")
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise ImageError("stdin is empty; expected an image: tinygptv ask - QUESTION < photo.jpg")
+    return data
+
+
+def from_clipboard() -> list[ImageSource]:
+    """The image that was copied, or the picture files that were.
+
+    Raises:
+        ImageError: There is none, or this system has no clipboard.
+    """
+    from PIL import ImageGrab  # for those who use it only
+
+    try:
+        found = ImageGrab.grabclipboard()
+    except (NotImplementedError, OSError) as error:  # no program to ask, or one that failed
+        raise ImageError(
+            f"the clipboard cannot be read ({error}); save the image and name the file instead"
+        ) from error
+    if isinstance(found, Image.Image):
+        return [found]
+    if not found:
+        raise ImageError("there is no image on the clipboard; copy one, or name a file")
+    return list(found)

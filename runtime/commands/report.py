@@ -1,0 +1,45 @@
+"""What a program, or a curious person, is told of an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..answer import Answer
+from ..boxes import Region, parse_boxes
+from ..image import ImageSource, open_image
+from ..memory import anonymous_rss, peak_rss
+
+
+def document(answer: Answer, regions: tuple[Region, ...]) -> dict[str, object]:
+    """An answer for ``json.dumps``."""
+    found = dataclasses.asdict(answer)
+    found["regions"] = [dataclasses.asdict(region) for region in regions]
+    found["peak_rss_bytes"] = peak_rss()
+    found["anonymous_bytes"] = anonymous_rss()  # at the end of the answer, which is about its most
+    return found
+
+
+def regions_of(text: str, source: ImageSource) -> tuple[Region, ...]:
+    """What an answer points at, in pixels of its one image, which is read once more only if there is anything."""
+    if not parse_boxes(text, 1, 1):
+        return ()
+    return parse_boxes(text, *open_image(source).size)
+
+
+def statistics(answer: Answer, load_seconds: float) -> str:
+    """Times, speed and memory, a line each."""
+    timings = answer.timings
+    anonymous = anonymous_rss()
+    kept = "" if anonymous is None else f", {anonymous / 1e9:.2f} GB at the end not backed by files"
+    speed = f"{timings.decode_tokens_per_second:.1f} tokens/s" if timings.decode_tokens_per_second else "-"
+    rows = (
+        ("load", f"{load_seconds:.3f} s"),
+        ("preprocess", f"{timings.preprocess:.3f} s"),
+        ("image encode", f"{timings.image_encode:.3f} s"),
+        ("projector", f"{timings.projector:.3f} s"),
+        ("prefill", f"{timings.prefill:.3f} s ({answer.prompt_tokens} tokens)"),
+        ("time to first token", f"{timings.time_to_first_token:.3f} s"),
+        ("decode", f"{speed} ({len(answer.token_ids)} tokens, finished by {answer.finish_reason})"),
+        ("peak RSS", f"{peak_rss() / 1e9:.2f} GB{kept}"),
+    )
+    return "\n".join(f"{name:>20}  {value}" for name, value in rows)
