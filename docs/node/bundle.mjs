@@ -1,0 +1,115 @@
+// A tinygptv bundle from JavaScript: its manifest, its embedding table, its three graphs.
+// Everything that is known here comes from the bundle's README section "The bundle, for other languages".
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import * as ort from "onnxruntime-node";
+
+/** float16 bits to a number (IEEE 754 binary16). */
+function halfToFloat(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 0x1f;
+  const fraction = bits & 0x3ff;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+/** The embedding table: an .npy file of float16 or float32, [words, hidden]. */
+class Embeddings {
+  constructor(file) {
+    const magic = file.subarray(1, 6).toString("latin1");
+    if (file[0] !== 0x93 || magic !== "NUMPY") throw new Error("embed_tokens.npy: not an .npy file");
+    const long = file[6] > 1; // format 1.0 has a header length of 2 bytes, later ones of 4
+    const length = long ? file.readUInt32LE(8) : file.readUInt16LE(8);
+    const start = (long ? 12 : 10) + length;
+    const header = file.subarray(long ? 12 : 10, start).toString("latin1");
+    const [, dtype] = header.match(/'descr': '([^']+)'/);
+    const [, words, hidden] = header.match(/'shape': \((\d+), (\d+)\)/).map(Number);
+    if (dtype !== "<f2" && dtype !== "<f4") throw new Error(`embed_tokens.npy: dtype ${dtype}; expected <f2 or <f4`);
+    Object.assign(this, { file, start, half: dtype === "<f2", words, hidden });
+  }
+
+  /** Rows of token ids, one after the other, float32. */
+  rows(tokenIds) {
+    const rows = new Float32Array(tokenIds.length * this.hidden);
+    const bytes = this.half ? 2 : 4;
+    tokenIds.forEach((id, row) => {
+      for (let i = 0; i < this.hidden; i++) {
+        const at = this.start + (id * this.hidden + i) * bytes;
+        rows[row * this.hidden + i] = this.half ? halfToFloat(this.file.readUInt16LE(at)) : this.file.readFloatLE(at);
+      }
+    });
+    return rows;
+  }
+}
+
+export class Bundle {
+  /** Load the bundle in `folder`. */
+  static async load(folder) {
+    const manifest = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8"));
+    if (manifest.format_version !== 1) throw new Error(`format_version ${manifest.format_version}; expected 1`);
+    const session = (name) => ort.InferenceSession.create(join(folder, manifest.graphs[name].file));
+    const bundle = new Bundle();
+    bundle.manifest = manifest;
+    bundle.embeddings = new Embeddings(await readFile(join(folder, "embed_tokens.npy")));
+    [bundle.visionEncoder, bundle.projector, bundle.decoder] = await Promise.all(
+      ["vision_encoder", "projector", "decoder"].map(session),
+    );
+    return bundle;
+  }
+
+  /** Image embeddings [queries * hidden] of pixel values, float32 [3, size, size]. */
+  async encodeImage(pixelValues) {
+    const size = this.manifest.architecture.vision.image_size;
+    const pixels = new ort.Tensor("float32", pixelValues, [1, 3, size, size]);
+    const { image_features } = await this.visionEncoder.run({ pixel_values: pixels });
+    const { image_embeds } = await this.projector.run({ image_features });
+    return image_embeds.data;
+  }
+
+  /**
+   * Decode greedily: token ids as they come.
+   *
+   * A program that cares for speed would bind past and present to the same buffers, as README says; here each step's
+   * present is the next one's past, which the graph takes as well.
+   */
+  async *generate(before, imageEmbeds, after, maxNewTokens) {
+    const { language } = this.manifest.architecture;
+    const hidden = language.hidden_size;
+    const headDim = hidden / language.num_attention_heads;
+    const past = this.manifest.graphs.decoder.inputs.find((input) => input.name === "past_key_values.{i}.key");
+    const empty = past.dtype === "float16" ? new Uint16Array(0) : new Float32Array(0);
+    let cache = {};
+    for (let i = 0; i < language.num_hidden_layers; i++) {
+      for (const part of ["key", "value"]) {
+        const shape = [1, language.num_attention_heads, 0, headDim];
+        cache[`past_key_values.${i}.${part}`] = new ort.Tensor(past.dtype, empty, shape);
+      }
+    }
+    let embeds = Float32Array.from([...this.embeddings.rows(before), ...imageEmbeds, ...this.embeddings.rows(after)]);
+    let length = 0;
+    for (let made = 0; made < maxNewTokens; made++) {
+      const count = embeds.length / hidden;
+      const positions = BigInt64Array.from({ length: count }, (_, i) => BigInt(length + i));
+      length += count;
+      const outputs = await this.decoder.run({
+        inputs_embeds: new ort.Tensor("float32", embeds, [1, count, hidden]),
+        position_ids: new ort.Tensor("int64", positions, [1, count]),
+        seqlens_k: new ort.Tensor("int32", [length - 1], [1]),
+        total_sequence_length: new ort.Tensor("int32", [length], []),
+        num_logits_to_keep: new ort.Tensor("int64", [1n], []),
+        ...cache,
+      });
+      const logits = outputs.logits.data;
+      let best = 0;
+      for (let id = 1; id < logits.length; id++) if (logits[id] > logits[best]) best = id;
+      if (this.manifest.eos_token_ids.includes(best)) return;
+      yield best;
+      cache = Object.fromEntries(
+        Object.keys(cache).map((name) => [name, outputs[name.replace("past_key_values", "present")]]),
+      );
+      embeds = this.embeddings.rows([best]);
+    }
+  }
+}
