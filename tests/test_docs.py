@@ -27,6 +27,6 @@ def test_the_api_reference_is_that_of_the_code(tmp_path: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     links = [*re.findall(r"\]\(([^)#\s]+)", text), *re.findall(r'src="([^"]+)"', text)]
-    assert links or page.parent != ROOT
+    assert links or page != ROOT / "README.md"
     for link in links:
         assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
