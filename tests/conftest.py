@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +33,7 @@ Refusal = Callable[..., str]
 
 
 QUESTION = "what?"
+ROOT = Path(__file__).resolve().parents[1]
 """To it and :func:`photo`, :func:`speaking_model` answers with varied text: ids 243, 262, 30, 294, 256, 294, 256 ..."""
 
 
@@ -173,3 +176,21 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
 def golden() -> Published:
     """What is in the published files of the stage 4 golden checkpoint, to be altered and written out."""
     return Published.golden(4)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built from a copy: no build/ of earlier versions gets into it, or is left behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "golden")
+    source = shutil.copytree(ROOT, folder / "checkout", ignore=ignored)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(source)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
