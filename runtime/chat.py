@@ -22,12 +22,18 @@ class Chat:
     Made by :meth:`.TinyGPTV.chat`.
     """
 
-    def __init__(self, engine: Engine, images: Sequence[EncodedImage], template: str | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        images: Sequence[EncodedImage],
+        template: str | None,
+        turns: Sequence[Turn] = (),
+    ) -> None:
         self._engine = engine
         self.images = tuple(images)
         """What the chat is about; none for a chat about text alone."""
         self._template = template
-        self._turns: list[Turn] = []
+        self._turns = list(turns)
         self._memory = _ChatMemory(engine)
         self._stream: AnswerStream | None = None
         self._cancellation = Cancellation()

@@ -157,8 +157,23 @@ def read_manifest(folder: Path) -> Manifest:
     none of the bundle's.
 
     Raises:
+        BundleError: As :func:`parse_manifest`, or a file is absent, of another size or damaged.
+    """
+    manifest = parse_manifest(folder)
+    for record in manifest.files:
+        check_size(folder, manifest, record)
+        path = folder / record.name
+        if record.size <= HASHED_BYTES and _sha256(path, record.size) != record.sha256:
+            raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json`` itself; of the other files, only that it lists those that are needed.
+
+    Raises:
         BundleError: The folder is no bundle, or its manifest is unreadable, of another format version, has missing or
-            unknown fields, or names a file that is absent, of another size or damaged.
+            unknown fields, or does not list a file.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -178,28 +193,30 @@ def read_manifest(folder: Path) -> Manifest:
     assert isinstance(manifest, Manifest)
     if set(manifest.graphs) != set(GRAPHS):
         raise BundleError(f"{path}: graphs are {sorted(manifest.graphs)}; expected {sorted(GRAPHS)}")
-    _check_files(manifest, folder)
+    listed = {record.name for record in manifest.files}
+    needed = {EMBEDDINGS, TOKENIZER, *(name for g in manifest.graphs.values() for name in (g.file, g.data))}
+    if needed - listed:
+        raise BundleError(f"{path} does not list {', '.join(sorted(needed - listed))}")
+    for name in listed:
+        if Path(name).name != name:
+            raise BundleError(f"{path} lists {name!r}; expected plain file names")
     return manifest
 
 
-def _check_files(manifest: Manifest, folder: Path) -> None:
-    listed = {record.name for record in manifest.files}
+def check_size(folder: Path, manifest: Manifest, record: FileRecord) -> None:
+    """See that a file is there, in the size that the manifest says, packed weights aside.
+
+    Raises:
+        BundleError: It is not.
+    """
+    path = folder / record.name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the whole bundle again")
+    size = path.stat().st_size
     weights = {graph.data for graph in manifest.graphs.values()}
-    needed = {EMBEDDINGS, TOKENIZER, *(name for g in manifest.graphs.values() for name in (g.file, g.data))}
-    if needed - listed:
-        raise BundleError(f"{folder / FILE_NAME} does not list {', '.join(sorted(needed - listed))}")
-    for record in manifest.files:
-        if Path(record.name).name != record.name:
-            raise BundleError(f"{folder / FILE_NAME} lists {record.name!r}; expected plain file names")
-        path = folder / record.name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; copy the whole bundle again")
-        size = path.stat().st_size
-        grown = size > record.size and record.name in weights and _has_mark(path, record)
-        if size != record.size and not grown:
-            raise BundleError(f"{path} has {size:,} bytes; the manifest says {record.size:,}: copy the bundle again")
-        if record.size <= HASHED_BYTES and _sha256(path, record.size) != record.sha256:
-            raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
+    grown = size > record.size and record.name in weights and _has_mark(path, record)
+    if size != record.size and not grown:
+        raise BundleError(f"{path} has {size:,} bytes; the manifest says {record.size:,}: copy the bundle again")
 
 
 def tuning_mark(record: FileRecord) -> bytes:

@@ -281,22 +281,34 @@ class TinyGPTV:
             )
         )
 
-    def chat(self, image: Pictures, *, template: str | None = None, cancellation: Cancellation | None = None) -> Chat:
-        """Begin a conversation about an image, several, or none.
+    def chat(
+        self,
+        image: Pictures,
+        *,
+        turns: Sequence[tuple[str, str]] = (),
+        template: str | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> Chat:
+        """Begin a conversation about an image, several, or none, or go on with one.
 
         Args:
             image: As for :meth:`stream`; encoded now.
+            turns: What was said before, (question, answer) pairs from the oldest on.
             template: Name of a prompt template of the bundle; its default one if None.
             cancellation: Ends the encoding from another thread.
 
         Raises:
             ImageError: An image cannot be read.
             CancellationError: It was cancelled.
-            ArgumentError: The bundle has no such template.
+            ArgumentError: The bundle has no such template, or a question of ``turns`` is empty.
         """
         self.manifest.template(template)
-        engine = self._engine
-        return Chat(engine, [engine.encode_image(picture, cancellation) for picture in _several(image)], template)
+        engine, pictures = self._engine, _several(image)
+        said = [Turn(question, answer) for question, answer in turns]
+        if said:
+            engine.segments(said, len(pictures), template)  # raises, before an image takes its seconds
+        images = [engine.encode_image(picture, cancellation) for picture in pictures]
+        return Chat(engine, images, template, said)
 
     def ask_many(
         self,

@@ -67,13 +67,17 @@ class _Chooser:
         scores = logits.astype(np.float64)
         said = scores[self._said]
         scores[self._said] = np.where(said > 0, said / sampling.repetition_penalty, said * sampling.repetition_penalty)
-        token = int(scores.argmax()) if sampling.temperature == 0 else self._draw(scores / sampling.temperature)
+        token = int(scores.argmax()) if sampling.temperature == 0 else self._draw(scores - scores.max())
         self._said.append(token)
         return token
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
+        """From scores of which the largest is 0: dividing by however small a temperature then overflows to no more
+        than minus infinity, which is never drawn.
+        """
         order = np.argsort(-scores, kind="stable")[: self._sampling.top_k or None]
-        probabilities = np.exp(scores[order] - scores[order[0]])
+        with np.errstate(over="ignore"):
+            probabilities = np.exp(scores[order] / self._sampling.temperature)
         probabilities /= probabilities.sum()
         # The token that passes top_p is still one of them.
         count = 1 + int(np.searchsorted(probabilities.cumsum(), self._sampling.top_p))

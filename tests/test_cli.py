@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION, bundle_with, plain_environment, spoil
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.cli import BUNDLE_VARIABLE, TUNE_VARIABLE, main
+from tinygptv.runtime.cli import main
+from tinygptv.runtime.commands.options import BUNDLE_VARIABLE, TUNE_VARIABLE
 from tinygptv.runtime.model import DEMO_BUNDLE
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
@@ -87,6 +88,7 @@ def test_json_is_one_object(
         "prompt_tokens": answer.prompt_tokens,
         "cached_tokens": 0,
         "truncated_turns": 0,
+        "regions": [],
     }
     assert list(timings) == [
         *("preprocess", "image_encode", "projector", "prefill", "time_to_first_token"),
@@ -192,7 +194,24 @@ def test_a_damaged_bundle(bundle: str, photo: Path, tmp_path: Path, capfd: pytes
         ["aks"],
         ["ask"],
         ["ask", "photo.png"],
-        ["ask", "photo.png", "what?", "why?"],
+        ["ask", "photo.png", "--box", "1,2,3"],
+        ["ask", "photo.png", "--box", "1,2,3,x"],
+        ["ask", "photo.png", "other.png", "--box", "1,2,3,4", "--clipboard", "--draw", "drawn"],
+        *(["ask", "photo.png", "what?", "--draw", wrong] for wrong in ("drawn", "drawn.txt", "drawn.psd", ".png")),
+        ["ask", "photo.png", "what?", "--temperature", "-1"],
+        ["ask", "photo.png", "what?", "--temperature", "warm"],
+        ["ask", "photo.png", "what?", "--top-p", "0"],
+        ["ask", "photo.png", "what?", "--top-k", "1.5"],
+        ["ask", "photo.png", "what?", "--repetition-penalty", "0"],
+        ["ask", "photo.png", "what?", "--seed", "-1"],
+        ["chat", "-"],
+        ["caption"],
+        ["caption", "."],
+        ["caption", ".", "-o", "captions.jsonl", "--batch-size", "0"],
+        ["caption", ".", "-o", "captions.jsonl", "--overwrite"],
+        ["bundle"],
+        ["bundle", "check"],
+        ["bundle", "verify", "one", "two"],
         ["ask", "photo.png", "what?", "--verbose"],
         *(["ask", "photo.png", "what?", "--max-new-tokens", wrong] for wrong in ("0", "-1", "x", "1.5", "")),
         *(["ask", "photo.png", "what?", "--threads", wrong] for wrong in ("0", "-1", "x")),

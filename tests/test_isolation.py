@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -21,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
 HEAVY = ("torch", "onnx", "transformers", "safetensors", "tqdm")
 THIRD_PARTY = {"numpy", "onnxruntime", "PIL", "tokenizers"}
+EXTRAS = {"server": {"starlette", "uvicorn"}}
+"""What a folder of the runtime needs besides."""
 ALLOWED = {
     # Leaves.
     "errors": set(),
@@ -64,45 +65,105 @@ ALLOWED = {
         *("graphs", "image", "image_cache", "manifest", "sampling", "session", "tuned", "tuning", "vision"),
     },
     "doctor": {"errors", "integrity", "machine", "manifest", "session", "tuned"},
-    "cli": {"answer", "doctor", "engine", "errors", "manifest", "memory", "model", "tuning"},
+    # The command: what its subcommands share, each of them, and what puts them together.
+    "commands": set(),
+    "commands.terminal": set(),
+    "commands.files": set(),
+    "commands.folder": set(),
+    "commands.captions": {"commands.folder", "errors"},
+    "commands.pictures": {"commands.terminal", "errors", "image"},
+    "commands.report": {"answer", "boxes", "image", "memory"},
+    "commands.options": {"commands.terminal", "engine", "errors", "model", "sampling"},
+    "commands.ask": {
+        *("answer", "boxes", "cancel", "drawing", "errors", "image", "commands.files", "commands.options"),
+        *("commands.pictures", "commands.report", "commands.terminal"),
+    },
+    "commands.chat": {
+        *("answer", "cancel", "chat", "errors", "image", "model", "commands.files", "commands.options"),
+        *("commands.pictures", "commands.report", "commands.terminal"),
+    },
+    "commands.caption": {
+        *("answer", "cancel", "errors", "model", "commands.captions", "commands.files", "commands.folder"),
+        *("commands.options", "commands.terminal"),
+    },
+    "commands.bundle": {"commands.options", "commands.terminal", "errors", "integrity", "manifest", "tuned"},
+    "commands.tune": {"commands.options", "commands.terminal", "manifest", "model", "tuning"},
+    "commands.doctor": {"commands.options", "commands.terminal", "doctor"},
+    # Served by HTTP: what a request says, what is answered, in which order, and who may ask.
+    "server": set(),
+    "server.refusal": {"errors"},
+    "server.messages": {"server.refusal"},
+    "server.requests": {"errors", "sampling", "server.messages", "server.refusal"},
+    "server.replies": {"answer", "boxes"},
+    "server.queue": {"answer", "cancel", "chat", "errors", "model", "server.refusal", "server.requests"},
+    "server.responses": {"server.refusal"},
+    "server.limits": {"server.refusal", "server.responses"},
+    "server.page": set(),
+    "server.app": {
+        *("errors", "server.limits", "server.page", "server.queue", "server.refusal", "server.replies"),
+        *("server.requests", "server.responses"),
+    },
+    "server.serving": {"model", "server.app", "server.queue"},
+    "server.command": {"commands.options", "commands.terminal", "errors", "server.limits", "server.serving"},
+    "cli": {
+        *(f"commands.{name}" for name in ("ask", "bundle", "caption", "chat", "doctor", "tune")),
+        *("commands.options", "commands.terminal", "errors", "server.command"),
+    },
     "__init__": {"answer", "astream", "cancel", "chat", "errors", "image", "model", "sampling"},
 }
 """Which modules of the runtime each one may import: stages do not know each other, only ``engine`` knows them all."""
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, inside functions too; those of its own package begin with a dot."""
+def foreign_imports(path: Path) -> Iterator[str]:
+    """Every package but the runtime that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            dots, module = "." * node.level, node.module or ""
-            # "from . import x" names modules; "from .x import y" and "from x import y" name what is in one.
-            yield from [dots + module] if module else [dots + alias.name for alias in node.names]
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").split(".")[0]
 
 
 def runtime_modules() -> list[Path]:
     return sorted(RUNTIME.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", runtime_modules(), ids=lambda path: path.stem)
+def name_of(path: Path) -> str:
+    """A module's name in ``ALLOWED``: ``model``, ``server.app``, and ``server`` for what makes it a package."""
+    inner = path.relative_to(RUNTIME).with_suffix("").parts
+    return ".".join(inner[:-1] if len(inner) > 1 and inner[-1] == "__init__" else inner)
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of the runtime that one of them imports, by their names in ``ALLOWED``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            if not base.is_dir():
+                found.add(name_of(base.with_suffix(".py")))
+                continue
+            for alias in node.names:  # of a folder: its modules, or what its __init__ has
+                module = base / f"{alias.name}.py"
+                found.add(name_of(module if module.is_file() else base / "__init__.py"))
+    return found
+
+
+@pytest.mark.parametrize("path", runtime_modules(), ids=name_of)
 def test_stages_know_only_what_they_may(path: Path) -> None:
-    own = {name for name in imports(path) if name.startswith(".")}
-    assert path.stem in ALLOWED, f"{path.name} is new: say in ALLOWED what it may import"
-    assert own <= {f".{name}" for name in ALLOWED[path.stem]}
+    assert name_of(path) in ALLOWED, f"{path.name} is new: say in ALLOWED what it may import"
+    assert own_imports(path) <= ALLOWED[name_of(path)]
 
 
-@pytest.mark.parametrize("path", runtime_modules(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", runtime_modules(), ids=name_of)
 def test_the_runtime_imports_nothing_else(path: Path) -> None:
-    foreign = {name.split(".")[0] for name in imports(path) if not name.startswith(".")} - sys.stdlib_module_names
-    assert foreign <= THIRD_PARTY  # neither tinygptv.export nor anything it needs
+    foreign = set(foreign_imports(path)) - sys.stdlib_module_names
+    # Neither tinygptv.export nor anything it needs.
+    assert foreign <= THIRD_PARTY | EXTRAS.get(path.parent.name, set())
 
 
 def test_the_graph_above_is_the_present_one() -> None:
     """Nothing in it is gone, and it has no circles."""
-    assert set(ALLOWED) == {path.stem for path in runtime_modules()}
-    for path in runtime_modules():
-        assert {f".{name}" for name in ALLOWED[path.stem]} == {n for n in imports(path) if n.startswith(".")}
+    assert {name_of(path): own_imports(path) for path in runtime_modules()} == ALLOWED
     rest = {name: set(uses) for name, uses in ALLOWED.items()}
     while ready := {name for name, uses in rest.items() if not uses}:
         rest = {name: uses - ready for name, uses in rest.items() if name not in ready}
@@ -178,24 +239,6 @@ def run_script(script: str, *arguments: str, home: Path, environment: dict[str, 
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built from a copy: no build/ of earlier versions gets into it, or is left behind."""
-    folder = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "golden")
-    source = shutil.copytree(ROOT, folder / "checkout", ignore=ignored)
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(source)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 def test_what_the_wheel_holds(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
@@ -207,7 +250,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert len(wanted) > 30
     for data in ("runtime/demo", "export/calibration"):
         wanted |= {f"tinygptv/{data}/{path.name}" for path in (ROOT / data).iterdir()}
-    wanted |= {"tinygptv/runtime/py.typed", "tinygptv/export/py.typed"}
+    wanted |= {"tinygptv/runtime/py.typed", "tinygptv/export/py.typed", "tinygptv/runtime/server/page.html"}
     assert {name for name in held if ".dist-info/" not in name} == wanted  # no tests, no benchmarks
     assert any(name.endswith("/LICENSE") for name in held)
     assert "tinygptv/__init__.py" not in held  # a namespace package

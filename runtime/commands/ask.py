@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
-import re
 import sys
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..answer import AnswerStream
 from ..boxes import Region, identify_question
 from ..cancel import Cancellation
 from ..drawing import draw_regions
@@ -51,7 +53,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*",
         metavar="IMAGE ... QUESTION",
         help="pictures to look at (PNG, JPEG, WebP, GIF ...; - is stdin), then what to ask; "
         "may begin with a task tag: [vqa] [caption] [refer] [detection]",
@@ -83,27 +85,97 @@ def run(options: argparse.Namespace) -> int:
     if options.draw:
         _check_place(options.draw, names)
     if options.box or options.draw:
-        sources = [open_image(sources[0])]
-    if options.box:
-        question = identify_question(*options.box, *sources[0].size)
+        picture = open_image(sources[0])
+        sources = [picture]
+        if options.box:
+            left, top, right, bottom = options.box
+            question = identify_question(left, top, right, bottom, *picture.size)
     started = time.perf_counter()
     model = load(options)
     load_seconds = time.perf_counter() - started
     cancellation = Cancellation()
+
+    def begin() -> tuple[AnswerStream, str]:
+        stream = model.stream(
+            sources,
+            question,
+            max_new_tokens=options.max_new_tokens,
+            template=options.template,
+            sampling=sampling_of(options),
+            stop=options.stop,
+            cancellation=cancellation,
+        )
+        return stream, next(stream, "")
+
     with model:
-        stream = model.stream
         with status("looking at the image ..."):
-            stream, first = interruptible(
-                lambda: begin(
-                    model.stream(
-                        sources,
-                        question,
-                        max_new_tokens=options.max_new_tokens,
-                        template=options.template,
-                        sampling=sampling_of(options),
-                        stop=options.stop,
-                        cancellation=cancellation,
-                    )
-                ),
-                cancellation.cancel,
-            )
+            stream, first = interruptible(begin, cancellation.cancel)
+        if not options.json:
+            for piece in chain([first], stream):
+                print(piece, end="", flush=True)
+            print()
+        answer = stream.answer
+    regions = regions_of(answer.text, sources[0]) if len(sources) == 1 else ()
+    if options.json:
+        found = document(answer, regions)
+        found["timings"] = {**dataclasses.asdict(answer.timings), "load": load_seconds}
+        print(json.dumps(found), flush=True)  # ASCII: whole in any encoding
+    if options.stats:
+        print(statistics(answer, load_seconds), file=sys.stderr)
+    if options.draw:
+        if not regions:
+            complain(f"the answer has no boxes; {options.draw} was not written")
+            return EXIT_ERROR
+        _draw(options.draw, sources[0], regions)
+    return 0
+
+
+def _words(options: argparse.Namespace) -> tuple[list[str], str]:
+    """The images' names and the question."""
+    words: list[str] = options.words
+    if options.box:
+        if len(words) + options.clipboard != 1:
+            options.parser.error("--box asks by itself: expected one IMAGE and no QUESTION")
+        return words, ""  # which is known once the picture's size is
+    if len(words) + options.clipboard < 2:
+        options.parser.error(f"expected an IMAGE and a QUESTION; found {' '.join(words) or 'neither'}")
+    return words[:-1], words[-1]
+
+
+def _box(text: str) -> tuple[float, float, float, float]:
+    try:
+        left, top, right, bottom = (float(edge) for edge in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no box; expected X1,Y1,X2,Y2 in pixels") from error
+    return left, top, right, bottom
+
+
+def _picture_file(text: str) -> Path:
+    path = Path(text)
+    try:
+        # Some formats cannot be written, or not in colour: tried out on one pixel.
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), _format_of(path))
+    except (KeyError, OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not end as a picture that can be written; expected .png, .jpg, .webp or the like"
+        ) from error
+    return path
+
+
+def _format_of(path: Path) -> str:
+    return Image.registered_extensions()[path.suffix.lower()]
+
+
+def _check_place(path: Path, names: Sequence[str]) -> None:
+    """Find out before the model runs whether the picture could be written."""
+    if not path.parent.is_dir():
+        raise ArgumentError(f"{path.parent} is not a folder; expected one to write {path.name} to")
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; expected a file to write")
+    if path.exists() and any(Path(name).exists() and path.samefile(name) for name in names):
+        raise ArgumentError(f"{path} is the picture that is asked about; expected another file to draw on")
+
+
+def _draw(path: Path, source: ImageSource, regions: Sequence[Region]) -> None:
+    drawn = draw_regions(source, regions)
+    write_whole(path, lambda file: drawn.save(file, _format_of(path)))

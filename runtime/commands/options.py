@@ -30,8 +30,8 @@ class IntermixedParser(argparse.ArgumentParser):
 
     _intermixing = False
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        if self._intermixing:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._intermixing or self._subparsers is not None:  # with commands of its own it has nothing to intermix
             return super().parse_known_args(args, namespace)
         self._intermixing = True
         try:
@@ -134,7 +134,8 @@ def _within(name: str, kind: type[int] | type[float]) -> Callable[[str], int | f
     def convert(text: str) -> int | float:
         try:
             value = kind(text)
-            replace(GREEDY, **{name: value})
+            changed: dict[str, Any] = {name: value}
+            replace(GREEDY, **changed)  # which checks it
         except ArgumentError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         except ValueError as error:

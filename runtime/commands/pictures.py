@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from PIL import Image
 
 from ..errors import ImageError
-from ..image import ImageSource
+from ..image import ImageSource, open_image
 from .terminal import is_terminal
 
 STDIN = "-"
@@ -24,16 +25,22 @@ def read_sources(names: Sequence[str], clipboard: bool) -> list[ImageSource]:
     """The images that a command was told of, in this order, and then the clipboard's.
 
     Args:
-        names: Paths, or ``-`` for stdin; opened later.
+        names: Paths, or ``-`` for stdin; files are read later.
         clipboard: Whether the clipboard's is wanted too.
 
     Raises:
-        ImageError: There is none on stdin, or on the clipboard.
+        ImageError: A file is missing, or there is no image on stdin or the clipboard.
     """
     if list(names).count(STDIN) > 1:
         raise ImageError("- is named twice; expected one image on stdin")
-    sources = [_from_stdin() if name == STDIN else name for name in names]
+    sources = [_from_stdin() if name == STDIN else _existing(name) for name in names]
     return [*sources, *(from_clipboard() if clipboard else [])]
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        open_image(path)  # which says so: before a model was loaded for nothing
+    return path
 
 
 def _from_stdin() -> bytes:
@@ -56,9 +63,7 @@ def from_clipboard() -> list[ImageSource]:
     try:
         found = ImageGrab.grabclipboard()
     except (NotImplementedError, OSError) as error:  # no program to ask, or one that failed
-        raise ImageError(
-            f"the clipboard cannot be read ({error}); save the image and name the file instead"
-        ) from error
+        raise ImageError(f"the clipboard cannot be read ({error}); save the image and name the file instead") from error
     if isinstance(found, Image.Image):
         return [found]
     if not found:

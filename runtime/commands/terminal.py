@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
@@ -21,8 +23,8 @@ _NOTICED_SECONDS = 0.1
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Text in a colour where it is going to a terminal that has them, and nobody has set ``NO_COLOR``."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and is_terminal(stream)
-    # An old Windows console would show the codes.
-    return f"\x1b[{colour}m{text}\x1b[0m" if wanted and (sys.platform != "win32" or "WT_SESSION" in os.environ) else text
+    understood = sys.platform != "win32" or "WT_SESSION" in os.environ  # an old Windows console shows the codes
+    return f"\x1b[{colour}m{text}\x1b[0m" if wanted and understood else text
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -62,6 +64,7 @@ class Line:
     def show(self, text: str) -> None:
         """Put ``text`` in the place of what is shown."""
         if self._shown:
+            text = text[: shutil.get_terminal_size().columns - 1]  # one that wraps could not be taken back
             print("\r" + text.ljust(self._length), end="", file=sys.stderr, flush=True)
             self._length = len(text)
 
@@ -135,12 +138,22 @@ def interruptible(work: Callable[[], T], cancel: Callable[[], object]) -> T:
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; ``work`` has ended.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(work)
-        try:
-            while not wait([future], timeout=_NOTICED_SECONDS).done:
-                pass
-        except KeyboardInterrupt:
-            cancel()
-            raise
-        return future.result()
+    future: Future[T] = Future()
+
+    def compute() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    try:
+        threading.Thread(target=compute).start()
+        while not wait([future], timeout=_NOTICED_SECONDS).done:
+            pass
+    except KeyboardInterrupt:  # an executor would not know of a thread that was interrupted while it was started
+        cancel()
+        if not future.cancel():
+            wait([future])
+        raise
+    return future.result()

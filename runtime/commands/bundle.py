@@ -1,0 +1,161 @@
+"""``tinygptv bundle``: whether a bundle is whole, and what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import BundleError
+from ..integrity import is_whole
+from ..manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
+from ..tuned import Tuned, cache_home, is_intact, key_of, read_index
+from .options import EXIT_ERROR, add_bundle, bundle_of
+from .terminal import GREEN, RED, Line, paint, status
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "bundle",
+        help="check that a bundle is whole, or show what is in it",
+        description="Check that a bundle is whole, or show what is in it.",
+    )
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
+    for name, run, text in (
+        ("verify", verify, "Compare every file with the manifest: size and SHA-256. Exit status 1 if any differs."),
+        ("info", info, "Show what a bundle was made from, its sizes, how it is quantised, and whether it is tuned."),
+    ):
+        action = actions.add_parser(name, help=text, description=text)
+        add_bundle(action)
+        action.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        action.set_defaults(run=run)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """A file of the bundle, or a copy that was tuned, and how it is."""
+
+    name: str
+    whole: bool
+    note: str
+    """What is wrong with it, or else its size."""
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Read all of a bundle, and of what tuning has saved, and say what is not as it was written."""
+    folder = bundle_of(options.bundle)
+    manifest = parse_manifest(folder)
+    total = sum(record.size for record in manifest.files)
+    found: list[_Found] = []
+    line, read = Line(), 0
+    with ThreadPoolExecutor() as pool:
+        checked = pool.map(lambda record: _check(folder, manifest, record), manifest.files)
+        for record in manifest.files:
+            line.show(f"read {read / 1e9:.2f} of {total / 1e9:.2f} GB ...")
+            found.append(next(checked))
+            read += record.size
+    line.clear()
+    with status("reading what tuning has saved ..."):
+        for home, tuned in _tuned_places(folder, manifest):
+            if isinstance(tuned, Tuned):
+                whole = is_intact(tuned, manifest)
+                note = "tuned to this machine" if whole else "damaged: run tinygptv tune again"
+                found.append(_Found(str(home), whole, note))
+    whole = all(one.whole for one in found)
+    if options.json:
+        files = [dataclasses.asdict(one) for one in found]
+        print(json.dumps({"folder": str(folder), "whole": whole, "files": files}), flush=True)
+    else:
+        for one in found:
+            mark = paint("whole  ", GREEN, sys.stdout) if one.whole else paint("damaged", RED, sys.stdout)
+            print(f"{mark}  {one.name}: {one.note}")
+        wrong = sum(not one.whole for one in found)
+        print(f"{folder} " + ("is whole" if whole else f"is not whole: see the {wrong} above"), flush=True)
+    return 0 if whole else EXIT_ERROR
+
+
+def info(options: argparse.Namespace) -> int:
+    """Show what the manifest says."""
+    folder = bundle_of(options.bundle)
+    manifest = parse_manifest(folder)
+    places = [
+        {"folder": str(home), "usable": isinstance(tuned, Tuned), "reason": "" if isinstance(tuned, Tuned) else tuned}
+        for home, tuned in _tuned_places(folder, manifest)
+    ]
+    if options.json:
+        size = sum(record.size for record in manifest.files)
+        described = dataclasses.asdict(manifest)
+        print(json.dumps({"folder": str(folder), "bytes": size, **described, "tuned": places}), flush=True)
+        return 0
+    rows = _rows(folder, manifest)
+    rows += [("tuned", f"{place['folder']}: {place['reason'] or 'yes, will be used'}") for place in places]
+    print("\n".join(f"{name:>14}  {text}" for name, text in rows), flush=True)
+    return 0
+
+
+def _check(folder: Path, manifest: Manifest, record: FileRecord) -> _Found:
+    try:
+        check_size(folder, manifest, record)
+        if is_whole(folder / record.name, record):
+            return _Found(record.name, True, f"{record.size:,} bytes")
+        return _Found(record.name, False, "its SHA-256 is not the manifest's; copy the bundle again")
+    except (BundleError, OSError) as error:
+        return _Found(record.name, False, str(error))
+
+
+def _tuned_places(folder: Path, manifest: Manifest) -> list[tuple[Path, Tuned | str]]:
+    """Where a copy that was tuned may be, and that copy or why there is none that fits."""
+    key = key_of(folder)
+    return [(home, read_index(home, manifest, key)) for home in (folder, cache_home(key))]
+
+
+def _rows(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    sizes = {record.name: record.size for record in manifest.files}
+    parts = manifest.architecture
+    vision, qformer, language = parts.vision, parts.qformer, parts.language
+    names = (t.name + (" (default)" if t.name == manifest.default_template else "") for t in manifest.templates)
+    rows = [
+        ("bundle", f"{folder} ({manifest.name}, stage {manifest.stage}, {sum(sizes.values()) / 1e6:,.1f} MB)"),
+        ("made by", f"{manifest.exporter}, format {manifest.format_version}"),
+        (
+            "vision",
+            f"{vision.image_size} px in patches of {vision.patch_size}, {vision.num_hidden_layers} layers of "
+            f"{vision.hidden_size}, {vision.num_attention_heads} heads",
+        ),
+        (
+            "projector",
+            f"{qformer.num_query_tokens} queries an image, {qformer.num_hidden_layers} layers of {qformer.hidden_size}",
+        ),
+        (
+            "language",
+            f"{language.num_hidden_layers} layers of {language.hidden_size}, {language.num_attention_heads} heads, "
+            f"vocabulary of {language.vocab_size:,}, context of {language.max_position_embeddings:,}",
+        ),
+        ("templates", ", ".join(names)),
+        ("stop strings", " ".join(map(repr, manifest.stop_strings)) or "none"),
+    ]
+    graphs = {name: manifest.graphs[name] for name in GRAPHS}
+    rows += [(name, f"{sizes[graph.data] / 1e6:,.1f} MB, {_precision(graph)}") for name, graph in graphs.items()]
+    rows += [
+        ("source", f"{source.role}: {source.name}, {source.size:,} bytes, SHA-256 {source.sha256[:12]}...")
+        for source in manifest.sources
+    ]
+    return rows
+
+
+def _precision(graph: Graph) -> str:
+    stored = (
+        f"{part.layers} matrices in {part.bits} bits"
+        + (f" by blocks of {part.block_size}" if part.block_size else "")
+        + f" ({part.operator})"
+        for part in graph.quantization
+    )
+    return ": ".join(filter(None, (graph.precision, ", ".join(stored))))

@@ -1,0 +1,218 @@
+"""``tinygptv chat``: a conversation about an image, typed at a terminal or read from a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..answer import AnswerStream
+from ..cancel import Cancellation
+from ..chat import Chat
+from ..errors import ArgumentError, TinyGPTVError
+from ..image import ImageSource
+from ..model import TinyGPTV
+from .files import write_whole
+from .options import EXIT_ERROR, add_answer_options, add_model_options, add_sampling_options, load, sampling_of
+from .pictures import STDIN, add_clipboard, from_clipboard, read_sources
+from .report import document, regions_of
+from .terminal import complain, interruptible, is_terminal, remark, status
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+HELP = """\
+/image PATH ...  begin anew about another image, or several
+/paste           begin anew about the image on the clipboard
+/reset           begin anew about the same image
+/save FILE       write the conversation down, as JSON if FILE ends in .json
+/quit            leave, as Ctrl-D does; Ctrl-C cancels an answer
+Anything else is a question."""
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "chat",
+        help="talk about an image",
+        description="Talk about an image, several, or none. Type questions, or pipe them in, one a line.",
+        epilog=f"within the chat:\n{HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about: PNG, JPEG, WebP, GIF ...")
+    add_clipboard(parser)
+    add_answer_options(parser)
+    add_sampling_options(parser)
+    add_model_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each answer, each on a line")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Talk until there are no more questions."""
+    if STDIN in options.images:
+        options.parser.error("- is no image here: questions are read from stdin")
+    typed = is_terminal(sys.stdin)
+    if typed:
+        with contextlib.suppress(ImportError):  # Windows' own console has arrow keys and history
+            import readline  # noqa: F401 (input() uses it once it is imported)
+    elif hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a question that is not UTF-8 is refused by itself
+    sources = read_sources(options.images, options.clipboard)
+    with load(options) as model:
+        conversation = _Conversation(model, options, typed)
+        conversation.begin(sources)
+        if typed:
+            remark("/help lists commands; Ctrl-C cancels an answer, Ctrl-D leaves")
+        while (line := conversation.read()) is not None:
+            try:
+                if not conversation.obey(line):
+                    break
+            except KeyboardInterrupt:
+                if not typed:
+                    raise
+                print(file=sys.stderr)
+    return EXIT_ERROR if conversation.failed and not typed else 0
+
+
+class _Conversation:
+    """A chat, and what can be said to it."""
+
+    def __init__(self, model: TinyGPTV, options: argparse.Namespace, typed: bool) -> None:
+        self._model = model
+        self._options = options
+        self._typed = typed
+        self._sources: Sequence[ImageSource] = ()
+        self._chat: Chat
+        self._saved: set[Path] = set()
+        self.failed = False
+        """Whether any line could not be obeyed."""
+
+    def begin(self, sources: Sequence[ImageSource]) -> None:
+        """Talk about these images from now on; if one cannot be read, about what it was before."""
+        cancellation = Cancellation()
+        start = partial(self._model.chat, sources, template=self._options.template, cancellation=cancellation)
+        with status("looking at the image ..."):
+            self._chat = interruptible(start, cancellation.cancel)
+        self._sources = sources
+
+    def read(self) -> str | None:
+        """The next line, or None after the last one."""
+        if not self._typed:
+            return sys.stdin.readline() or None
+        while True:
+            try:
+                if is_terminal(sys.stdout):
+                    return input("> ")
+                print("> ", end="", file=sys.stderr, flush=True)
+                return input()
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+            except EOFError:
+                print(file=sys.stderr)
+                return None
+
+    def obey(self, line: str) -> bool:
+        """Answer a question or do what a command says; returns whether to go on."""
+        line = line.strip()
+        name, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/image": self._image,
+            "/paste": self._paste,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/help": lambda rest: print(HELP, file=sys.stderr),
+        }
+        if name == "/quit":
+            return False
+        try:
+            if name in commands:
+                commands[name](rest.strip())
+            elif line.startswith("/"):
+                raise ArgumentError(f"there is no command {name}; /help lists them, /image PATH shows a picture")
+            elif line:
+                self._answer(line)
+        except (TinyGPTVError, ValueError) as error:  # ValueError: quotes that are not closed
+            complain(error)
+            self.failed = True
+        return True
+
+    def _answer(self, question: str) -> None:
+        options = self._options
+        stream = self._chat.stream(
+            question, max_new_tokens=options.max_new_tokens, sampling=sampling_of(options), stop=options.stop
+        )
+        try:
+            interruptible(partial(self._write, stream), stream.cancel)
+        except KeyboardInterrupt:
+            if not self._typed:
+                raise
+        answer = stream.answer
+        if options.json:
+            regions = regions_of(answer.text, self._sources[0]) if len(self._sources) == 1 else ()
+            print(json.dumps({"question": question, **document(answer, regions)}), flush=True)
+        else:
+            print(flush=True)
+        if answer.truncated_turns:
+            turns = "the oldest turn" if answer.truncated_turns == 1 else f"the {answer.truncated_turns} oldest turns"
+            remark(f"{turns} no longer fit: the answer was given without")
+        if answer.finish_reason == "cancelled":
+            remark("cancelled")
+
+    def _write(self, stream: AnswerStream) -> None:
+        with status("..."):
+            first = next(stream, "")
+        if self._options.json:
+            _ = stream.answer
+            return
+        print(first, end="", flush=True)
+        for piece in stream:
+            print(piece, end="", flush=True)
+
+    def _image(self, rest: str) -> None:
+        names = _names(rest)
+        if not names or STDIN in names:
+            raise ArgumentError("expected /image PATH")
+        self.begin(names)
+
+    def _paste(self, rest: str) -> None:
+        self.begin(from_clipboard())
+
+    def _reset(self, rest: str) -> None:
+        self._chat.reset()
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            raise ArgumentError("expected /save FILE")
+        path = Path(_names(rest)[0]).absolute()
+        if path.exists() and path not in self._saved:
+            raise ArgumentError(f"{path} exists already; expected a new file")
+        turns = self._chat.turns
+        if path.suffix.lower() == ".json":
+            images = [source for source in self._sources if isinstance(source, str)]
+            said = [{"question": question, "answer": answer} for question, answer in turns]
+            text = json.dumps({"model": self._model.manifest.name, "images": images, "turns": said}, indent=1) + "\n"
+        else:
+            text = "".join(f"> {question}\n{answer}\n\n" for question, answer in turns)
+        try:
+            write_whole(path, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise ArgumentError(f"{path} cannot be written: {error}") from error
+        self._saved.add(path)
+        remark(f"saved in {path}")
+
+
+def _names(rest: str) -> list[str]:
+    """Paths as they are typed, or as a terminal quotes those that are dropped on it."""
+    whole = os.path.expanduser(rest.strip('"'))
+    # Backslashes are a shell's quotes, but Windows' separators.
+    if not rest or sys.platform == "win32" or os.path.exists(whole):
+        return [whole] if rest else []
+    return [os.path.expanduser(part) for part in shlex.split(rest)]

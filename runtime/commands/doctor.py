@@ -1,0 +1,37 @@
+"""``tinygptv doctor``: what this machine can do with a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from ..doctor import examine, render
+from .options import EXIT_ERROR, add_bundle, bundle_of
+from .terminal import status
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "doctor",
+        help="show what this machine can do with a bundle",
+        description="Show CPU, memory and versions, what will be used, what was tuned, and whether the bundle is whole "
+        "and fits in memory. Exit status 1 if no answer can be had.",
+    )
+    add_bundle(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Examine, and print what was found."""
+    bundle = bundle_of(options.bundle)
+    with status("reading all of the bundle ..."):
+        report = examine(bundle)
+    print(json.dumps(dataclasses.asdict(report)) if options.json else render(report), flush=True)
+    return EXIT_ERROR if report.problems else 0

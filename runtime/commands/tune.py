@@ -1,0 +1,60 @@
+"""``tinygptv tune``: a bundle's weights packed for this machine, once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import TYPE_CHECKING
+
+from ..manifest import read_manifest
+from ..model import DEMO_BUNDLE
+from ..tuning import tune, untune
+from .options import add_bundle, bundle_of
+from .terminal import status
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "tune",
+        help="tune a bundle to this machine: weights packed once, then mapped from the disk",
+        description="Save a bundle's weights as this machine's onnxruntime packs them, so that they are mapped from "
+        "the disk instead of filling memory. The bundle stays usable on other machines. Once more does nothing.",
+    )
+    add_bundle(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cache", action="store_true", help="save to your cache folder (more room on disk: a copy)")
+    where.add_argument("--undo", action="store_true", help="remove what was saved; the bundle is as it was")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tune, or take it back."""
+    bundle = bundle_of(options.bundle)
+    manifest = read_manifest(bundle)
+    if options.undo:
+        folders = untune(bundle, manifest)
+        if options.json:
+            print(json.dumps({"removed": [str(folder) for folder in folders]}), flush=True)
+        else:
+            for folder in folders:
+                print(f"removed what tuning had saved in {folder}")
+        return 0
+    started = time.perf_counter()
+    with status("tuning, which may take minutes ..."):
+        # The demo's files are the package's, not ours to change.
+        tuned, is_new = tune(bundle, manifest, cache=options.cache or bundle == DEMO_BUNDLE)
+    seconds = time.perf_counter() - started
+    size = sum(part.data_bytes for part in tuned.graphs.values())
+    if options.json:
+        found = {"bundle": str(bundle), "home": str(tuned.home), "new": is_new, "seconds": seconds, "bytes": size}
+        print(json.dumps(found), flush=True)
+        return 0
+    how = f"tuned in {seconds:.0f} s" if is_new else "was tuned already, and is undamaged"
+    print(f"{bundle} {how}: {size / 1e9:.2f} GB of weights, as they are and packed, in {tuned.home}")
+    return 0

@@ -1,0 +1,1 @@
+"""A bundle served to other programs on this machine, in the form of OpenAI's chat completions: ``tinygptv serve``."""

@@ -1,0 +1,111 @@
+"""``tinygptv serve``: a bundle for other programs on this machine; loopback only, unless there is a token."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..commands.options import EXIT_USAGE, add_model_options, load, positive
+from ..commands.terminal import complain
+from ..errors import TinyGPTVError
+
+if TYPE_CHECKING:
+    from ..commands.options import Commands
+
+TOKEN_VARIABLE = "TINYGPTV_TOKEN"
+LEAST_TOKEN = 16
+"""Characters of a token that cannot be guessed by trying."""
+_MB = 1_000_000
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer other programs, and a page in the browser, by HTTP",
+        description="Serve the model in the form of OpenAI's chat completions (/v1/chat/completions, /v1/models), with "
+        "a page to try it at /. Only this machine's own programs reach it, unless --host says otherwise, which takes a "
+        f"token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
+    )
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to serve at (default: 127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any that is free (default: 8000)")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="holds what clients must send as a bearer token"
+    )
+    parser.add_argument(
+        "--max-body", type=positive, default=32, metavar="MB", help="largest request, images included (default: 32)"
+    )
+    parser.add_argument(
+        "--queue", type=positive, default=16, metavar="N", help="requests that may wait for their turn (default: 16)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGINT (status 130) or SIGTERM (status 0)."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise TinyGPTVError(f'{" and ".join(missing)} not installed; run: pip install "tinygptv[serve]"')
+    from .limits import is_loopback
+    from .serving import serve
+
+    token = _token(options.token_file)
+    if token is None and not is_loopback(options.host):
+        complain(
+            f"--host {options.host} lets other machines in; give a token of at least {LEAST_TOKEN} characters in "
+            f"--token-file or {TOKEN_VARIABLE}, or leave --host out"
+        )
+        return EXIT_USAGE
+    with _bound(options.host, options.port) as listener, load(options) as model:
+        return serve(model, listener, token, options.max_body * _MB, options.queue)
+
+
+def _token(file: Path | None) -> str | None:
+    """What clients must send; None if nothing was said about it.
+
+    Raises:
+        TinyGPTVError: It is no token, or too short for one.
+    """
+    if file is not None:
+        name, text = str(file), file.read_text(encoding="utf-8", errors="replace")
+    elif TOKEN_VARIABLE in os.environ:
+        name, text = TOKEN_VARIABLE, os.environ[TOKEN_VARIABLE]
+    else:
+        return None
+    token = text.strip()
+    if len(token) < LEAST_TOKEN or not all("!" <= character <= "~" for character in token):
+        raise TinyGPTVError(
+            f"{name} holds no usable token; expected at least {LEAST_TOKEN} ASCII characters without blanks, as "
+            "python -c 'import secrets; print(secrets.token_urlsafe())' prints"
+        )
+    return token
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address but takes no connections yet: they come when the model is there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if sys.platform != "win32":  # where it would let two servers share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise TinyGPTVError(f"cannot serve at {host}, port {port}: {error.strerror}; choose others") from error
+    return listener
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 65536
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 0 to 65535")
+    return value

@@ -1,0 +1,126 @@
+"""Who may ask, and how much at once: checks that come before anything of a request's body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .refusal import RefusedError, stumbled
+from .responses import refusal_response
+
+BODY_SECONDS = 60.0
+"""In which a client has to send its request: it holds a place in the queue meanwhile."""
+_DRAIN_SECONDS = 2.0
+OPEN_PATHS = ("/", "/health")
+"""They need no token: the page asks for one, and probes have none."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address or a name, is sure to be this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Guard:
+    """Around the whole application: its checks come first, and nothing gets out of it but responses."""
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        """
+        Args:
+            app: What is guarded.
+            token: What clients must send as ``Authorization: Bearer``. If None, they must call this machine by a name
+                or address of its own instead: another name that leads here may be a web page's (DNS rebinding).
+        """
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        try:
+            self._check(scope)
+        except RefusedError as refusal:
+            await drain(receive)
+            await refusal_response(refusal)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            stumbled(error)  # the client was told already
+
+    def _check(self, scope: Scope) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._token is None and not is_loopback(_without_port(host)):
+            raise RefusedError(403, "the Host header is not of this machine; call it localhost", code="wrong_host")
+        if (origin := headers.get("origin")) is not None and origin.partition("://")[2].lower() != host.lower():
+            raise RefusedError(403, "pages of other origins may not use this server", code="wrong_origin")
+        if self._token is not None and scope["path"] not in OPEN_PATHS:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
+            if scheme.lower() != "bearer" or not same:
+                message = (
+                    "the token is missing or wrong; send it as Authorization: Bearer (an API key in most programs)"
+                )
+                raise RefusedError(401, message, code="invalid_api_key")
+
+
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """The body of a request of JSON.
+
+    Args:
+        scope: Of the request.
+        receive: Likewise.
+        most: Bytes.
+
+    Raises:
+        RefusedError: It is larger, slower than :data:`BODY_SECONDS`, or of another type.
+        ClientDisconnect: The client has left.
+    """
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    kind = headers.get(b"content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        # A page of another origin can send other types without asking the browser's permission.
+        raise RefusedError(415, f"the content type is {kind[:60]!r}; expected application/json")
+    too_large = RefusedError(413, f"the body is larger than {most} bytes; send smaller images", code="body_too_large")
+    length = headers.get(b"content-length", "0")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > most:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError as error:
+        raise RefusedError(
+            408, f"the body was not there after {BODY_SECONDS:.0f} s; send it again", code="slow"
+        ) from error
+
+
+async def drain(receive: Receive) -> None:
+    """Let a client send what nobody wants, for a while: many cannot read a refusal before they have sent all."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            more = True
+            while more:
+                message = await receive()
+                more = message["type"] == "http.request" and message.get("more_body", False)
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

@@ -1,0 +1,197 @@
+"""One model, many clients: first come, first served, one answer at a time, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from ..answer import Answer, AnswerStream, EncodedImage
+from ..cancel import Cancellation
+from ..chat import Chat
+from ..errors import CancellationError
+from ..model import TinyGPTV
+from .refusal import RefusedError
+from .requests import CompletionRequest
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A whole answer, and the images that it is about."""
+
+    answer: Answer
+    images: tuple[EncodedImage, ...]
+
+
+class Job:
+    """A place in the queue, held from before a request is read until its answer is whole; for the event loop only."""
+
+    def __init__(self, queue: AnswerQueue) -> None:
+        """Made by :meth:`AnswerQueue.admit`."""
+        self._queue = queue
+        self._cancellation = Cancellation()
+        self._events: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+        self._future: Future[None] | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether it is in the line."""
+        return self._future is not None
+
+    def start(self, request: CompletionRequest) -> None:
+        """Wait for the model's turn, in the order in which jobs were started."""
+        if self._cancellation.requested:
+            self._queue._end(self, CancellationError("cancelled"))
+        else:
+            self._future = self._queue._submit(self, request, self._cancellation)
+
+    def cancel(self) -> None:
+        """End it, waiting or running: within one operator of ONNX Runtime. What is next of it is CancellationError."""
+        self._cancellation.cancel()
+        if self._future is not None and self._future.cancel():
+            self._queue._end(self, CancellationError("cancelled"))
+
+    async def next(self) -> str | Finished:
+        """The next piece of the answer's text, never empty; at last, the whole.
+
+        Raises:
+            CancellationError: It was cancelled.
+            TinyGPTVError: What the model says about the request.
+        """
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def leave(self) -> None:
+        """Give up the place; cancelled, if there is no whole answer yet."""
+        self.cancel()
+        if not self.started:
+            self._queue._forget(self)
+
+    def _put(self, event: str | Finished | Exception) -> None:
+        self._events.put_nowait(event)
+
+
+class AnswerQueue:
+    """Everything but the writing of answers happens on the event loop."""
+
+    def __init__(self, model: TinyGPTV, waiting: int) -> None:
+        """
+        Args:
+            model: Loaded.
+            waiting: Requests that may wait besides the one that is answered.
+        """
+        self._model = model
+        self._waiting = waiting
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinygptv-answers")
+        self._jobs: set[Job] = set()
+        self._closing = False
+        self._chat: Chat | None = None  # the thread's own
+        self.answered = 0
+        """Whole answers so far."""
+        self.cancelled = 0
+        """Answers that were begun or waited for, and not wanted any more."""
+
+    @property
+    def receiving(self) -> int:
+        """Requests that have a place, and are being read."""
+        return len(self._jobs) - self.pending
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for their turn, and the one that is answered."""
+        return sum(job.started for job in self._jobs)
+
+    def admit(self) -> Job:
+        """A place for one request.
+
+        Raises:
+            RefusedError: All places are taken, or the server is being stopped.
+        """
+        if self._closing:
+            raise stopping()
+        if len(self._jobs) > self._waiting:
+            message = (
+                f"{len(self._jobs)} requests wait or are being answered, which is all this server takes; try later"
+            )
+            raise RefusedError(503, message, code="busy", retry=True)
+        job = Job(self)
+        self._jobs.add(job)
+        return job
+
+    def cancel_all(self) -> None:
+        """Admit nobody any more, and end all answers."""
+        self._closing = True
+        for job in tuple(self._jobs):
+            job.cancel()
+
+    async def close(self) -> None:
+        """As :meth:`cancel_all`, and wait until the model is at rest."""
+        self.cancel_all()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _submit(self, job: Job, request: CompletionRequest, cancellation: Cancellation) -> Future[None]:
+        tell = asyncio.get_running_loop().call_soon_threadsafe
+
+        def work() -> None:
+            try:
+                for event in self._answer(request, cancellation):
+                    if isinstance(event, str):
+                        tell(job._put, event)
+                    else:
+                        tell(self._end, job, event)
+            except Exception as error:
+                tell(self._end, job, error)
+
+        return self._thread.submit(work)
+
+    def _end(self, job: Job, event: Finished | Exception) -> None:
+        """The last event of a job, of which there is one."""
+        if job not in self._jobs:
+            return
+        self._forget(job)
+        self.answered += isinstance(event, Finished)
+        self.cancelled += isinstance(event, CancellationError)
+        job._put(event)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.discard(job)
+
+    def _answer(self, request: CompletionRequest, cancellation: Cancellation) -> Iterator[str | Finished]:
+        """In the thread: what one request is answered."""
+        said = request.conversation
+        images = tuple(self._model.encode_image(image, cancellation=cancellation) for image in said.images)
+        ask: Callable[..., AnswerStream] = partial(self._model.stream, images)
+        if said.turns:
+            ask = self._chat_about(images, said.turns).stream
+        stream = ask(
+            said.question,
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            stop=request.stop,
+            cancellation=cancellation,
+        )
+        yield from stream
+        answer = stream.answer
+        if answer.finish_reason == "cancelled":
+            raise CancellationError("cancelled")
+        yield Finished(answer, images)
+
+    def _chat_about(self, images: tuple[EncodedImage, ...], turns: tuple[tuple[str, str], ...]) -> Chat:
+        """The last chat, if this goes on with it: then only the new question is computed; else another one.
+
+        One chat's keys and values stay in memory, 0.33 MB a token at the published sizes.
+        """
+        chat = self._chat
+        same = [image.key for image in images]
+        if chat is None or chat.turns != turns or [image.key for image in chat.images] != same:
+            chat = self._chat = self._model.chat(images, turns=turns)
+        return chat
+
+
+def stopping() -> RefusedError:
+    """What clients are told whose answers a stop of the server ends."""
+    return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)

@@ -1,0 +1,57 @@
+"""What a client is told when it gets no answer, in the shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from ..errors import TinyGPTVError
+
+
+class RefusedError(TinyGPTVError):
+    """A request is not answered; its text tells the client why and what to do."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: bool = False
+    ) -> None:
+        """
+        Args:
+            status: Of HTTP.
+            message: One line for whoever wrote the request.
+            param: The field that it is about.
+            code: A word for programs.
+            retry: Whether the same request may be answered a second later.
+        """
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers: dict[str, str] = {}
+        if retry:
+            self.headers["retry-after"] = "1"
+        if status == 401:
+            self.headers["www-authenticate"] = "Bearer"
+
+    @property
+    def document(self) -> dict[str, object]:
+        """The JSON body."""
+        return {
+            "error": {
+                "message": str(self),
+                "type": "server_error" if self.status >= 500 else "invalid_request_error",
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def quoted(value: object) -> str:
+    """What was found in a request, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def stumbled(error: BaseException) -> None:
+    """Say on stderr where an error nobody expected came from; without its text, which may hold what was asked."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"tinygptv: internal error: {type(error).__name__} at {where.filename}:{where.lineno}", file=sys.stderr)

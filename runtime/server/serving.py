@@ -1,0 +1,100 @@
+"""The server at work, from its first connection to a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from ..model import TinyGPTV
+from .app import make_app
+from .queue import AnswerQueue
+
+CONNECTIONS = 128
+"""At once; beyond, clients are told to come back."""
+_STOP_SECONDS = 5
+"""A client that reads slowly may take so long to read its last words."""
+_INTERRUPTED = 130
+
+
+def serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> int:
+    """Serve until a signal says to stop: answers are cancelled, and their clients told.
+
+    Args:
+        model: Loaded.
+        listener: Bound, not listening yet.
+        token: What clients must send, if anything.
+        max_body: Largest request in bytes.
+        waiting: Requests that may wait besides the one that is answered.
+
+    Returns:
+        The exit status: 130 after SIGINT, 0 after SIGTERM.
+    """
+    with _noted_signals() as noted:
+        asyncio.run(_serve(model, listener, token, max_body, waiting))
+    return _INTERRUPTED if signal.SIGINT in noted else 0
+
+
+async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> None:
+    queue = AnswerQueue(model, waiting)
+    config = uvicorn.Config(
+        make_app(queue, model.manifest.name, token, max_body),
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="error",  # a warning is that somebody's request is no HTTP
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=_STOP_SECONDS,
+    )
+    try:
+        await _Server(config, queue, model.manifest.name).serve(sockets=[listener])
+    finally:
+        await queue.close()
+
+
+class _Server(uvicorn.Server):
+    """Says where it is once it can be reached, and ends all answers as soon as it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, queue: AnswerQueue, name: str) -> None:
+        super().__init__(config)
+        self._queue = queue
+        self._name = name
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert sockets is not None
+        host, port, *_ = sockets[0].getsockname()
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"tinygptv: {self._name} is served at http://{where} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._queue.cancel_all()
+        await super().shutdown(sockets)
+
+
+@contextmanager
+def _noted_signals() -> Iterator[set[int]]:
+    """The server stops at a signal, and raises it again when it has stopped: then it is only noted."""
+    noted: set[int] = set()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.add(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,193 @@
+"""What ``tinygptv serve`` refuses: requests, clients, options."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from conftest import plain_environment
+from served import LAUNCH, Served, ask, serving
+from tinygptv.runtime import TinyGPTVError
+from tinygptv.runtime.server import command
+
+TOKEN = "a-word-that-nobody-guesses"
+SECRET = "quetzalcoatl"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("server é"), "--max-body", "1") as running:
+        yield running
+
+
+def post(served: Served, body: object, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"content-type": "application/json"} | headers
+    return httpx.post(f"{served.url}/v1/chat/completions", content=content, headers=sent)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://example.com/cat.png", "fetches nothing"),
+        ("data:image/png;base64,!!", "not valid base64"),
+        ("data:image/png;base64,aGVsbG8=", "not an image"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_that_cannot_be_had(served: Served, url: str, told: str, stream: bool) -> None:
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "hi"}]
+    with pytest.raises(openai.BadRequestError, match=told):
+        served.client().chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+            stream=stream,
+        )
+
+
+def test_what_does_not_fit(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="512") as caught:
+        ask(served.client(), None, "hi", max_tokens=512)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.APIStatusError, match="larger than 1000000 bytes") as large:
+        ask(served.client(), None, "x" * 1_000_000)
+    assert large.value.status_code == 413
+    # Without a length that is said beforehand.
+    chunked = httpx.post(
+        f"{served.url}/v1/chat/completions",
+        content=(b" " * 50_000 for _ in range(50)),
+        headers={"content-type": "application/json"},
+    )
+    assert chunked.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        ({"messages": []}, {}, 400),
+        ({"messages": [], "tools": [{}]}, {}, 400),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, {}, 400),
+        ({"\ud800": 1}, {}, 400),
+        ({"messages": [{"role": "user", "content": "<ImageHere>"}]}, {}, 400),
+        ({"model": "gpt-4o"}, {}, 404),
+        (b"{}", {"content-type": "text/plain"}, 415),
+        (b"{}", {"host": "evil.example"}, 403),
+        (b"{}", {"origin": "http://evil.example"}, 403),
+        (b"{}", {"origin": "null"}, 403),
+    ],
+)
+def test_refusals_have_one_shape(served: Served, body: object, headers: dict[str, str], status: int) -> None:
+    response = post(served, body, **headers)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_other_addresses(served: Served) -> None:
+    assert httpx.get(f"{served.url}/v1/embeddings").status_code == 404
+    wrong = httpx.get(f"{served.url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_host_by_its_own_names(served: Served) -> None:
+    port = int(served.url.rpartition(":")[2])
+    for host, status in (("localhost", 200), (f"[::1]:{port}", 200), ("127.0.0.1.evil.example", 403), ("", 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.putrequest("GET", "/v1/models", skip_host=True)
+        connection.putheader("Host", host)
+        connection.endheaders()
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    with serving(tmp_path, "--host", "0.0.0.0", "--token-file", "token") as running:
+        port = running.url.rpartition(":")[2]
+        local = replace(running, url=f"http://127.0.0.1:{port}")
+        assert ask(local.client(TOKEN), "teal_circle.png", "[caption]").choices[0].message.content == "a teal circle"
+        for wrong in ("none", TOKEN[:-1], f"{TOKEN}x"):
+            with pytest.raises(openai.AuthenticationError, match="Bearer"):
+                local.client(wrong).models.list()
+        refused = httpx.get(f"{local.url}/v1/models")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        named = {"host": "server.example", "authorization": f"Bearer {TOKEN}"}
+        assert httpx.get(f"{local.url}/v1/models", headers=named).status_code == 200
+        assert httpx.get(f"{local.url}/health").status_code == 200
+        assert httpx.get(f"{local.url}/").status_code == 200
+    assert TOKEN not in running.messages.read_text()
+
+
+def test_nothing_that_was_asked_is_written_down(tmp_path: Path) -> None:
+    with serving(tmp_path) as running:
+        ask(running.client(), "teal_circle.png", f"what is a {SECRET}?")
+        post(running, {"messages": SECRET})
+        httpx.get(f"{running.url}/{SECRET}")
+        if sys.platform != "win32":
+            running.stop()
+    written = running.messages.read_text()
+    assert "demo is served at http://127.0.0.1:" in written
+    assert SECRET not in written
+    assert written.count("\n") == 2  # and that the demo is used
+    assert [path.name for path in tmp_path.iterdir()] == ["messages.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "status", "told"),
+    [
+        (("--host", "0.0.0.0"), {}, 2, "--host 0.0.0.0 lets other machines in"),
+        (("--host", "example.com"), {}, 2, "TINYGPTV_TOKEN"),
+        ((), {"TINYGPTV_TOKEN": "short"}, 1, "at least 16 ASCII characters"),
+        (("--token-file", "none"), {}, 1, "none"),
+        (("--port", "65536"), {}, 2, "'65536' is not a port"),
+        (("--bundle", "no such folder"), {}, 1, "no such folder"),
+    ],
+)
+def test_wrong_usage(
+    options: tuple[str, ...], environment: dict[str, str], status: int, told: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, "serve", "--port", "0", *options],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=plain_environment(tmp_path, **environment),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(
+        TinyGPTVError, match=r'^starlette and uvicorn not installed; run: pip install "tinygptv\[serve\]"$'
+    ):
+        command.run(argparse.Namespace())
+
+
+def test_the_extra_is_imported_by_those_who_serve_only(tmp_path: Path) -> None:
+    script = (
+        "import sys, tinygptv.runtime.server.command; sys.exit('starlette' in sys.modules or 'uvicorn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60, check=True)
+
+
+def test_a_port_in_use(served: Served, tmp_path: Path) -> None:
+    port = served.url.rpartition(":")[2]
+    with pytest.raises(AssertionError, match="status 1"), serving(tmp_path, "--port", port):
+        pass
+    assert f"cannot serve at 127.0.0.1, port {port}" in (tmp_path / "messages.txt").read_text()
