@@ -77,7 +77,7 @@ class Chat:
             ArgumentError: The question is empty, or another argument out of range.
         """
         self._end()
-        request = Request(max_new_tokens, self._template, sampling, checked_stop(stop))
+        request = Request(max_new_tokens, self._template, sampling, stop)
         prepared = self._engine.prepare([*self._turns, Turn(question)], len(self.images), request)
         self._cancellation = cancellation or Cancellation()
 
@@ -138,10 +138,3 @@ class _ChatMemory:
 
     def put(self, fed: Fed, shared: int) -> None:
         self._fed = fed
-
-
-def checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
-    """Stop strings as a tuple; one string alone is most likely meant as one, not as its letters."""
-    if isinstance(stop, str):
-        raise TypeError(f"stop is {stop!r}; expected a sequence of strings")
-    return tuple(stop)

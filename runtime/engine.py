@@ -48,8 +48,13 @@ class Request:
     template: str | None = None
     """Name of a prompt template of the bundle; its default one if None."""
     sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Texts that end the answer and are not part of it, besides the bundle's own."""
+
+    def __post_init__(self) -> None:
+        # One string is most likely meant as one, not as its letters.
+        if isinstance(self.stop, str):
+            raise TypeError(f"stop is {self.stop!r}; expected a sequence of strings")
 
 
 @dataclass(frozen=True)

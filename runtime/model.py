@@ -18,7 +18,7 @@ from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
 from .batch import greedy_batch
 from .cancel import Cancellation
-from .chat import Chat, checked_stop
+from .chat import Chat
 from .decoder import Decoder, check_embeds
 from .embeds import TokenEmbeddings, assemble
 from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request, Turn
@@ -223,7 +223,7 @@ class TinyGPTV:
         """
         engine, pictures = self._engine, _several(image)
         # What is wrong with the question should not cost the seconds that an image takes.
-        request = Request(max_new_tokens, template, sampling, checked_stop(stop))
+        request = Request(max_new_tokens, template, sampling, stop)
         prepared = engine.prepare([Turn(question)], len(pictures), request)
         cancellation = cancellation or Cancellation()
         try:

@@ -79,7 +79,7 @@ ALLOWED = {
         *("commands.pictures", "commands.report", "commands.terminal"),
     },
     "commands.chat": {
-        *("answer", "cancel", "chat", "errors", "image", "model", "commands.files", "commands.options"),
+        *("answer", "boxes", "cancel", "chat", "errors", "image", "model", "commands.files", "commands.options"),
         *("commands.pictures", "commands.report", "commands.terminal"),
     },
     "commands.caption": {

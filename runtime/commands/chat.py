@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..answer import AnswerStream
+from ..boxes import parse_boxes
 from ..cancel import Cancellation
 from ..chat import Chat
 from ..errors import ArgumentError, TinyGPTVError
@@ -22,7 +23,7 @@ from ..model import TinyGPTV
 from .files import write_whole
 from .options import EXIT_ERROR, add_answer_options, add_model_options, add_sampling_options, load, sampling_of
 from .pictures import STDIN, add_clipboard, from_clipboard, read_sources
-from .report import document, regions_of
+from .report import document
 from .terminal import complain, interruptible, is_terminal, remark, status
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ class _Conversation:
                 raise
         answer = stream.answer
         if options.json:
-            regions = regions_of(answer.text, self._sources[0]) if len(self._sources) == 1 else ()
+            images = self._chat.images
+            regions = parse_boxes(answer.text, images[0].width, images[0].height) if len(images) == 1 else ()
             print(json.dumps({"question": question, **document(answer, regions)}), flush=True)
         else:
             print(flush=True)
