@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
 HEAVY = ("torch", "onnx", "transformers", "safetensors", "tqdm")
 THIRD_PARTY = {"numpy", "onnxruntime", "PIL", "tokenizers"}
-EXTRAS = {"server": {"starlette", "uvicorn"}}
+EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"starlette", "uvicorn"}}
 """What a folder of the runtime needs besides."""
 ALLOWED = {
     # Leaves.
@@ -105,9 +105,27 @@ ALLOWED = {
     },
     "server.serving": {"model", "server.app", "server.queue"},
     "server.command": {"commands.options", "commands.terminal", "errors", "server.limits", "server.serving"},
+    # A window, which uses what any other program could: the names of the package itself, boxes and drawing.
+    "app": set(),
+    "app.worker": {"__init__", "boxes", "drawing"},
+    "app.model_thread": {"__init__", "app.worker"},
+    "app.sources": set(),
+    "app.picture": set(),
+    "app.question": {"app.sources"},
+    "app.conversation": set(),
+    "app.panel": {"app.conversation", "app.question"},
+    "app.status": {"__init__"},
+    "app.appearance": set(),
+    "app.menus": {"app.appearance"},
+    "app.window": {
+        *("__init__", "boxes", "app.menus", "app.model_thread", "app.panel", "app.picture", "app.sources"),
+        *("app.status", "app.worker"),
+    },
+    "app.start": {"__init__", "app.window"},
+    "app.command": {"app.start", "commands.options", "errors", "model"},
     "cli": {
         *(f"commands.{name}" for name in ("ask", "bundle", "caption", "chat", "doctor", "tune")),
-        *("commands.options", "commands.terminal", "errors", "server.command"),
+        *("app.command", "commands.options", "commands.terminal", "errors", "server.command"),
     },
     "__init__": {"answer", "astream", "cancel", "chat", "errors", "image", "model", "sampling"},
 }

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -112,12 +113,17 @@ def bundle_of(given: Path | None) -> Path:
     return DEMO_BUNDLE
 
 
+def loader(options: argparse.Namespace) -> Callable[[Path | None], TinyGPTV]:
+    """What loads a bundle in the way that :func:`add_model_options` was told."""
+    wants_tuning = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
+    return partial(TinyGPTV.load, threads=options.threads, memory=options.memory, tune=wants_tuning)
+
+
 def load(options: argparse.Namespace) -> TinyGPTV:
     """The model that :func:`add_model_options` was told of."""
     bundle = bundle_of(options.bundle)
-    wants_tuning = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
     with status("loading the model ..."):
-        return TinyGPTV.load(bundle, threads=options.threads, memory=options.memory, tune=wants_tuning)
+        return loader(options)(bundle)
 
 
 def positive(text: str) -> int:

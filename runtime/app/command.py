@@ -1,0 +1,56 @@
+"""``tinygptv app``: a window to ask about pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ..commands.options import add_model_options, bundle_of, loader
+from ..errors import TinyGPTVError
+from ..model import DEMO_BUNDLE
+
+if TYPE_CHECKING:
+    from ..commands.options import Commands
+
+EXAMPLES = """\
+examples:
+  tinygptv app
+  tinygptv app photo.jpg --bundle ~/models/tinygptv
+"""
+
+
+def add(commands: Commands) -> None:
+    """Put the command among the others."""
+    parser = commands.add_parser(
+        "app",
+        help="a window: drop a picture, ask about it",
+        description="Open a window: drop, open or paste a picture, ask about it, and watch the answer come.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="picture to begin with")
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the window until it is closed (status 0) or Ctrl-C is pressed in the terminal (130)."""
+    if missing := [name for name in ("PySide6", "psutil") if find_spec(name) is None]:
+        raise TinyGPTVError(f'{" and ".join(missing)} not installed; run: pip install "tinygptv[app]"')
+    no_screen = not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
+    if sys.platform == "linux" and no_screen:  # where Qt would end the process
+        raise TinyGPTVError(
+            "there is no screen here (neither DISPLAY nor WAYLAND_DISPLAY is set); tinygptv chat does without"
+        )
+    try:
+        from .start import start
+    except ImportError as error:
+        raise TinyGPTVError(
+            f"Qt cannot be loaded ({error}); it needs libraries that desktops have, such as Debian's libegl1, libgl1, "
+            "libxkbcommon0 and libdbus-1-3"
+        ) from error
+    bundle = bundle_of(options.bundle)
+    return start(loader(options), None if bundle == DEMO_BUNDLE else bundle, options.image)

@@ -1,0 +1,91 @@
+"""The right side of the window: the conversation, the question, and what went wrong."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Signal
+from PySide6.QtGui import QKeySequence
+from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+
+from .conversation import Conversation
+from .question import QuestionField
+
+TASKS = {
+    "Ask freely": "",
+    "Short answer": "[vqa]",
+    "Caption": "[caption]",
+    "Describe, with boxes": "[grounding]",
+    "Find all …": "[detection]",
+    "Where is …": "[refer]",
+    "What is in the box": "[identify]",
+}
+"""What the model was trained to do, and the tag that a question begins with for it."""
+
+
+class Panel(QWidget):
+    """Where one talks with the model."""
+
+    asked = Signal(str)
+    """A question, its tag included."""
+    stopped = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conversation = Conversation()
+        self.error = QLabel()
+        self.error.setWordWrap(True)
+        self.error.setAccessibleName("Error")
+        self.error.hide()
+        self.task = QComboBox()
+        self.task.setAccessibleName("Kind of question")
+        self.task.setToolTip("What the model was trained to do; puts a tag before the question")
+        for name, tag in TASKS.items():
+            self.task.addItem(name, tag)
+        self.question = QuestionField()
+        self.ask_button = QPushButton("&Ask")
+        self.ask_button.setToolTip("Enter")
+        self.stop_button = QPushButton("&Stop")
+        self.stop_button.setToolTip("Esc")
+        self.stop_button.setShortcut(QKeySequence("Esc"))
+        self.question.entered.connect(self.ask_button.click)
+        self.ask_button.clicked.connect(self._ask)
+        self.stop_button.clicked.connect(self.stopped)
+        self.question.textChanged.connect(self._update)
+        self.task.currentIndexChanged.connect(self._update)
+        row = QHBoxLayout()
+        row.addWidget(self.task, 1)
+        row.addWidget(self.ask_button)
+        row.addWidget(self.stop_button)
+        column = QVBoxLayout(self)
+        column.addWidget(self.conversation, 1)
+        column.addWidget(self.error)
+        column.addWidget(self.question)
+        column.addLayout(row)
+        self._busy = True
+        self._update()
+
+    def show_busy(self, busy: bool) -> None:
+        """Say whether the model works: one asks it only when it does not, and stops it only when it does."""
+        self._busy = busy
+        self._update()
+
+    def complain(self, error: str) -> None:
+        """Show what went wrong, until the next thing is done; nothing if empty."""
+        self.error.setText(f"⚠ {error}" if error else "")
+        self.error.setVisible(bool(error))
+
+    def put(self, question: str) -> None:
+        """Fill in a question that stands for itself."""
+        self.task.setCurrentIndex(0)
+        self.question.put(question)
+
+    def _question(self) -> str:
+        return f"{self.task.currentData()} {self.question.toPlainText().strip()}".strip()
+
+    def _ask(self) -> None:
+        question = self._question()
+        self.question.clear()
+        self.asked.emit(question)
+
+    def _update(self) -> None:
+        self.ask_button.setEnabled(not self._busy and bool(self._question()))
+        self.stop_button.setEnabled(self._busy)

@@ -1,0 +1,101 @@
+"""The picture, as large as there is room for, and a box that is drawn on it with the mouse."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QPoint, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import QColor, QImage, QMouseEvent, QPainter, QPaintEvent, QPalette, QPen
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+_MARGIN = 10
+_LEAST_DRAG = 6
+"""Pixels on the screen; less is a click with an unsteady hand."""
+
+
+class PictureView(QWidget):
+    """Shows a picture whole, or a hint where there is none."""
+
+    boxed = Signal(QRectF)
+    """A box was drawn, in pixels of the picture."""
+
+    def __init__(self, hint: str) -> None:
+        super().__init__()
+        self._hint = hint
+        self._image = QImage()
+        self._scaled = QImage()
+        self._drag: QRect | None = None
+        self.setMinimumSize(240, 180)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setAccessibleName("Picture")
+        self.setAccessibleDescription(hint)
+
+    @property
+    def image(self) -> QImage:
+        """What is shown; null before the first picture."""
+        return self._image
+
+    def show_image(self, image: QImage) -> None:
+        """Show a picture in the place of the one before."""
+        self._image, self._scaled = image, QImage()
+        self.setCursor(Qt.CursorShape.CrossCursor)
+        self.setAccessibleDescription(f"{image.width()} by {image.height()} pixels")
+        self.update()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        return QSize(520, 480)
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        painter = QPainter(self)
+        palette = self.palette()
+        if self._image.isNull():
+            painter.setPen(palette.color(QPalette.ColorRole.PlaceholderText))
+            flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
+            painter.drawText(self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN), flags, self._hint)
+        else:
+            painter.drawImage(self._place(), self._fitted())
+        if self._drag is not None:
+            for style, colour in ((Qt.PenStyle.SolidLine, "white"), (Qt.PenStyle.DashLine, "black")):
+                painter.setPen(QPen(QColor(colour), 1, style))
+                painter.drawRect(self._drag.normalized())
+        if self.hasFocus():
+            painter.setPen(palette.color(QPalette.ColorRole.Highlight))
+            painter.drawRect(self.rect().adjusted(0, 0, -1, -1))
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802
+        if event.button() == Qt.MouseButton.LeftButton and not self._image.isNull():
+            at = event.position().toPoint()
+            self._drag = QRect(at, at)
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:  # noqa: N802
+        if self._drag is not None:
+            self._drag.setBottomRight(event.position().toPoint())
+            self.update()
+
+    def mouseReleaseEvent(self, event: QMouseEvent) -> None:  # noqa: N802
+        drag, self._drag = self._drag, None
+        self.update()
+        if drag is not None:
+            box = drag.normalized().intersected(self._place())
+            if min(box.width(), box.height()) >= _LEAST_DRAG:
+                self.boxed.emit(self._in_picture(box))
+
+    def _place(self) -> QRect:
+        """Where on the widget the picture is."""
+        room = self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN)
+        place = QRect(QPoint(), self._image.size().scaled(room.size(), Qt.AspectRatioMode.KeepAspectRatio))
+        place.moveCenter(room.center())
+        return place
+
+    def _fitted(self) -> QImage:
+        """The picture in as many pixels as the screen shows of it; scaled once for every size."""
+        wanted = self._place().size() * self.devicePixelRatio()
+        if self._scaled.size() != wanted:
+            self._scaled = self._image.scaled(
+                wanted, Qt.AspectRatioMode.IgnoreAspectRatio, Qt.TransformationMode.SmoothTransformation
+            )
+        return self._scaled
+
+    def _in_picture(self, box: QRect) -> QRectF:
+        place = self._place()
+        x, y = self._image.width() / place.width(), self._image.height() / place.height()
+        return QRectF((box.left() - place.left()) * x, (box.top() - place.top()) * y, box.width() * x, box.height() * y)

@@ -1,0 +1,65 @@
+"""The bar at the bottom: what is being done, how fast the last answer was, how much memory is taken."""
+
+from __future__ import annotations
+
+import psutil
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QLabel, QProgressBar, QStatusBar
+
+from .. import Answer
+
+_MEMORY_MILLISECONDS = 1000
+
+
+class Status(QStatusBar):
+    """Labels that change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = psutil.Process()
+        self._doing, self._speed, self._memory = QLabel(), QLabel(), QLabel()
+        self._busy = QProgressBar()
+        self._busy.setRange(0, 0)  # nobody knows how long it takes: it moves, that is all
+        self._busy.setFixedWidth(120)
+        self._busy.setTextVisible(False)
+        self._busy.hide()
+        self._busy.setAccessibleName("Working")
+        self._memory.setToolTip("Resident memory of this program, the model included")
+        self.addWidget(self._busy)
+        self.addWidget(self._doing, 1)
+        self.addPermanentWidget(self._speed)
+        self.addPermanentWidget(self._memory)
+        self._timer = QTimer(self, interval=_MEMORY_MILLISECONDS)
+        self._timer.timeout.connect(self._show_memory)
+        self._timer.start()
+        self._show_memory()
+
+    def tell(self, text: str) -> None:
+        """Say what is being done."""
+        self._doing.setText(text)
+
+    def show_busy(self, busy: bool) -> None:
+        """Show that something is being done, or that it is over."""
+        self._busy.setVisible(busy)
+        if not busy:
+            self._doing.clear()
+
+    def tell_seen(self, seconds: float) -> None:
+        """Say how long the model looked at the picture."""
+        self._speed.setText(f"looked at the picture for {seconds:.2f} s")
+
+    def tell_speed(self, answer: Answer) -> None:
+        """Say how fast an answer was."""
+        timings = answer.timings
+        parts = [f"first token after {timings.time_to_first_token:.2f} s"] if answer.token_ids else []
+        if timings.decode_tokens_per_second:
+            parts.append(f"{timings.decode_tokens_per_second:.1f} tokens/s")
+        self._speed.setText(", ".join(parts))
+
+    @property
+    def text(self) -> str:
+        """All that can be read there."""
+        return "  ".join(label.text() for label in (self._doing, self._speed, self._memory))
+
+    def _show_memory(self) -> None:
+        self._memory.setText(f"{self._process.memory_info().rss / 1e9:.2f} GB")

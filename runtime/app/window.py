@@ -1,0 +1,235 @@
+"""The window: puts its parts together, and tells the model's thread what the user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QMimeData, QRectF, Qt
+from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QImage, QKeySequence, QShortcut
+from PySide6.QtWidgets import QFileDialog, QMainWindow, QSplitter
+
+from .. import Answer, TinyGPTV
+from ..boxes import identify_question, plain_text
+from .menus import Entry, add_menu, add_view_menu
+from .model_thread import ModelThread
+from .panel import Panel
+from .picture import PictureView
+from .sources import has_picture, picture_in
+from .status import Status
+from .worker import name_of
+
+DEMO_HINT = (
+    "This is the built-in demo model: it knows simple shapes and colours, and nothing else. "
+    "To ask about photos, choose the bundle of an exported model in the File menu."
+)
+Key = QKeySequence.StandardKey
+PICTURES = "Pictures (*.jpg *.jpeg *.png *.webp *.bmp *.gif *.tif *.tiff)"
+
+
+class Window(QMainWindow):
+    """One bundle, one picture, one conversation about it."""
+
+    def __init__(self, load: Callable[[Path | None], TinyGPTV]) -> None:
+        """
+        Args:
+            load: Loads a bundle; called in another thread.
+        """
+        super().__init__()
+        self.picture = PictureView(
+            f"Drop a picture here, open one ({_keys(Key.Open)}) or paste one ({_keys(Key.Paste)})\n\n"
+            "A box that you draw on it becomes a question about what is in it"
+        )
+        self.panel = Panel()
+        self.status = Status()
+        self.model = ModelThread(load)
+        self._bundle = self._picture = self._copied = ""
+        self._arrange()
+        self._connect()
+        self.model.start()
+
+    def open_bundle(self, bundle: Path | None) -> None:
+        """Load another model, the built-in demo if None."""
+        self._begin(f"Loading {_bundle_name(bundle)} …")
+        self.model.load(bundle)
+
+    def open_picture(self, source: str | bytes) -> None:
+        """Show the model a picture, a path or the bytes of a file."""
+        self._begin(f"Opening {name_of(source)} …")
+        self.model.open(source)
+
+    def ask(self, question: str) -> None:
+        """Ask about the picture."""
+        self._begin("Answering …")
+        self.panel.conversation.ask(question)
+        self.model.ask(question)
+
+    def start_over(self) -> None:
+        """Forget what was said about the picture."""
+        self._begin("")
+        self.model.reset()
+
+    def copy_answer(self) -> None:
+        """Put the last answer on the clipboard."""
+        QGuiApplication.clipboard().setText(self._copied)
+
+    def choose_picture(self) -> None:
+        """Ask which picture to open."""
+        dialog = QFileDialog(self, "Open a picture", filter=f"{PICTURES};;All files (*)")
+        dialog.setFileMode(QFileDialog.FileMode.ExistingFile)
+        dialog.fileSelected.connect(self.open_picture)
+        _show(dialog)
+
+    def choose_bundle(self) -> None:
+        """Ask which bundle to load."""
+        dialog = QFileDialog(self, "Choose a bundle: the folder that tinygptv-export wrote")
+        dialog.setFileMode(QFileDialog.FileMode.Directory)
+        dialog.fileSelected.connect(lambda folder: self.open_bundle(Path(folder)))
+        _show(dialog)
+
+    def paste_picture(self) -> None:
+        """Open the picture on the clipboard."""
+        self._take(QGuiApplication.clipboard().mimeData())
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
+        if has_picture(event.mimeData()):
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
+        self._take(event.mimeData())
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        self.hide()  # at once, although a bundle that is being loaded has to be waited for
+        self.model.close()
+        super().closeEvent(event)
+
+    def _take(self, data: QMimeData) -> None:
+        """Open the picture in what was dropped or pasted."""
+        if source := picture_in(data):
+            self.open_picture(source)
+        else:
+            self.panel.complain("there is no picture in what was pasted or dropped; expected one, or a file")
+
+    def _begin(self, doing: str) -> None:
+        self.panel.complain("")
+        self.status.tell(doing)
+
+    # What the worker tells
+
+    def _loaded(self, bundle: Path | None) -> None:
+        self._bundle = _bundle_name(bundle)
+        self.panel.conversation.setPlaceholderText("" if bundle else DEMO_HINT)
+        self._show_new()
+
+    def _opened(self, image: QImage, name: str) -> None:
+        self._picture = name
+        self.picture.show_image(image)
+        self.status.tell(f"Looking at {self._picture} …")
+        self._show_new()
+
+    def _answered(self, answer: Answer, boxes: int) -> None:
+        text = plain_text(answer.text)
+        self._copied = text or answer.text
+        self.panel.conversation.answer(text, _note(answer, boxes))
+        self.status.tell_speed(answer)
+
+    def _failed(self, error: str) -> None:
+        if self.panel.conversation.unanswered:
+            self.panel.put(self.panel.conversation.take_back())
+        self.panel.complain(error)
+
+    def _show_busy(self, busy: bool) -> None:
+        self.panel.show_busy(busy)
+        self.status.show_busy(busy)
+        if not busy and self.panel.conversation.unanswered:  # it was stopped while the model looked at the picture
+            self.panel.conversation.answer("", "stopped")
+
+    def _show_new(self) -> None:
+        """Nothing has been said yet."""
+        self._copied = ""
+        self.panel.conversation.forget()
+        self.setWindowTitle(" - ".join(filter(None, (self._picture, self._bundle, "tinygptv"))))
+
+    def _ask_about(self, box: QRectF) -> None:
+        """Fill in a question about a box that was drawn."""
+        size = self.picture.image.size()
+        self.panel.put(identify_question(box.left(), box.top(), box.right(), box.bottom(), size.width(), size.height()))
+
+    # Putting together
+
+    def _arrange(self) -> None:
+        splitter = QSplitter()
+        splitter.addWidget(self.picture)
+        splitter.addWidget(self.panel)
+        splitter.setStretchFactor(0, 3)
+        splitter.setStretchFactor(1, 2)
+        splitter.setChildrenCollapsible(False)
+        self.setCentralWidget(splitter)
+        self.setStatusBar(self.status)
+        self.setAcceptDrops(True)
+        self.setWindowTitle("tinygptv")
+        self.resize(1040, 680)
+        self._add_menus()
+        QShortcut(QKeySequence(Key.Paste), self.picture, self.paste_picture, context=Qt.ShortcutContext.WidgetShortcut)
+        self.panel.question.setFocus()
+
+    def _add_menus(self) -> None:
+        add_menu(
+            self.menuBar(),
+            "&File",
+            Entry("&Open picture …", Key.Open, self.choose_picture),
+            Entry("&Paste picture", "Ctrl+Shift+V", self.paste_picture),
+            Entry("Choose &bundle …", "Ctrl+B", self.choose_bundle),
+            Entry("&Quit", "Ctrl+Q", self.close),
+        )
+        add_menu(
+            self.menuBar(),
+            "&Conversation",
+            Entry("&Copy answer", "Ctrl+Shift+C", self.copy_answer),
+            Entry("Start &over", Key.New, self.start_over),
+            Entry("Go to the &question", "Ctrl+L", self.panel.question.setFocus),
+        )
+        add_view_menu(self.menuBar())
+
+    def _connect(self) -> None:
+        self.panel.asked.connect(self.ask)
+        self.panel.stopped.connect(self.model.cancel)
+        self.panel.question.given.connect(self._take)
+        self.picture.boxed.connect(self._ask_about)
+        self.model.busy_changed.connect(self._show_busy)
+        worker = self.model.worker
+        worker.loaded.connect(self._loaded)
+        worker.opened.connect(self._opened)
+        worker.seen.connect(self.status.tell_seen)
+        worker.wrote.connect(self.panel.conversation.answer)
+        worker.drawn.connect(self.picture.show_image)
+        worker.answered.connect(self._answered)
+        worker.over.connect(self._show_new)
+        worker.failed.connect(self._failed)
+
+
+def _note(answer: Answer, boxes: int) -> str:
+    """What is to be known of an answer besides its text."""
+    parts = [f"{boxes} box{'es' if boxes > 1 else ''} on the picture"] if boxes else []
+    if answer.finish_reason == "cancelled":
+        parts.append("stopped")
+    elif answer.finish_reason == "length":
+        parts.append("cut off at its greatest length")
+    elif not answer.text.strip():
+        parts.append("the model said nothing")
+    if answer.truncated_turns:
+        parts.append(f"the first {answer.truncated_turns} questions no longer fit into what the model remembers")
+    return "; ".join(parts)
+
+
+def _bundle_name(bundle: Path | None) -> str:
+    return bundle.resolve().name if bundle else "built-in demo"
+
+
+def _keys(key: QKeySequence.StandardKey) -> str:
+    return QKeySequence(key).toString(QKeySequence.SequenceFormat.NativeText)
+
+
+def _show(dialog: QFileDialog) -> None:
+    dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+    dialog.open()  # unlike exec, does not wait

@@ -1,0 +1,119 @@
+"""``tinygptv app`` as a process: how it begins, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import plain_environment
+from tinygptv.runtime.app import command
+from tinygptv.runtime.cli import main
+
+pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
+
+RED = str(Path(__file__).parent / "images" / "red_triangle.png")
+USER = """
+import json, os, signal, sys
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QApplication, QFileDialog, QLineEdit
+from tinygptv.runtime import cli
+from tinygptv.runtime.app.window import Window
+
+events, said = [], []
+sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(("socket.", "urllib.")) else None)
+
+def use():
+    window = next((widget for widget in QApplication.topLevelWidgets() if isinstance(widget, Window)), None)
+    if window and not window.model.busy and steps:
+        steps.pop(0)(window)
+
+def say(window):
+    said.extend((turn.answer, turn.note) for turn in window.panel.conversation.said)
+
+def choose(window):
+    dialog = window.findChild(QFileDialog)
+    dialog.findChild(QLineEdit).setText(sys.argv[1])
+    dialog.accept()
+
+def begin(window, show=Window.show):
+    show(window)
+    timer.start()
+
+timer = QTimer(interval=20)
+timer.timeout.connect(use)
+Window.show = begin
+"""
+"""Somebody who does ``steps``, one whenever the model is idle."""
+LEAVE = """
+status = cli.main(["app", *sys.argv[1:]])
+print(json.dumps({"status": status, "said": said, "events": events}), flush=True)
+"""
+
+
+def used(steps: str, *arguments: str, home: Path) -> dict:
+    """What is reported of a process in which ``steps`` were done."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{USER}\nsteps = {steps}\n{LEAVE}", *arguments],
+        capture_output=True,
+        cwd=home,
+        env=plain_environment(home, QT_QPA_PLATFORM="offscreen"),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    lines = done.stderr.decode().splitlines()
+    # The second is the offscreen platform's own remark.
+    assert [line for line in lines if not line.startswith(("tinygptv: no --bundle given", "This plugin"))] == []
+    return json.loads(done.stdout)
+
+
+def test_it_is_used_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No file, Qt's own notes on visited folders included; no connection."""
+    ask, choose = "lambda window: window.ask('[detection] triangle')", "lambda window: window.choose_picture(), choose"
+    report = used(f"[{ask}, say, {choose}, {ask}, say, lambda window: window.close()]", RED, home=tmp_path)
+    assert report == {"status": 0, "said": [["red triangle", "1 box on the picture"]] * 2, "events": []}
+    # Fonts are looked for by the system's library, whose cache is no business of a program.
+    assert [path for path in tmp_path.rglob("*") if "fontconfig" not in path.parts and path.name != ".cache"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_in_the_terminal(tmp_path: Path) -> None:
+    kill = "lambda window: os.kill(os.getpid(), signal.SIGINT)"
+    assert used(f"[{kill}]", home=tmp_path)["status"] == 130
+
+
+def test_a_bundle_and_a_picture_that_are_not_there(tmp_path: Path) -> None:
+    """The window says so, and stays."""
+    look = "lambda window: said.append(window.panel.error.text()), lambda window: window.close()"
+    report = used(f"[{look}]", "nowhere.png", "--bundle", "nowhere", home=tmp_path)
+    assert report["status"] == 0
+    assert "nowhere.png" in report["said"][0] or "nowhere is not" in report["said"][0]
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["app"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert refusal(capsys) == 'tinygptv: PySide6 and psutil not installed; run: pip install "tinygptv[app]"'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+def test_without_a_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    assert "no screen" in refusal(capsys)
+
+
+def test_without_the_libraries_that_qt_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    monkeypatch.setitem(sys.modules, "tinygptv.runtime.app.start", None)
+    assert "Qt cannot be loaded" in refusal(capsys)
