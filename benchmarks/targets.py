@@ -90,18 +90,31 @@ def rows(peers: Document, ceilings: Document, full_size: Document, steps: Docume
         yield Row(f"peak RSS of the export, {name}", gigabytes, made["peak_rss_bytes"] / 1e9, " GB", False)
 
 
+def read_rows() -> list[Row]:
+    """Every target with what the results files say."""
+    names = ("peers/results.json", "peers/ceilings.json", "full_size/results.json", "full_size/steps.json")
+    return list(rows(*(json.loads((HERE / name).read_text(encoding="utf-8")) for name in names)))
+
+
+def table(found: Iterable[Row]) -> str:
+    lines = ["| what | target | found | met |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row.cells())} |" for row in found)])
+
+
+def missed(found: Sequence[Row]) -> str:
+    """One paragraph: how many were met, and those that were not."""
+    unmet = [row.cells() for row in found if not row.met]
+    names = "; ".join(f"{what}: {value} ({aim})" for what, aim, value, _ in unmet)
+    return f"Of {len(found)} targets {len(found) - len(unmet)} were met. Not met: {names or 'none'}."
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readme", type=Path, default=HERE / "README.md", metavar="FILE")
     options = parser.parse_args(argv)
-    documents = (
-        json.loads((HERE / name).read_text(encoding="utf-8"))
-        for name in ("peers/results.json", "peers/ceilings.json", "full_size/results.json", "full_size/steps.json")
-    )
-    lines = ["| what | target | found | met |", "| --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(row.cells())} |" for row in rows(*documents)]
-    write_section(options.readme, SECTION, "\n".join(lines))
-    print(*lines, sep="\n")
+    text = table(read_rows())
+    write_section(options.readme, SECTION, text)
+    print(text)
     return 0
 
 

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageChops
 from tinygptv import runtime
+from tinygptv.runtime import TinyGPTV
+
+sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("docs", "benchmarks"))
+import make_pictures
+import pages
+from make_pictures import EXAMPLES, Example
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
@@ -21,6 +28,47 @@ def test_the_api_reference_is_that_of_the_code(tmp_path: Path) -> None:
     assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made, "run python docs/make_api.py"
     for name in runtime.__all__:
         assert name == "ImageSource" or f"## {name}\n" in made
+
+
+def test_tables_are_those_of_the_results_files() -> None:
+    for page, name, text in pages.sections():
+        section = f"<!-- {name}: start -->\n{text}\n<!-- {name}: end -->"
+        assert section in page.read_text(encoding="utf-8"), f"{page.name}, {name}: run python benchmarks/pages.py"
+
+
+@pytest.fixture(params=EXAMPLES, ids=lambda example: example.name)
+def shown(request: pytest.FixtureRequest) -> tuple[Example, str]:
+    """An example, and its answer as README has it."""
+    example: Example = request.param
+    _, found, after = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"$ {example.command}\n")
+    assert found, "paste what docs/make_pictures.py prints"
+    return example, after.partition("\n")[0]
+
+
+def test_the_demo_answers_as_readme_says(shown: tuple[Example, str]) -> None:
+    example, answer = shown
+    with TinyGPTV.load() as model:
+        found = make_pictures.ask(model, example)
+    number = re.compile(r"\d+")
+    assert number.sub("", found) == number.sub("", answer)
+    # Another CPU's int8 products may be rounded differently, and move an edge by a hundredth.
+    assert [*map(int, number.findall(found))] == pytest.approx([*map(int, number.findall(answer))], abs=1)
+
+
+def test_pictures_show_the_answers_in_readme(shown: tuple[Example, str]) -> None:
+    example, answer = shown
+    with Image.open(example.drawn_picture) as picture:
+        drawn = make_pictures.draw(example, answer)
+        assert picture.mode == drawn.mode and picture.size == drawn.size
+        assert ImageChops.difference(picture, drawn).getbbox() is None, "run python docs/make_pictures.py"
+
+
+def test_pictures_are_those_of_the_test_split(shown: tuple[Example, str]) -> None:
+    example, _ = shown
+    package = pytest.importorskip("easy_vqa", reason="easy-vqa is not installed")
+    path = package.get_test_image_paths()[example.number]
+    with Image.open(example.picture) as picture:
+        assert ImageChops.difference(picture, make_pictures.enlarge(path)).getbbox() is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -23,6 +23,7 @@ import onnxruntime
 import skimage
 import torch
 import vision_model
+from scores import Scores, tables
 from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
 from tinygptv.export.forward import vision_features
 from tinygptv.export.graph import GraphWriter
@@ -76,7 +77,6 @@ LANGUAGE_BOUNDS = (
     Bound("perplexity_change", 0.005, False),
 )
 SHIPPED = "shipped"
-Scores = dict[str, float]
 
 
 def quantised(
@@ -230,24 +230,6 @@ def _rows(ids: list[int], count: int) -> list[list[int]]:
     return [ids[i : i + LENGTH] for i in range(0, needed, LENGTH)]
 
 
-def prose(document: dict[str, dict[str, Scores]]) -> str:
-    """Two tables in Markdown."""
-    lines = [
-        "| vision transformer, int8 scheme | mean token cosine | worst token | relative error |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, scores in document["vision"].items():
-        lines.append(
-            f"| {name} | {scores['mean_cosine']:.5f} | {scores['worst_cosine']:.4f} | {scores['relative_error']:.2%} |"
-        )
-    lines += ["", "| language model, int8 scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
-    for name, scores in document["language"].items():
-        lines.append(
-            f"| {name} | {scores['kl']:.4f} | {scores['top_1_agreement']:.2%} | {scores['perplexity_change']:+.2%} |"
-        )
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -266,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "language": measure_language(options.models, options.threads),
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    table = prose(document)
+    table = tables(document)
     print(table)
     if options.readme is not None:
         write_section(options.readme, "fidelity", table)

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from asks import prose
 from PIL import Image
 from published_files import BLIP2_FILE, EVA_FILE, PHI_FOLDER, stage_file_name
 from skimage import data
@@ -91,28 +92,6 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
         for name in samples[0]
         for values in [[sample[name] for sample in samples]]
     }
-
-
-def prose(document: dict[str, Any]) -> str:
-    """The figures as a paragraph for a reader of the README."""
-    asks = document["ask"]
-    # Beside float32 it was asked by default as well: every sample of that counts.
-    default = [asks[mode] for mode in ("default", "beside float32") if mode in asks]
-    samples = {name: [sample for mode in default for sample in mode[name]["samples"]] for name in default[0]}
-    figure = {name: statistics.median(values) for name, values in samples.items()}
-    low, tuned = ({name: values["median"] for name, values in asks[mode].items()} for mode in ("low memory", "tuned"))
-    made, machine = document["export"]["calibrated"], document["machine"]
-    return (
-        f"At the published sizes ({document['bundle']['source_bytes'] / 1e9:.1f} GB of files, random weights), "
-        f"{document['threads']} threads of {machine['cpu']}, medians of {len(samples['process'])} "
-        f"runs with onnxruntime {machine['onnxruntime']}: the export takes {made['seconds']:.0f} s and "
-        f"{made['peak_rss_bytes'] / 1e9:.1f} GB of memory and writes {document['bundle']['bytes'] / 1e9:.1f} GB; "
-        f"`tinygptv ask` then loads in {figure['load']:.1f} s, has the first token of its answer about a photo "
-        f"{figure['time_to_first_token']:.1f} s later, writes {figure['decode_tokens_per_second']:.1f} tokens/s, "
-        f"and peaks at {figure['peak_rss_bytes'] / 1e9:.1f} GB. With `--memory low` it peaks at "
-        f"{low['peak_rss_bytes'] / 1e9:.1f} GB; tuned, it loads in {tuned['load']:.1f} s, with "
-        f"{tuned['anonymous_bytes'] / 1e9:.1f} GB of memory that the system cannot take back.\n"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,6 +27,22 @@ LAYER_WEIGHTS = 32 * (4 * 2560**2 + 2 * 2560 * 10240)
 ENCODE_OPERATIONS = 39 * (2 * 1025 * (4 * 1408**2 + 2 * 1408 * 6144) + 4 * 1025**2 * 1408)
 """Of one image in ViT-g: the products with weights, and those of attention."""
 
+ABSOLUTE = ("load_seconds", "peak_rss_bytes")
+"""Shown in summaries without a ratio: what is loaded at once, and what is mapped and read later, differs too much."""
+SUMMARY_OF_DECODERS: Mapping[str, tuple[str, Callable[[float], float], int]] = {
+    "decode_step_seconds": ("decode, tokens/s", lambda seconds: 1 / seconds, 1),
+    f"prefill_{PROMPT}_seconds": (f"prompt of {PROMPT}, tokens/s", lambda seconds: PROMPT / seconds, 0),
+    "decode_1500_step_seconds": ("decode after 1,500, tokens/s", lambda seconds: 1 / seconds, 1),
+    "load_seconds": ("load, s", float, 1),
+    "peak_rss_bytes": ("peak, GB", lambda size: size / 1e9, 1),
+}
+"""Figure, what it is called, how seconds or bytes become what is shown, and digits."""
+SUMMARY_OF_ENCODERS: Mapping[str, tuple[str, Callable[[float], float], int]] = {
+    "encode_seconds": ("seconds", float, 2),
+    "load_seconds": ("load, s", float, 1),
+    "peak_rss_bytes": ("peak, GB", lambda size: size / 1e9, 1),
+}
+
 Document = Mapping[str, Any]
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -120,17 +136,23 @@ def ratio_table(document: Document, keys: Sequence[str], columns: Mapping[str, s
     return table(["tinygptv beside", *columns.values()], rows)
 
 
-def machine_prose(document: Document, ceilings: Document | None) -> str:
+def measured_on(document: Document) -> str:
+    """The day, the machine and how often."""
     machine = document["machine"]
     rounds = 1 + max(run["round"] for run in document["runs"])
+    return (
+        f"{document['date']}, {document['threads']} threads of {machine['cpu']} "
+        f"({', '.join(machine['instruction_sets'])}), {machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']}, "
+        f"{rounds} rounds. Random weights of the published sizes; batch 1; medians"
+    )
+
+
+def machine_prose(document: Document, ceilings: Document | None) -> str:
     versions = dict.fromkeys(
         ", ".join(f"{name} {text}" for name, text in run["result"]["versions"].items()) for run in document["runs"]
     )
     lines = [
-        f"{document['date']}, {document['threads']} threads of {machine['cpu']} "
-        f"({', '.join(machine['instruction_sets'])}), {machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']}, "
-        f"{rounds} rounds. Random weights of the published sizes; batch 1; medians, and in brackets the slowest and "
-        "the fastest sample.",
+        f"{measured_on(document)}, and in brackets the slowest and the fastest sample.",
         "Versions: " + "; ".join(versions) + ".",
     ]
     if ceilings is not None:
@@ -172,6 +194,28 @@ def report(document: Document, ceilings: Document | None, chart: str) -> str:
         columns = {"encode_seconds": "image, times as fast", "peak_rss_bytes": "peak memory, times as much"}
         peers = [key for key in encoders if key != OURS["vision"].key]
         parts += [vision_table(document, encoders), ratio_table(document, peers, columns)]
+    return "\n\n".join(parts)
+
+
+def summary(document: Document) -> str:
+    """The figures that matter most, medians alone, each beside how many times as fast this project is."""
+    parts = [f"{measured_on(document)}."]
+    for first, kind, columns in (
+        ("language model, 2.8B", "decoder", SUMMARY_OF_DECODERS),
+        ("vision encoder, one image of 448 px", "vision", SUMMARY_OF_ENCODERS),
+    ):
+        ours = OURS[kind].key
+        keys = [key for key in document["names"] if next(iter(columns)) in document["figures"].get(key, {})]
+        header = [first]
+        rows = [[f"**{document['names'][key]}**" if key == ours else document["names"][key]] for key in keys]
+        for name, (title, convert, digits) in columns.items():
+            compared = name not in ABSOLUTE
+            header += [title, "ours is"] if compared else [title]
+            for key, row in zip(keys, rows, strict=True):
+                row.append(f"{convert(document['figures'][key][name]['median']):.{digits}f}")
+                if compared:
+                    row.append(ABSENT if key == ours else f"{document['ratios'][key][name]['median']:.2f}x")
+        parts.append(table(header, rows))
     return "\n\n".join(parts)
 
 

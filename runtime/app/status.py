@@ -43,6 +43,7 @@ class Status(QStatusBar):
         self._busy.setVisible(busy)
         if not busy:
             self._doing.clear()
+            self._show_memory()
 
     def tell_seen(self, seconds: float) -> None:
         """Say how long the model looked at the picture."""

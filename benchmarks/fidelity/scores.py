@@ -1,0 +1,25 @@
+"""What measure.py found, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Scores = dict[str, float]
+
+
+def tables(document: Mapping[str, Mapping[str, Scores]]) -> str:
+    """Two tables in Markdown."""
+    lines = [
+        "| vision transformer, int8 scheme | mean token cosine | worst token | relative error |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, scores in document["vision"].items():
+        lines.append(
+            f"| {name} | {scores['mean_cosine']:.5f} | {scores['worst_cosine']:.4f} | {scores['relative_error']:.2%} |"
+        )
+    lines += ["", "| language model, int8 scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
+    for name, scores in document["language"].items():
+        lines.append(
+            f"| {name} | {scores['kl']:.4f} | {scores['top_1_agreement']:.2%} | {scores['perplexity_change']:+.2%} |"
+        )
+    return "\n".join(lines)

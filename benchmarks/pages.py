@@ -1,0 +1,68 @@
+"""Writes the tables of README.md, docs/ and benchmarks/ again from the results files.
+
+    python benchmarks/pages.py
+
+It measures nothing, and draws no chart. The tables of easy_vqa and of kernels are written by their own scripts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.extend(str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity"))
+
+import asks
+import render
+import scores
+import targets
+from reporting import write_section
+from tinygptv.export.verify_bounds import DEFAULTS
+from tinygptv.export.verify_cli import MEANINGS
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BENCHMARKS, FAITHFULNESS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "faithfulness.md"
+
+
+def sections() -> Iterator[tuple[Path, str, str]]:
+    """(file, name of the section, its text) of every table that is made from results alone."""
+    peers, ceilings = _read("peers/results.json"), _read("peers/ceilings.json")
+    yield HERE / "README.md", render.SECTION, render.report(peers, ceilings, "peers.png")
+    yield BENCHMARKS, "peers-summary", render.summary(peers)
+    full_size = _read("full_size/results.json")
+    yield ROOT / "README.md", "full-size", asks.prose(full_size)
+    yield BENCHMARKS, "asks", asks.table(full_size)
+    found = targets.read_rows()
+    yield HERE / "README.md", targets.SECTION, targets.table(found)
+    yield BENCHMARKS, "missed", targets.missed(found)
+    fidelity = scores.tables(_read("fidelity/results.json"))
+    for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
+        yield page, "fidelity", fidelity
+    yield FAITHFULNESS, "verify-bounds", verify_bounds()
+
+
+def verify_bounds() -> str:
+    """What `tinygptv-export verify` holds a bundle to if not told otherwise."""
+    lines = [f"| option | what | {' | '.join(DEFAULTS)} |", f"| --- | --- |{' --- |' * len(DEFAULTS)}"]
+    bounds = {precision: dataclasses.asdict(bound) for precision, bound in DEFAULTS.items()}
+    for name, meaning in MEANINGS.items():
+        side = "at most" if name.startswith("max_") else "at least"
+        cells = (f"{side} {bound[name]:g}" for bound in bounds.values())
+        meaning = meaning.replace("|", "\\|")  # which would end the cell
+        lines.append(f"| `--{name.replace('_', '-')}` | {meaning} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _read(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((HERE / name).read_text(encoding="utf-8"))
+    return document
+
+
+if __name__ == "__main__":
+    for file, section, text in sections():
+        write_section(file, section, text)
