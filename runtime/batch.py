@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .cancel import Cancellation
 from .decoder import Decoder, DecoderState, bind_cache
 from .kv_cache import KVCache
+from .session import run_options
 
 Float32Array = NDArray[np.float32]
 
@@ -54,14 +56,18 @@ class DecoderBatch:
         self._count = last
         self._cache.length = int(self._lengths[:last].max(initial=0))
 
-    def run(self, inputs_embeds: Float32Array) -> Float32Array:
+    def run(self, inputs_embeds: Float32Array, cancellation: Cancellation | None = None) -> Float32Array:
         """Feed each row one position.
 
         Args:
             inputs_embeds: float32 [rows in use, hidden].
+            cancellation: Ends the run from another thread; the rows then stay as they were.
 
         Returns:
             Logits, float32 [rows in use, vocabulary].
+
+        Raises:
+            CancellationError: It was cancelled.
         """
         self._reserve(1)
         count, lengths = self._count, self._lengths[: self._count]
@@ -79,7 +85,9 @@ class DecoderBatch:
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(self._binding)
+        options = run_options()
+        with (cancellation or Cancellation()).stopping(options):
+            self._session.run_with_iobinding(self._binding, options)
         lengths += 1
         self._cache.length += 1
         return logits[:, 0]
@@ -89,48 +97,70 @@ class DecoderBatch:
             self._bound = 0
 
 
+class Prompt(Protocol):
+    """What is decoded, one row of a batch."""
+
+    def inputs_embeds(self) -> Float32Array:
+        """float32 [1, sequence, hidden]; asked for when its turn comes."""
+
+    def push(self, token_id: int) -> bool:
+        """Take the next token of the answer; says whether it goes on."""
+
+
+P = TypeVar("P", bound=Prompt)
+
+
 def greedy_batch(
     decoder: Decoder,
-    prompts: Iterable[Callable[[], Float32Array]],
+    prompts: Iterable[P],
     embed: Callable[[list[int]], Float32Array],
-    wants_more: Callable[[int, int], bool],
     eos_token_ids: Collection[int],
     batch_size: int,
-) -> None:
+    cancellation: Cancellation,
+) -> Iterator[P]:
     """Decode many prompts greedily, ``batch_size`` at a time; where one ends, the next begins.
 
     Args:
         decoder: The model's.
-        prompts: Each gives, when its turn comes, its inputs_embeds, float32 [1, sequence, hidden].
+        prompts: Taken one by one, as there is room for them.
         embed: Token ids to embeddings, float32 [tokens, hidden].
-        wants_more: Told (prompt's number, token id) of each token as it comes, in each prompt's own order; says
-            whether that prompt's answer goes on.
-        eos_token_ids: Tokens that end a text; they are not told.
+        eos_token_ids: Tokens that end a text; they are not pushed.
         batch_size: Rows of the batch, at least 1.
+        cancellation: Ends it from another thread.
+
+    Yields:
+        Each prompt, as soon as its answer is whole.
+
+    Raises:
+        CancellationError: It was cancelled.
     """
     batch = DecoderBatch(decoder, batch_size)
-    waiting = deque(enumerate(prompts))
-    numbers: list[int] = []
+    waiting = iter(prompts)
+    rows: list[P] = []
     tokens: list[int] = []
 
-    def goes_on(number: int, token: int) -> bool:
-        return token not in eos_token_ids and wants_more(number, token)
+    def goes_on(prompt: P, token: int) -> bool:
+        return token not in eos_token_ids and prompt.push(token)
 
-    while waiting or numbers:
-        while waiting and len(batch) < batch_size:
-            number, prompt = waiting.popleft()
+    while True:
+        while len(batch) < batch_size and (prompt := next(waiting, None)) is not None:
             state = decoder.start()
-            token = int(state.run(prompt())[-1].argmax())
-            if goes_on(number, token):
+            token = int(state.run(prompt.inputs_embeds(), cancellation=cancellation)[-1].argmax())
+            if goes_on(prompt, token):
                 batch.add(state)
-                numbers.append(number)
+                rows.append(prompt)
                 tokens.append(token)
-        if not numbers:
-            continue
-        tokens = [int(token) for token in batch.run(embed(tokens)).argmax(axis=1)]
+            else:
+                yield prompt
+        if not rows:
+            return
+        tokens = [int(token) for token in batch.run(embed(tokens), cancellation).argmax(axis=1)]
+        whole: list[P] = []
         for row in reversed(range(len(batch))):
-            if not goes_on(numbers[row], tokens[row]):
+            if not goes_on(rows[row], tokens[row]):
+                whole.append(rows[row])
                 batch.remove(row)
-                numbers[row], tokens[row] = numbers[-1], tokens[-1]
-                numbers.pop()
+                rows[row], tokens[row] = rows[-1], tokens[-1]
+                rows.pop()
                 tokens.pop()
+        yield from reversed(whole)

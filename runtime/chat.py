@@ -44,9 +44,10 @@ class Chat:
         return tuple((turn.question, turn.answer or "") for turn in self._turns)
 
     def reset(self) -> None:
-        """Begin anew with the same images; what the model knows of them stays known."""
+        """Begin anew with the same images; they stay known, and the memory that the turns took is given back."""
         self._end()
         self._turns.clear()
+        self._memory.forget_turns()
 
     def cancel(self) -> None:
         """End the answer that is being written, from any thread; the chat goes on with what there was of it."""
@@ -131,10 +132,17 @@ class _ChatMemory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._fed: Fed | None = None
+        self._shared = 0
+        """Positions that every question about the same images begins with."""
 
     def take(self, wanted: Sequence[Position]) -> Fed | None:
         fed, self._fed = self._fed, None
         return fed or self._engine.prefixes.take(wanted)
 
     def put(self, fed: Fed, shared: int) -> None:
-        self._fed = fed
+        self._fed, self._shared = fed, shared
+
+    def forget_turns(self) -> None:
+        """Keep what any first question begins with."""
+        if self._fed:
+            self._fed.keep(self._shared)

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 
 from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
-from .batch import greedy_batch
 from .cancel import Cancellation
 from .chat import Chat
 from .decoder import Decoder, check_embeds
@@ -28,6 +27,7 @@ from .graphs import Graphs, open_graph
 from .image import ImageSource
 from .image_cache import ImageCache
 from .manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .many import answer_each
 from .sampling import GREEDY, Sampling
 from .session import import_onnxruntime
 from .tuned import find_tuned
@@ -310,6 +310,46 @@ class TinyGPTV:
         images = [engine.encode_image(picture, cancellation) for picture in pictures]
         return Chat(engine, images, template, said)
 
+    def ask_each(
+        self,
+        questions: Iterable[tuple[Picture, str]],
+        *,
+        max_new_tokens: int | None = None,
+        template: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        cancellation: Cancellation | None = None,
+    ) -> Iterator[tuple[int, Answer]]:
+        """Ask many questions at once: more answers a minute than one by one, each of them later.
+
+        Up to ``batch_size`` answers are written in step; where one ends, the next begins. Answers come as they become
+        whole, which need not be the questions' order; what is no longer read for is no longer computed.
+
+        In int8, onnxruntime rounds the products of several rows other than those of one: where two words are almost
+        equally probable, an answer may differ from the one that :meth:`ask` gives.
+
+        Args:
+            questions: (image, question) pairs, as many as there are: each is taken, and its image encoded, when there
+                is room for it. With little memory, 32 images are encoded ahead.
+            max_new_tokens: As for :meth:`stream`, of each answer.
+            template: As for :meth:`stream`.
+            batch_size: Answers written in step, at least 1. Each keeps its own KV cache.
+            cancellation: Ends it from another thread, within one operator.
+
+        Returns:
+            An iterator of (the question's number, from 0; its answer). A prompt's ``prefill`` is its own; ``decode``
+            passes while the others of the batch are decoded too.
+
+        Raises:
+            ArgumentError: As for :meth:`stream`, or ``batch_size`` is less than 1. What is wrong with one question
+                or image is raised when its turn comes, and so is :class:`CancellationError`; answers that were not
+                whole by then are lost.
+        """
+        _check_batch_size(batch_size)
+        engine, request = self._engine, Request(max_new_tokens, template)
+        engine.prepare([Turn("?")], 1, request)  # raises at once what would be wrong with every question
+        asked = ((image, engine.prepare([Turn(question)], 1, request)) for image, question in questions)
+        return answer_each(engine, asked, batch_size, cancellation or Cancellation())
+
     def ask_many(
         self,
         questions: Iterable[tuple[Picture, str]],
@@ -317,60 +357,23 @@ class TinyGPTV:
         max_new_tokens: int | None = None,
         template: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        cancellation: Cancellation | None = None,
     ) -> list[Answer]:
-        """Ask many questions at once: more answers a minute than one by one, each of them later.
+        """Ask many questions at once, and wait for all answers, which come in the questions' order.
 
-        Up to ``batch_size`` answers are written in step; where one ends, the next question begins. An image is
-        encoded when its turn comes, and once for all questions about it.
-
-        In int8, onnxruntime rounds the products of several rows other than those of one: where two words are almost
-        equally probable, an answer may differ from the one that :meth:`ask` gives.
-
-        Args:
-            questions: (image, question) pairs; arguments otherwise as for :meth:`stream`.
-            max_new_tokens: As for :meth:`stream`, of each answer.
-            template: As for :meth:`stream`.
-            batch_size: Answers written in step, at least 1. Each keeps its own KV cache.
-
-        Returns:
-            The answers, in the questions' order. A prompt's ``prefill`` is its own; ``decode`` passes while the others
-            of the batch are decoded too.
-
-        Raises:
-            ArgumentError: As for :meth:`stream`, before anything is computed, or ``batch_size`` is less than 1.
-            ImageError: An image cannot be read; what was answered until then is lost.
+        Arguments and errors as for :meth:`ask_each`, but what is wrong with any question is raised before anything is
+        computed.
         """
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size is {batch_size}; expected at least 1")
-        engine = self._engine
-        images: list[Picture] = []
-        prepared = []
-        for image, question in questions:
-            images.append(image)
-            prepared.append(engine.prepare([Turn(question)], 1, Request(max_new_tokens, template)))
+        _check_batch_size(batch_size)
+        engine, request = self._engine, Request(max_new_tokens, template)
+        asked = [(image, engine.prepare([Turn(question)], 1, request)) for image, question in questions]
+        answers = dict(answer_each(engine, asked, batch_size, cancellation or Cancellation()))
+        return [answers[number] for number in range(len(asked))]
 
-        # With little memory, graphs don't take turns: all images first, then all text.
-        early = [engine.encode_image(image) for image in images] if engine.graphs.low_memory else None
 
-        def prompt(number: int) -> Float32Array:
-            encoded = early[number] if early is not None else engine.encode_image(images[number])
-            prepared[number].writer.begin([encoded] if encoded is not images[number] else [])
-            return assemble(engine.table, prepared[number].segments, [encoded.embeds])
-
-        def wants_more(number: int, token_id: int) -> bool:
-            writer = prepared[number].writer
-            writer.push(token_id)
-            return not writer.complete
-
-        greedy_batch(
-            engine.graphs.decoder(),
-            [partial(prompt, number) for number in range(len(prepared))],
-            engine.table.rows,
-            wants_more,
-            engine.manifest.eos_token_ids,
-            min(batch_size, max(1, len(prepared))),
-        )
-        return [one.writer.finish()[1] for one in prepared]
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size is {batch_size}; expected at least 1")
 
 
 def _several(image: Pictures) -> Sequence[Picture]:

@@ -48,6 +48,11 @@ class Fed:
         self.cache.rewind(length)
         del self.positions[length:]
 
+    def keep(self, length: int) -> None:
+        """Forget all but the first positions at most, and give back their room."""
+        self.rewind(min(length, len(self.positions)))
+        self.cache.shrink()
+
 
 class Memory(Protocol):
     """Where an answer gets a cache from that may hold its beginning, and where it leaves its own."""
@@ -78,8 +83,7 @@ class PrefixCache:
 
     def put(self, fed: Fed, shared: int) -> None:
         """Keep a cache up to ``shared``; the one that was left first makes room."""
-        fed.rewind(min(shared, len(fed.positions)))
-        fed.cache.shrink()
+        fed.keep(shared)
         if fed.positions:
             with self._lock:
                 self._idle = [fed, *self._idle][:IDLE_CACHES]

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tinygptv.runtime import Answer, ArgumentError, ContextOverflowError, EncodedImage, ImageError, TinyGPTV
+from tinygptv.runtime import (
+    Answer,
+    ArgumentError,
+    Cancellation,
+    CancellationError,
+    ContextOverflowError,
+    EncodedImage,
+    ImageError,
+    TinyGPTV,
+)
 from tinygptv.runtime.batch import DecoderBatch
 
 QUESTIONS = ("what?", "what is this?", "what is this? and what is that, to the left of it?", "[vqa] is it?", "image")
@@ -30,9 +39,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     run = DecoderBatch.run
 
-    def counting(batch: DecoderBatch, inputs_embeds: np.ndarray) -> np.ndarray:
+    def counting(batch: DecoderBatch, inputs_embeds: np.ndarray, cancellation: Cancellation) -> np.ndarray:
         counts.append(inputs_embeds.shape[0])
-        return run(batch, inputs_embeds)
+        return run(batch, inputs_embeds, cancellation)
 
     monkeypatch.setattr(DecoderBatch, "run", counting)
     return counts
@@ -84,6 +93,103 @@ def test_answers_that_end_make_room_for_the_next(
     # Each token but an answer's first comes of a step, and so does the end of text, which is not told.
     fed = [length - (answer.finish_reason == "length") for length, answer in zip(lengths, many, strict=True)]
     assert sum(steps) == sum(fed)
+
+
+def test_each_comes_as_soon_as_it_is_whole(
+    speaking_model: TinyGPTV, images: list[EncodedImage], steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And questions are taken one by one, when there is room for them."""
+    asked = [(images[i % 4], question) for i, question in enumerate(QUESTIONS * 2)]
+    end = speaking_model.ask(*asked[0], max_new_tokens=20).token_ids[4]
+    monkeypatch.setattr(speaking_model._engine, "manifest", replace(speaking_model.manifest, eos_token_ids=(end,)))
+    alone = [(one, speaking_model.ask(*one, max_new_tokens=20)) for one in asked]
+    several = [pair for pair in alone if len(pair[1].token_ids) > 1]
+    (short, soon), *_, (long, late) = sorted(several, key=lambda pair: len(pair[1].token_ids))
+    assert len(soon.token_ids) < len(late.token_ids)
+    taken: list[int] = []
+
+    def questions() -> Iterator[tuple[EncodedImage, str]]:
+        for number, one in enumerate((long, short, long)):
+            taken.append(number)
+            yield one
+
+    answers = speaking_model.ask_each(questions(), max_new_tokens=20, batch_size=2)
+    assert taken == [] == steps
+    number, answer = next(answers)
+    assert number == 1 and same(answer, soon)
+    assert taken == [0, 1]
+    computed = len(steps)
+    rest = dict(answers)
+    assert list(rest) == [0, 2] and taken == [0, 1, 2]
+    assert all(same(answer, late) for answer in rest.values())
+    assert len(steps) > computed
+
+
+def test_nothing_is_computed_for_a_reader_who_left(
+    speaking_model: TinyGPTV, images: list[EncodedImage], fed: list[int], steps: list[int]
+) -> None:
+    answers = speaking_model.ask_each([(image, "what?") for image in images], max_new_tokens=3, batch_size=2)
+    next(answers)
+    computed = (len(fed), len(steps))
+    answers.close()
+    assert list(answers) == []
+    assert (len(fed), len(steps)) == computed
+
+
+def test_cancelling(speaking_model: TinyGPTV, images: list[EncodedImage], photo: Path, steps: list[int]) -> None:
+    cancellation = Cancellation()
+    answers = speaking_model.ask_each(
+        [(images[0], "what?"), (images[1], "what is this?"), (photo, "what?")],
+        max_new_tokens=20,
+        batch_size=2,
+        cancellation=cancellation,
+    )
+    next(answers)
+    cancellation.cancel()
+    with pytest.raises(CancellationError):
+        list(answers)
+    computed = len(steps)
+    with pytest.raises(CancellationError):
+        speaking_model.ask_many([(photo, "what?")], cancellation=cancellation)
+    assert len(steps) == computed
+    assert speaking_model.ask_many([(photo, "what?")], max_new_tokens=2)[0].token_ids
+
+
+def test_a_step_of_a_batch_can_be_ended(speaking_model: TinyGPTV) -> None:
+    """Its rows then stay as they were."""
+    decoder = speaking_model._decoder
+    random = np.random.default_rng(3)
+    prompt = random.standard_normal((1, 4, decoder.sizes.hidden_size)).astype(np.float32)
+    new = random.standard_normal((2, decoder.sizes.hidden_size)).astype(np.float32)
+    batch = DecoderBatch(decoder, 2)
+    for _ in range(2):
+        state = decoder.start()
+        state.run(prompt)
+        batch.add(state)
+    cancelled = Cancellation()
+    cancelled.cancel()
+    with pytest.raises(CancellationError):
+        batch.run(new, cancelled)
+    twin = decoder.start()
+    twin.run(prompt)
+    assert np.allclose(batch.run(new)[0], twin.run(new[np.newaxis, :1])[0], atol=1e-4)
+
+
+def test_what_is_wrong_with_every_question_is_said_at_once(speaking_model: TinyGPTV, photo: Path) -> None:
+    def none() -> Iterator[tuple[Path, str]]:
+        raise AssertionError("nothing was asked for yet")
+        yield photo, ""
+
+    with pytest.raises(ArgumentError, match="batch_size is 0"):
+        speaking_model.ask_each(none(), batch_size=0)
+    with pytest.raises(ArgumentError, match="no prompt template"):
+        speaking_model.ask_each(none(), template="none")
+    with pytest.raises(ArgumentError, match="max_new_tokens"):
+        speaking_model.ask_each(none(), max_new_tokens=0)
+    answers = speaking_model.ask_each([(photo, "what?"), (photo, " ")], max_new_tokens=3, batch_size=1)
+    assert next(answers)[0] == 0
+    with pytest.raises(ArgumentError, match="expected some text"):
+        next(answers)
 
 
 def test_rows_grow_and_leave(speaking_model: TinyGPTV, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ ALLOWED = {
     "decoder": {"architecture", "cancel", "errors", "kv_cache", "session"},
     "generate": {"cancel", "decoder", "errors"},
     "sampling": {"errors", "generate"},
-    "batch": {"decoder", "kv_cache"},
+    "batch": {"cancel", "decoder", "kv_cache", "session"},
     "detokenize": {"errors"},
     "answer": {"cancel", "detokenize", "errors"},
     "astream": {"answer", "cancel", "errors"},
@@ -60,9 +60,10 @@ ALLOWED = {
         *("manifest", "prefix_cache", "prompt", "sampling"),
     },
     "chat": {"answer", "astream", "cancel", "engine", "prefix_cache", "sampling"},
+    "many": {"answer", "batch", "cancel", "embeds", "engine", "image"},
     "model": {
-        *("answer", "astream", "batch", "cancel", "chat", "decoder", "embeds", "engine", "errors", "generate"),
-        *("graphs", "image", "image_cache", "manifest", "sampling", "session", "tuned", "tuning", "vision"),
+        *("answer", "astream", "cancel", "chat", "decoder", "embeds", "engine", "errors", "generate"),
+        *("graphs", "image", "image_cache", "manifest", "many", "sampling", "session", "tuned", "tuning", "vision"),
     },
     "doctor": {"errors", "integrity", "machine", "manifest", "session", "tuned"},
     # The command: what its subcommands share, each of them, and what puts them together.

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from tinygptv.runtime.batch import greedy_batch
+from tinygptv.runtime.cancel import Cancellation
 from tinygptv.runtime.decoder import Decoder
 from tinygptv.runtime.embeds import TokenEmbeddings
 from tinygptv.runtime.generate import decode
@@ -46,6 +48,22 @@ class TimedSession:
         started = time.perf_counter()
         self._session.run_with_iobinding(*arguments)
         self.seconds += time.perf_counter() - started
+
+
+class Row:
+    """A prompt in a batch, whose answer has ``tokens`` tokens; when each of them came."""
+
+    def __init__(self, embeds: np.ndarray, tokens: int) -> None:
+        self._embeds = embeds
+        self._tokens = tokens
+        self.times: list[float] = []
+
+    def inputs_embeds(self) -> np.ndarray:
+        return self._embeds
+
+    def push(self, token_id: int) -> bool:
+        self.times.append(time.perf_counter())
+        return len(self.times) < self._tokens
 
 
 def steps(tokens: Iterator[int], count: int) -> float:
@@ -89,17 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def many() -> float:
         """Seconds of ``tokens`` steps of all rows, after their prompts were read."""
-        times: list[float] = []
-        wanted = [options.tokens + 2] * options.batch
-
-        def wants_more(row: int, token: int) -> bool:
-            wanted[row] -= 1
-            if row == 0:
-                times.append(time.perf_counter())
-            return wanted[row] > 0
-
-        prompts = [lambda row=row: table.rows(row)[None] for row in ids]
-        greedy_batch(decoder, prompts, table.rows, wants_more, (), options.batch)
+        rows = [Row(table.rows(row)[None], options.tokens + 2) for row in ids]
+        deque(greedy_batch(decoder, rows, table.rows, (), options.batch, Cancellation()), maxlen=0)
+        times = rows[0].times
         return times[-1] - times[-1 - options.tokens]
 
     one(ids[0]), many()

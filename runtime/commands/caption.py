@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ..answer import EncodedImage
+from ..answer import Answer, EncodedImage
 from ..cancel import Cancellation
 from ..errors import ArgumentError, ImageError
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
@@ -50,7 +49,8 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines: file, size, mtime, question, text, finish_reason; of two lines on a file the last counts",
+        help="JSON Lines, as they become whole: file, size, mtime, question, text, finish_reason; of two lines on a file "
+        "the last counts",
     )
     parser.add_argument("--question", default=QUESTION, metavar="TEXT", help=f"what to ask (default: {QUESTION})")
     parser.add_argument("--sidecar", action="store_true", help="write photo.txt beside photo.jpg too")
@@ -149,46 +149,55 @@ class _Captioner:
         return todo
 
     def caption(self, todo: Sequence[Picture]) -> None:
-        """Caption pictures, a batch at a time; each caption is in the file before the next batch begins."""
-        left = iter(todo)
+        """Caption pictures, several in step; each caption is in the file as soon as it is whole."""
+        seen: list[Picture] = []
         with load(self._options) as model, self._captions.appending() as file:
             progress = Progress("captioning", len(todo))
             try:
                 progress.show()
-                while batch := list(islice(left, self._options.batch_size)):
-                    self._caption_batch(model, batch, file, progress)
+                for number, answer in model.ask_each(
+                    self._look_at(model, todo, seen, progress),
+                    max_new_tokens=self._options.max_new_tokens,
+                    template=self._options.template,
+                    batch_size=self._options.batch_size,
+                ):
+                    self._keep(seen[number], answer, file, progress)
             finally:
                 progress.clear()
                 self.done.seconds = progress.seconds
 
-    def _caption_batch(self, model: TinyGPTV, batch: Sequence[Picture], file: BinaryIO, progress: Progress) -> None:
-        question = self._options.question
-        seen: list[tuple[Picture, EncodedImage]] = []
-        for picture in batch:
+    def _look_at(
+        self, model: TinyGPTV, todo: Sequence[Picture], seen: list[Picture], progress: Progress
+    ) -> Iterator[tuple[EncodedImage, str]]:
+        """What to ask; ``seen`` are the pictures that could be read, in the same order."""
+        for picture in todo:
             cancellation = Cancellation()
             see = partial(model.encode_image, self._folder / picture.file, cancellation=cancellation)
             try:
-                seen.append((picture, interruptible(see, cancellation.cancel)))
+                image = interruptible(see, cancellation.cancel)
             except ImageError as error:  # one bad picture must not cost the others their answers
                 progress.clear()
                 self._fail(picture.file, str(error))
                 progress.advance()
-        answers = model.ask_many(
-            [(image, question) for _, image in seen],
-            max_new_tokens=self._options.max_new_tokens,
-            template=self._options.template,
-            batch_size=self._options.batch_size,
+            else:
+                seen.append(picture)
+                yield image, self._options.question
+
+    def _keep(self, picture: Picture, answer: Answer, file: BinaryIO, progress: Progress) -> None:
+        caption = Caption(
+            picture.file,
+            picture.size,
+            picture.mtime,
+            self._options.question,
+            answer.text.strip(),
+            answer.finish_reason,
         )
-        for (picture, _), answer in zip(seen, answers, strict=True):
-            caption = Caption(
-                picture.file, picture.size, picture.mtime, question, answer.text.strip(), answer.finish_reason
-            )
-            self._captions.add(file, caption)
-            self.done.captioned += 1
-            progress.clear()
-            if self._options.sidecar:
-                self._write_sidecar(caption)
-            progress.advance()
+        self._captions.add(file, caption)
+        self.done.captioned += 1
+        progress.clear()
+        if self._options.sidecar:
+            self._write_sidecar(caption)
+        progress.advance()
 
     def _sidecar_of(self, file: str) -> Path:
         return (self._folder / file).with_suffix(".txt")
