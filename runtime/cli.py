@@ -23,6 +23,7 @@ EXAMPLES = f"""\
 examples:
   tinygptv ask photo.jpg "What is in this picture?" --bundle ~/models/tinygptv
   tinygptv chat photo.jpg
+  tinygptv app
   tinygptv caption ~/Pictures -o captions.jsonl
   tinygptv bundle verify ~/models/tinygptv
 

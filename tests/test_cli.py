@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUESTION, bundle_with, plain_environment, spoil
-from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime import TinyGPTV, cli
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.options import BUNDLE_VARIABLE, TUNE_VARIABLE
 from tinygptv.runtime.model import DEMO_BUNDLE
@@ -228,6 +229,16 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("usage: tinygptv")
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "app", "caption", "serve", "bundle", "tune", "doctor"])
+def test_examples_in_the_help_are_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = re.findall(r"^  (?:.* \| )?tinygptv (.*)$", capsys.readouterr().out, re.M)
+    assert shown
+    for line in shown:
+        assert cli._parser().parse_args(shlex.split(line.split(" < ")[0])).command == name
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,18 +8,14 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..commands.options import add_model_options, bundle_of, loader
+from ..commands.options import add_model_options, bundle_of, examples, loader
 from ..errors import TinyGPTVError
 from ..model import DEMO_BUNDLE
 
 if TYPE_CHECKING:
     from ..commands.options import Commands
 
-EXAMPLES = """\
-examples:
-  tinygptv app
-  tinygptv app photo.jpg --bundle ~/models/tinygptv
-"""
+EXAMPLES = examples("tinygptv app", "tinygptv app photo.jpg --bundle ~/models/tinygptv")
 
 
 def add(commands: Commands) -> None:
@@ -29,7 +25,6 @@ def add(commands: Commands) -> None:
         help="a window: drop a picture, ask about it",
         description="Open a window: drop, open or paste a picture, ask about it, and watch the answer come.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="picture to begin with")
     add_model_options(parser)

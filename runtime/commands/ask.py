@@ -22,7 +22,15 @@ from ..drawing import draw_regions
 from ..errors import ArgumentError
 from ..image import ImageSource, open_image
 from .files import write_whole
-from .options import EXIT_ERROR, add_answer_options, add_model_options, add_sampling_options, load, sampling_of
+from .options import (
+    EXIT_ERROR,
+    add_answer_options,
+    add_model_options,
+    add_sampling_options,
+    examples,
+    load,
+    sampling_of,
+)
 from .pictures import add_clipboard, read_sources
 from .report import document, regions_of, statistics
 from .terminal import complain, interruptible, status
@@ -30,15 +38,14 @@ from .terminal import complain, interruptible, status
 if TYPE_CHECKING:
     from .options import Commands
 
-EXAMPLES = """\
-examples:
-  tinygptv ask photo.jpg "What is in this picture?" --bundle ~/models/tinygptv
-  tinygptv ask photo.jpg "[caption]" --json
-  tinygptv ask before.jpg after.jpg "What is different?"
-  tinygptv ask photo.jpg "[detection] dog" --draw dogs.png
-  tinygptv ask photo.jpg --box 10,20,200,240
-  curl -s https://example.org/photo.jpg | tinygptv ask - "What is this?"
-"""
+EXAMPLES = examples(
+    'tinygptv ask photo.jpg "What is in this picture?" --bundle ~/models/tinygptv',
+    'tinygptv ask photo.jpg "[caption]" --json',
+    'tinygptv ask before.jpg after.jpg "What is different?"',
+    'tinygptv ask photo.jpg "[detection] dog" --draw dogs.png',
+    "tinygptv ask photo.jpg --box 10,20,200,240",
+    'curl -s https://example.org/photo.jpg | tinygptv ask - "What is this?"',
+)
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +56,6 @@ def add(commands: Commands) -> None:
         description="Ask one question about an image, or several; the answer is printed as it is written.",
         usage="tinygptv ask [options] IMAGE [IMAGE ...] QUESTION",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "words",

@@ -14,7 +14,7 @@ from ..errors import BundleError
 from ..integrity import is_whole
 from ..manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
 from ..tuned import Tuned, cache_home, is_intact, key_of, read_index
-from .options import EXIT_ERROR, add_bundle, bundle_of
+from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import GREEN, RED, Line, paint, status
 
 if TYPE_CHECKING:
@@ -27,13 +27,16 @@ def add(commands: Commands) -> None:
         "bundle",
         help="check that a bundle is whole, or show what is in it",
         description="Check that a bundle is whole, or show what is in it.",
+        epilog=examples("tinygptv bundle verify ~/models/tinygptv", "tinygptv bundle info ~/models/tinygptv --json"),
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")
     for name, run, text in (
         ("verify", verify, "Compare every file with the manifest: size and SHA-256. Exit status 1 if any differs."),
         ("info", info, "Show what a bundle was made from, its sizes, how it is quantised, and whether it is tuned."),
     ):
-        action = actions.add_parser(name, help=text, description=text)
+        action = actions.add_parser(
+            name, help=text, description=text, epilog=examples(f"tinygptv bundle {name} ~/models/tinygptv")
+        )
         add_bundle(action)
         action.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         action.set_defaults(run=run)

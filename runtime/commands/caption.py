@@ -22,6 +22,7 @@ from .options import (
     EXIT_INTERRUPTED,
     add_answer_options,
     add_model_options,
+    examples,
     load,
     positive,
 )
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from .options import Commands
 
 QUESTION = "[caption]"
+EXAMPLES = examples(
+    "tinygptv caption ~/Pictures -o captions.jsonl --bundle ~/models/tinygptv",
+    "tinygptv caption ~/Pictures -o captions.jsonl --sidecar",
+    'tinygptv caption scans -o kinds.jsonl --question "[vqa] what kind of document is this?"',
+)
 
 
 def add(commands: Commands) -> None:
@@ -41,6 +47,7 @@ def add(commands: Commands) -> None:
         description="Caption every picture in a folder and those below it. Pictures that OUTPUT has a caption of are "
         "skipped unless they have changed, so that the same command goes on where it was interrupted. A picture that "
         "cannot be read is one line on stderr (exit status 1 in the end), and tried again the next time.",
+        epilog=EXAMPLES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped")
     parser.add_argument(
@@ -49,8 +56,8 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, as they become whole: file, size, mtime, question, text, finish_reason; of two lines on a file "
-        "the last counts",
+        help="JSON Lines, as they become whole: file, size, mtime, question, text, finish_reason; of two lines on a "
+        "file the last counts",
     )
     parser.add_argument("--question", default=QUESTION, metavar="TEXT", help=f"what to ask (default: {QUESTION})")
     parser.add_argument("--sidecar", action="store_true", help="write photo.txt beside photo.jpg too")

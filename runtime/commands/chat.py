@@ -21,7 +21,15 @@ from ..errors import ArgumentError, TinyGPTVError
 from ..image import ImageSource
 from ..model import TinyGPTV
 from .files import write_whole
-from .options import EXIT_ERROR, add_answer_options, add_model_options, add_sampling_options, load, sampling_of
+from .options import (
+    EXIT_ERROR,
+    add_answer_options,
+    add_model_options,
+    add_sampling_options,
+    examples,
+    load,
+    sampling_of,
+)
 from .pictures import STDIN, add_clipboard, from_clipboard, read_sources
 from .report import document
 from .terminal import complain, interruptible, is_terminal, remark, status
@@ -38,14 +46,20 @@ HELP = """\
 Anything else is a question."""
 
 
+EXAMPLES = examples(
+    "tinygptv chat photo.jpg",
+    "tinygptv chat --bundle ~/models/tinygptv",
+    "tinygptv chat photo.jpg --json < questions.txt > answers.jsonl",
+)
+
+
 def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "chat",
         help="talk about an image",
         description="Talk about an image, several, or none. Type questions, or pipe them in, one a line.",
-        epilog=f"within the chat:\n{HELP}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{EXAMPLES}\n\nwithin the chat:\n{HELP}",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to talk about: PNG, JPEG, WebP, GIF ...")
     add_clipboard(parser)

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from ..doctor import examine, render
-from .options import EXIT_ERROR, add_bundle, bundle_of
+from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import status
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         help="show what this machine can do with a bundle",
         description="Show CPU, memory and versions, what will be used, what was tuned, and whether the bundle is whole "
         "and fits in memory. Exit status 1 if no answer can be had.",
+        epilog=examples("tinygptv doctor ~/models/tinygptv", "tinygptv doctor ~/models/tinygptv --json"),
     )
     add_bundle(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")

@@ -26,10 +26,20 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _USUAL_BUNDLE = f"(default: ${BUNDLE_VARIABLE}, else the demo)"
 
 
+class _Help(argparse.HelpFormatter):
+    """Wraps prose; what has lines of its own, such as examples, keeps them."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class IntermixedParser(argparse.ArgumentParser):
     """Lets options stand between IMAGE, IMAGE and QUESTION; argparse by itself knows that for the main parser only."""
 
     _intermixing = False
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"formatter_class": _Help} | named)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._intermixing or self._subparsers is not None:  # with commands of its own it has nothing to intermix
@@ -39,6 +49,11 @@ class IntermixedParser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixing = False
+
+
+def examples(*lines: str) -> str:
+    """Commands to show at the end of a help."""
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:

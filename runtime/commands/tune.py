@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..manifest import read_manifest
 from ..model import DEMO_BUNDLE
 from ..tuning import tune, untune
-from .options import add_bundle, bundle_of
+from .options import add_bundle, bundle_of, examples
 from .terminal import status
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def add(commands: Commands) -> None:
         help="tune a bundle to this machine: weights packed once, then mapped from the disk",
         description="Save a bundle's weights as this machine's onnxruntime packs them, so that they are mapped from "
         "the disk instead of filling memory. The bundle stays usable on other machines. Once more does nothing.",
+        epilog=examples(
+            "tinygptv tune ~/models/tinygptv",
+            "tinygptv tune ~/models/tinygptv --cache",
+            "tinygptv tune ~/models/tinygptv --undo",
+        ),
     )
     add_bundle(parser)
     where = parser.add_mutually_exclusive_group()

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands.options import EXIT_USAGE, add_model_options, load, positive
+from ..commands.options import EXIT_USAGE, add_model_options, examples, load, positive
 from ..commands.terminal import complain
 from ..errors import TinyGPTVError
 
@@ -31,6 +31,11 @@ def add(commands: Commands) -> None:
         description="Serve the model in the form of OpenAI's chat completions (/v1/chat/completions, /v1/models), with "
         "a page to try it at /. Only this machine's own programs reach it, unless --host says otherwise, which takes a "
         f"token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
+        epilog=examples(
+            "tinygptv serve --bundle ~/models/tinygptv",
+            "tinygptv serve --port 0",
+            "tinygptv serve --host 0.0.0.0 --token-file token.txt",
+        ),
     )
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to serve at (default: 127.0.0.1)")
