@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
 from .chat import Chat
 from .decoder import Decoder, check_embeds
-from .embeds import TokenEmbeddings, assemble
+from .embeds import assemble
 from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request, Turn
-from .errors import ArgumentError, BundleError, CancellationError, TinyGPTVError
+from .errors import ArgumentError, CancellationError, TinyGPTVError
 from .generate import check_room, decode
-from .graphs import Graphs, open_graph
 from .image import ImageSource
-from .image_cache import ImageCache
-from .manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .loading import DEMO_BUNDLE, MemoryMode, load_engine
 from .many import answer_each
 from .sampling import GREEDY, Sampling
-from .session import import_onnxruntime
-from .tuned import find_tuned
-from .tuning import tune_if_possible
 from .vision import Vision
 
-DEMO_BUNDLE = Path(__file__).parent / "demo"
-"""The small trained model that comes with the package."""
 DEFAULT_BATCH_SIZE = 8
 
-MemoryMode = Literal["default", "low"]
 Float32Array = NDArray[np.float32]
 Picture = ImageSource | EncodedImage
 Pictures = Picture | Sequence[Picture] | None
@@ -88,24 +77,7 @@ class TinyGPTV:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
             ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
         """
-        if threads is not None and threads < 1:
-            raise ArgumentError(f"threads is {threads}; expected at least 1")
-        if memory not in get_args(MemoryMode):
-            raise ArgumentError(f"memory is {memory!r}; expected one of {', '.join(get_args(MemoryMode))}")
-        folder = DEMO_BUNDLE if path is None else Path(path)
-        manifest = read_manifest(folder)
-        import_onnxruntime()
-        if tune:
-            tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE)
-        else:
-            tuned = find_tuned(folder, manifest)
-        images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
-        opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            graphs = pool.submit(Graphs, opened, manifest, memory == "low")
-            table = TokenEmbeddings(folder / EMBEDDINGS, manifest.architecture.language)
-            tokenizer = _read_tokenizer(folder / TOKENIZER)
-        return cls(Engine(manifest, graphs.result(), table, tokenizer, images))
+        return cls(load_engine(DEMO_BUNDLE if path is None else Path(path), threads, memory, tune, image_cache))
 
     def __enter__(self) -> Self:
         return self
@@ -380,10 +352,3 @@ def _several(image: Pictures) -> Sequence[Picture]:
     if image is None:
         return ()
     return image if isinstance(image, list | tuple) else (image,)
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error

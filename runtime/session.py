@@ -45,7 +45,7 @@ def import_onnxruntime() -> None:
         warnings.warn(
             f"onnxruntime was imported before tinygptv with its telemetry on; set {variable}=1 before importing it",
             RuntimeWarning,
-            stacklevel=3,  # the caller of TinyGPTV.load
+            stacklevel=4,  # the caller of TinyGPTV.load
         )
         os.environ[variable] = "1"  # told once; and for the processes that this one starts
 

@@ -103,7 +103,7 @@ def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned 
         except BundleError:
             raise
         except TinyGPTVError as error:
-            warnings.warn(f"loaded without tuning: {error}", RuntimeWarning, stacklevel=3)  # the caller of load
+            warnings.warn(f"loaded without tuning: {error}", RuntimeWarning, stacklevel=4)  # the caller of load
     return found
 
 

@@ -19,7 +19,7 @@ from conftest import QUESTION, bundle_with, plain_environment, spoil
 from tinygptv.runtime import TinyGPTV, cli
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.options import BUNDLE_VARIABLE, TUNE_VARIABLE
-from tinygptv.runtime.model import DEMO_BUNDLE
+from tinygptv.runtime.loading import DEMO_BUNDLE
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what Linux tells of its pipes, or /dev/full")

@@ -309,6 +309,7 @@ def test_ctrl_c_cancels_the_answer(bundle: str, photo: Path, tmp_path: Path) -> 
         terminal.see(PROMPT)
         terminal.type("/save cut.json\n")
         terminal.see("saved in")
+        terminal.see(PROMPT)  # what is typed earlier is echoed twice
         terminal.type(f"{QUESTION}\n")  # the chat goes on
         terminal.see(r"what\?.*\r\n")
         terminal.see(r"[A-Za-z]{4}")

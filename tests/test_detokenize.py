@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tinygptv.export.tokenizer import build_tokenizer
 from tinygptv.runtime.detokenize import Detokenizer
@@ -100,6 +100,7 @@ def test_tokens_boundaries_do_not_matter(text: str, stop_strings: list[str], dat
 
 
 @settings(deadline=None, max_examples=300)
+@example([BYTE_IDS[0xED], BYTE_IDS[0xA1]], [])
 @given(IDS, STOPS)
 def test_shows_as_much_as_is_safe_and_no_more(ids: list[int], stop_strings: list[str]) -> None:
     detokenizer = Detokenizer(TOKENIZER, stop_strings)
@@ -113,7 +114,10 @@ def test_shows_as_much_as_is_safe_and_no_more(ids: list[int], stop_strings: list
         assert text.startswith(shown)
         held = text[len(shown) :]
         possible = [""] + [stop[:size] for stop in stop_strings for size in range(1, len(stop))]
-        incomplete = held.removesuffix("\ufffd")  # a character that more bytes may complete
+        # A character that more bytes may complete; after half a surrogate (ED A0 to ED BF) Python waits for one more
+        # byte, although none would make it valid.
+        half_surrogate = len(pending := detokenizer._utf8.getstate()[0]) == 2 and pending.startswith(b"\xed")
+        incomplete = held.removesuffix("\ufffd" * (2 if half_surrogate else 1))
         assert held in possible or incomplete in possible
 
 

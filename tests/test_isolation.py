@@ -61,9 +61,12 @@ ALLOWED = {
     },
     "chat": {"answer", "astream", "cancel", "engine", "prefix_cache", "sampling"},
     "many": {"answer", "batch", "cancel", "embeds", "engine", "image"},
+    "loading": {
+        *("embeds", "engine", "errors", "graphs", "image_cache", "manifest", "session", "tuned", "tuning"),
+    },
     "model": {
-        *("answer", "astream", "cancel", "chat", "decoder", "embeds", "engine", "errors", "generate"),
-        *("graphs", "image", "image_cache", "manifest", "many", "sampling", "session", "tuned", "tuning", "vision"),
+        *("answer", "astream", "cancel", "chat", "decoder", "embeds", "engine", "errors", "generate", "image"),
+        *("loading", "many", "sampling", "vision"),
     },
     "doctor": {"errors", "integrity", "machine", "manifest", "session", "tuned"},
     # The command: what its subcommands share, each of them, and what puts them together.
@@ -74,7 +77,7 @@ ALLOWED = {
     "commands.captions": {"commands.folder", "errors"},
     "commands.pictures": {"commands.terminal", "errors", "image"},
     "commands.report": {"answer", "boxes", "image", "memory"},
-    "commands.options": {"commands.terminal", "engine", "errors", "model", "sampling"},
+    "commands.options": {"commands.terminal", "engine", "errors", "loading", "model", "sampling"},
     "commands.ask": {
         *("answer", "boxes", "cancel", "drawing", "errors", "image", "commands.files", "commands.options"),
         *("commands.pictures", "commands.report", "commands.terminal"),
@@ -88,7 +91,7 @@ ALLOWED = {
         *("commands.options", "commands.terminal"),
     },
     "commands.bundle": {"commands.options", "commands.terminal", "errors", "integrity", "manifest", "tuned"},
-    "commands.tune": {"commands.options", "commands.terminal", "manifest", "model", "tuning"},
+    "commands.tune": {"commands.options", "commands.terminal", "loading", "manifest", "tuning"},
     "commands.doctor": {"commands.options", "commands.terminal", "doctor"},
     # Served by HTTP: what a request says, what is answered, in which order, and who may ask.
     "server": set(),
@@ -123,7 +126,7 @@ ALLOWED = {
         *("app.status", "app.worker"),
     },
     "app.start": {"__init__", "app.window"},
-    "app.command": {"app.start", "commands.options", "errors", "model"},
+    "app.command": {"app.start", "commands.options", "errors", "loading"},
     "cli": {
         *(f"commands.{name}" for name in ("ask", "bundle", "caption", "chat", "doctor", "tune")),
         *("app.command", "commands.options", "commands.terminal", "errors", "server.command"),

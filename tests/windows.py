@@ -2,22 +2,79 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QColor, QDragEnterEvent, QDropEvent, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QWidget
+from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.app.conversation import Said
 from tinygptv.runtime.app.window import Window
+from tinygptv.runtime.boxes import plain_text
+from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.vision import Vision
 
 IMAGES = Path(__file__).parent / "images"
 TEAL, RED = str(IMAGES / "teal_circle.png"), str(IMAGES / "red_triangle.png")
 ORANGE = QColor(230, 159, 0)
 """Of the first box that is drawn."""
 _SECONDS = 60
+
+
+@contextmanager
+def shown_window(bundle: Path | None, picture: str | None = RED) -> Iterator[Window]:
+    """A window with a model, the demo if None, that has looked at a picture."""
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    QApplication.instance() or QApplication([])
+    QApplication.setAttribute(Qt.ApplicationAttribute.AA_DontUseNativeDialogs)
+    window = Window(TinyGPTV.load)
+    try:
+        window.show()
+        window.activateWindow()
+        QTest.qWaitForWindowActive(window)
+        window.open_bundle(bundle)
+        if picture:
+            window.open_picture(picture)
+        yield idle(window)
+    finally:
+        window.close()
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of 200 tokens takes ten seconds."""
+    run = DecoderState.run
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.05)
+        return run(*arguments, **named)
+
+    monkeypatch.setattr(DecoderState, "run", slow)
+
+
+def gate_before_looking(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The model does not look at a picture before it is set."""
+    opened, look = threading.Event(), Vision.image_features
+
+    def waiting(*arguments: Any) -> Any:
+        assert opened.wait(_SECONDS)
+        return look(*arguments)
+
+    monkeypatch.setattr(Vision, "image_features", waiting)
+    return opened
+
+
+def answers(model: TinyGPTV, image: str, *questions: str) -> list[str]:
+    """What the model itself says, as the window would show it."""
+    chat = model.chat(image)
+    return [plain_text(chat.ask(question).text) for question in questions]
 
 
 def wait_until(condition: Callable[[], object]) -> None:

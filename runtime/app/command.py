@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..commands.options import add_model_options, bundle_of, examples, loader
 from ..errors import TinyGPTVError
-from ..model import DEMO_BUNDLE
+from ..loading import DEMO_BUNDLE
 
 if TYPE_CHECKING:
     from ..commands.options import Commands

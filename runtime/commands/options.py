@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..engine import DEFAULT_MAX_NEW_TOKENS
 from ..errors import ArgumentError
-from ..model import DEMO_BUNDLE, MemoryMode, TinyGPTV
+from ..loading import DEMO_BUNDLE, MemoryMode
+from ..model import TinyGPTV
 from ..sampling import GREEDY, Sampling
 from .terminal import status
 

@@ -7,8 +7,8 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from ..loading import DEMO_BUNDLE
 from ..manifest import read_manifest
-from ..model import DEMO_BUNDLE
 from ..tuning import tune, untune
 from .options import add_bundle, bundle_of, examples
 from .terminal import status

@@ -1,0 +1,57 @@
+"""A bundle's folder, opened: which copy of its graphs, how many of them at once, and what else answers need."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+from tokenizers import Tokenizer
+
+from .embeds import TokenEmbeddings
+from .engine import Engine
+from .errors import ArgumentError, BundleError
+from .graphs import Graphs, open_graph
+from .image_cache import ImageCache
+from .manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .session import import_onnxruntime
+from .tuned import find_tuned
+from .tuning import tune_if_possible
+
+DEMO_BUNDLE = Path(__file__).parent / "demo"
+"""The small trained model that comes with the package."""
+
+MemoryMode = Literal["default", "low"]
+
+
+def load_engine(
+    folder: Path,
+    threads: int | None,
+    memory: MemoryMode,
+    tune: bool,
+    image_cache: str | os.PathLike[str] | None,
+) -> Engine:
+    """Open a bundle; arguments and errors as for :meth:`.TinyGPTV.load`."""
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads is {threads}; expected at least 1")
+    if memory not in get_args(MemoryMode):
+        raise ArgumentError(f"memory is {memory!r}; expected one of {', '.join(get_args(MemoryMode))}")
+    manifest = read_manifest(folder)
+    import_onnxruntime()
+    tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE) if tune else find_tuned(folder, manifest)
+    images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
+    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        graphs = pool.submit(Graphs, opened, manifest, memory == "low")
+        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.architecture.language)
+        tokenizer = _read_tokenizer(folder / TOKENIZER)
+    return Engine(manifest, graphs.result(), table, tokenizer, images)
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error

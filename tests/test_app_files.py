@@ -1,0 +1,207 @@
+"""Pictures and bundles that are dropped on the window, pasted, chosen, and wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import QUESTION, spoil
+
+pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
+
+from PySide6.QtCore import QMimeData, Qt
+from PySide6.QtGui import QGuiApplication, QKeySequence
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QDialogButtonBox, QFileDialog, QLineEdit
+from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.app.window import DEMO_HINT, Window
+from tinygptv.runtime.decoder import DecoderState
+from windows import (
+    RED,
+    TEAL,
+    answers,
+    ask,
+    drop,
+    file_data,
+    idle,
+    image_data,
+    open_and_wait,
+    shown_window,
+    type_question,
+    wait_until,
+)
+
+SHAPE = "what shape is in the image?"
+Bundle = Callable[[int, str], Path]
+
+
+@pytest.fixture
+def window() -> Iterator[Window]:
+    """With the demo model and a red triangle."""
+    with shown_window(None) as window:
+        yield window
+
+
+@pytest.fixture
+def speaking(golden_bundle: Bundle, photo: Path) -> Iterator[Window]:
+    """With a model whose answers are long."""
+    with shown_window(golden_bundle(3, "fp32"), str(photo)) as window:
+        yield window
+
+
+def test_dropping_a_file(window: Window) -> None:
+    assert drop(window, file_data(TEAL))
+    idle(window)
+    assert ask(window, SHAPE).answer == "circle"
+    assert drop(window.panel.question.viewport(), file_data(RED))  # over what takes text otherwise
+    idle(window)
+    assert window.panel.question.toPlainText() == ""
+    assert ask(window, SHAPE).answer == "triangle"
+
+
+def test_dropping_something_else(window: Window) -> None:
+    data = QMimeData()
+    data.setText("some text")
+    assert not drop(window, data)
+    address = QMimeData()
+    address.setText("https://example.org/photo.jpg")
+    assert not drop(window, address)
+
+
+@pytest.mark.parametrize("where", ["question", "picture", "menu"])
+def test_pasting_a_picture(window: Window, where: str) -> None:
+    QGuiApplication.clipboard().setMimeData(image_data(TEAL))
+    if where == "menu":
+        QTest.keySequence(window, QKeySequence("Ctrl+Shift+V"))
+    else:
+        target = getattr(window, where, None) or window.panel.question
+        target.setFocus()
+        QTest.keySequence(target, QKeySequence(QKeySequence.StandardKey.Paste))
+    idle(window)
+    assert window.windowTitle().startswith("pasted picture")
+    assert ask(window, SHAPE).answer == "circle"
+
+
+def test_pasting_a_copied_file_and_text(window: Window) -> None:
+    QGuiApplication.clipboard().setMimeData(file_data(TEAL))
+    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    idle(window)
+    assert window.windowTitle().startswith("teal_circle.png")
+    QGuiApplication.clipboard().setText("is it red?")
+    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    assert window.panel.question.toPlainText() == "is it red?"
+    window.paste_picture()
+    assert "no picture" in window.panel.error.text()
+    assert window.windowTitle().startswith("teal_circle.png")
+
+
+def choose(window: Window, path: str) -> None:
+    """Type a path into the dialog that is open."""
+    wait_until(lambda: window.findChild(QFileDialog) and window.findChild(QFileDialog).isVisible())
+    dialog = window.findChild(QFileDialog)
+    field = dialog.findChild(QLineEdit)
+    field.setText(path)
+    buttons = dialog.findChild(QDialogButtonBox)
+    accept = next(b for b in buttons.buttons() if buttons.buttonRole(b) == QDialogButtonBox.ButtonRole.AcceptRole)
+    QTest.mouseClick(accept, Qt.MouseButton.LeftButton)
+    wait_until(lambda: not dialog.isVisible())
+    idle(window)
+
+
+def test_choosing_a_picture(window: Window) -> None:
+    QTest.keySequence(window, QKeySequence(QKeySequence.StandardKey.Open))
+    choose(window, TEAL)
+    assert ask(window, SHAPE).answer == "circle"
+
+
+def test_choosing_a_bundle(window: Window, golden_bundle: Bundle) -> None:
+    ask(window, SHAPE)
+    bundle = golden_bundle(3, "fp32")
+    assert window.panel.conversation.placeholderText() == DEMO_HINT
+    QTest.keySequence(window, QKeySequence("Ctrl+B"))
+    choose(window, str(bundle))
+    assert window.windowTitle() == f"red_triangle.png - {bundle.name} - tinygptv"
+    assert window.panel.conversation.said == []  # the other model had said it
+    assert window.panel.conversation.placeholderText() == ""
+    said = ask(window, QUESTION)
+    with TinyGPTV.load(bundle) as model:
+        assert [said.answer] == answers(model, RED, QUESTION)
+
+
+# What goes wrong
+
+
+def test_a_wrong_bundle_costs_nothing(window: Window, golden_bundle: Bundle, tmp_path: Path) -> None:
+    ask(window, SHAPE)
+    incomplete = shutil.copytree(golden_bundle(4, "int8"), tmp_path / "incomplete")
+    (incomplete / "decoder.onnx").unlink()
+    for wrong in (tmp_path, tmp_path / "nowhere", incomplete):
+        window.open_bundle(wrong)
+        idle(window)
+        assert str(wrong) in window.panel.error.text()
+    assert ask(window, "is it red?").answer == "yes"
+    assert not window.panel.error.isVisible()
+    assert len(window.panel.conversation.said) == 2
+
+
+def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle: Bundle, tmp_path: Path) -> None:
+    """Its files have the right size: it is noticed when the one before is gone already."""
+    broken = shutil.copytree(golden_bundle(4, "int8"), tmp_path / "broken")
+    spoil(broken, "decoder.onnx", lambda data: bytes(len(data)))
+    window.open_bundle(broken)
+    idle(window)
+    assert "decoder.onnx" in window.panel.error.text()
+    type_question(window, SHAPE)
+    idle(window)
+    assert "no model is loaded" in window.panel.error.text()
+    assert window.panel.question.toPlainText() == SHAPE  # to be asked again
+    window.open_bundle(None)
+    idle(window)
+    QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
+    idle(window)
+    assert window.panel.conversation.said[-1].answer == "triangle"
+
+
+def test_a_picture_that_is_none_costs_nothing(window: Window, tmp_path: Path) -> None:
+    ask(window, SHAPE)
+    (tmp_path / "text.png").write_text("text")
+    for wrong in (str(tmp_path / "text.png"), str(tmp_path / "nowhere.png"), b"bytes"):
+        open_and_wait(window, wrong)
+        assert window.panel.error.isVisible()
+    assert ask(window, "is it red?").answer == "yes"
+    assert len(window.panel.conversation.said) == 2
+
+
+def test_a_question_that_is_too_long_is_given_back(speaking: Window) -> None:
+    long = "word " * 400
+    speaking.panel.question.put(long)
+    QTest.mouseClick(speaking.panel.ask_button, Qt.MouseButton.LeftButton)
+    idle(speaking)
+    assert "context" in speaking.panel.error.text()
+    assert speaking.panel.question.toPlainText() == long.strip()
+    assert speaking.panel.conversation.said == []
+
+
+def test_turns_that_no_longer_fit_are_told_of(speaking: Window) -> None:
+    notes = [ask(speaking, QUESTION).note for _ in range(3)]
+    assert any("no longer fit" in note for note in notes)
+
+
+def test_what_nobody_expected_is_shown(
+    window: Window, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("Failed to allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecoderState, "run", fail)
+        type_question(window, SHAPE)
+        idle(window)
+    assert "RuntimeError: Failed to allocate memory" in window.panel.error.text()
+    assert "Traceback" in capfd.readouterr().err
+    QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
+    idle(window)
+    assert window.panel.conversation.said[-1].answer == "triangle"

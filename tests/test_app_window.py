@@ -1,0 +1,103 @@
+"""The window itself: what it tells, how it is reached and how it looks, and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
+
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QPalette
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QPushButton
+from tinygptv.runtime.app import appearance
+from tinygptv.runtime.app.window import Window
+from windows import RED, ask, idle, shown_window
+
+SHAPE = "what shape is in the image?"
+
+
+@pytest.fixture
+def window() -> Iterator[Window]:
+    """With the demo model and a red triangle."""
+    with shown_window(None) as window:
+        yield window
+
+
+def test_status(window: Window) -> None:
+    assert "looked at the picture for" in window.status.text
+    ask(window, "[caption]")
+    assert "tokens/s" in window.status.text and "first token after" in window.status.text
+    assert window.status.text.endswith(" GB")
+
+
+def test_loading_is_shown(window: Window) -> None:
+    window.open_bundle(None)
+    assert "Loading built-in demo" in window.status.text
+    assert window.status._busy.isVisible()
+    assert not window.panel.ask_button.isEnabled()
+    idle(window)
+    assert not window.status._busy.isVisible()
+    assert "Loading" not in window.status.text
+
+
+def test_everything_is_reached_with_the_keyboard(window: Window) -> None:
+    window.panel.question.put("is it red?")
+    reached = []
+    for _ in range(8):
+        reached.append(QApplication.focusWidget())
+        QTest.keyClick(reached[-1], Qt.Key.Key_Tab)
+    panel = window.panel
+    assert {panel.question, panel.task, panel.ask_button, panel.conversation, window.picture} <= set(reached)
+    assert all(widget.accessibleName() or isinstance(widget, QPushButton) for widget in reached)
+    *menus, view = window.menuBar().actions()
+    keys = [action.shortcut().toString() for menu in menus for action in menu.menu().actions()]
+    assert len(keys) == 7 and all(keys) and len(set(keys)) == len(keys)
+    assert all("&" in action.text() for menu in (*menus, view) for action in (menu, *menu.menu().actions()))
+
+
+def test_copying_the_answer(window: Window) -> None:
+    ask(window, "[detection] triangle")
+    QTest.keySequence(window, QKeySequence("Ctrl+Shift+C"))
+    assert QGuiApplication.clipboard().text() == "red triangle"
+
+
+def contrast(window: Window) -> float:
+    """Between the text and what is behind it, as WCAG 2.1 defines it."""
+    palette = window.panel.conversation.palette()
+
+    def luminance(colour: QColor) -> float:
+        channels = (level / 255 for level in (colour.red(), colour.green(), colour.blue()))
+        linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pair = (luminance(palette.color(role)) for role in (QPalette.ColorRole.Text, QPalette.ColorRole.Base))
+    low, high = sorted(pair)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_light_and_dark(window: Window) -> None:
+    ask(window, SHAPE)
+    view = window.menuBar().actions()[-1].menu()
+    lightness = {}
+    for action in (*view.actions()[1:], view.actions()[0]):
+        action.trigger()
+        QTest.qWait(20)
+        name = action.text().replace("&", "")
+        lightness[name] = window.palette().color(QPalette.ColorRole.Window).lightness()
+        assert contrast(window) > 7
+        written = window.panel.conversation.document().begin().begin().fragment().charFormat().foreground().color()
+        assert written == window.panel.conversation.palette().color(QPalette.ColorRole.Text)
+        assert action.isChecked()
+    assert lightness["Dark"] < 100 < lightness["Light"]
+    assert window.panel.conversation.toPlainText() == f"{SHAPE}\ntriangle"
+    appearance.choose(Qt.ColorScheme.Unknown)
+
+
+def test_closing_while_it_loads(window: Window) -> None:
+    window.open_bundle(None)
+    window.open_picture(RED)
+    window.close()
+    assert window.model.isFinished()
