@@ -258,6 +258,12 @@ def test_a_click_is_no_box_and_none_leaves_the_picture(window: Window) -> None:
     assert window.panel.question.toPlainText() == ""
     drag(window.picture, place.center(), place.bottomRight() + QPoint(500, 500))
     assert window.panel.question.toPlainText().endswith("<100><100>}")
+    # Of 64 pixels shown on 308, those from 285 on end at 64.00000000000001.
+    window.picture.resize(328, 328)
+    place = window.picture._place()
+    assert place.width() == 308
+    drag(window.picture, place.topLeft() + QPoint(285, 2), place.bottomRight() + QPoint(9, 9))
+    assert window.panel.question.toPlainText().endswith("{<93><1><100><100>}")
 
 
 def test_large_pictures(window: Window, tmp_path: Path) -> None:

@@ -117,6 +117,20 @@ def test_choosing_a_picture(window: Window) -> None:
     assert ask(window, SHAPE).answer == "circle"
 
 
+@pytest.mark.parametrize("way", ["click", "key"])
+def test_choosing_the_first_picture(way: str) -> None:
+    with shown_window(None, None) as window:
+        if way == "click":
+            QTest.mouseClick(window.picture, Qt.MouseButton.LeftButton)
+        else:
+            window.picture.setFocus()
+            QTest.keyClick(window.picture, Qt.Key.Key_Space)
+        choose(window, RED)
+        assert ask(window, SHAPE).answer == "triangle"
+        QTest.mouseClick(window.picture, Qt.MouseButton.LeftButton)  # now it is for drawing boxes
+        assert window.findChild(QFileDialog) is None
+
+
 def test_choosing_a_bundle(window: Window, golden_bundle: Bundle) -> None:
     ask(window, SHAPE)
     bundle = golden_bundle(3, "fp32")

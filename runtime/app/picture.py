@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QPoint, QRect, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QImage, QMouseEvent, QPainter, QPaintEvent, QPalette, QPen
+from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPalette, QPen
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 _MARGIN = 10
@@ -14,6 +14,8 @@ _LEAST_DRAG = 6
 class PictureView(QWidget):
     """Shows a picture whole, or a hint where there is none."""
 
+    wanted = Signal()
+    """Where there is no picture yet, somebody clicked, or pressed Enter or Space."""
     boxed = Signal(QRectF)
     """A box was drawn, in pixels of the picture."""
 
@@ -28,6 +30,7 @@ class PictureView(QWidget):
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAccessibleName("Picture")
         self.setAccessibleDescription(hint)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
 
     @property
     def image(self) -> QImage:
@@ -53,7 +56,7 @@ class PictureView(QWidget):
             painter.drawText(self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN), flags, self._hint)
         else:
             painter.drawImage(self._place(), self._fitted())
-        if self._drag is not None:
+        if self._drag is not None and not self._image.isNull():
             for style, colour in ((Qt.PenStyle.SolidLine, "white"), (Qt.PenStyle.DashLine, "black")):
                 painter.setPen(QPen(QColor(colour), 1, style))
                 painter.drawRect(self._drag.normalized())
@@ -62,7 +65,7 @@ class PictureView(QWidget):
             painter.drawRect(self.rect().adjusted(0, 0, -1, -1))
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802
-        if event.button() == Qt.MouseButton.LeftButton and not self._image.isNull():
+        if event.button() == Qt.MouseButton.LeftButton:
             at = event.position().toPoint()
             self._drag = QRect(at, at)
 
@@ -73,11 +76,20 @@ class PictureView(QWidget):
 
     def mouseReleaseEvent(self, event: QMouseEvent) -> None:  # noqa: N802
         drag, self._drag = self._drag, None
+        if drag is None:
+            return
         self.update()
-        if drag is not None:
-            box = drag.normalized().intersected(self._place())
-            if min(box.width(), box.height()) >= _LEAST_DRAG:
-                self.boxed.emit(self._in_picture(box))
+        box = drag.normalized().intersected(self._place())
+        if self._image.isNull():
+            self.wanted.emit()
+        elif min(box.width(), box.height()) >= _LEAST_DRAG:
+            self.boxed.emit(self._in_picture(box))
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        if self._image.isNull() and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space):
+            self.wanted.emit()
+        else:
+            super().keyPressEvent(event)
 
     def _place(self) -> QRect:
         """Where on the widget the picture is."""

@@ -37,7 +37,7 @@ class Window(QMainWindow):
         """
         super().__init__()
         self.picture = PictureView(
-            f"Drop a picture here, open one ({_keys(Key.Open)}) or paste one ({_keys(Key.Paste)})\n\n"
+            f"Drop a picture here, click to open one ({_keys(Key.Open)}), or paste one ({_keys(Key.Paste)})\n\n"
             "A box that you draw on it becomes a question about what is in it"
         )
         self.panel = Panel()
@@ -152,8 +152,9 @@ class Window(QMainWindow):
 
     def _ask_about(self, box: QRectF) -> None:
         """Fill in a question about a box that was drawn."""
-        size = self.picture.image.size()
-        self.panel.put(identify_question(box.left(), box.top(), box.right(), box.bottom(), size.width(), size.height()))
+        width, height = self.picture.image.size().toTuple()
+        right, bottom = min(box.right(), width), min(box.bottom(), height)  # floats may be a little more
+        self.panel.put(identify_question(box.left(), box.top(), right, bottom, width, height))
 
     # Putting together
 
@@ -195,6 +196,7 @@ class Window(QMainWindow):
         self.panel.asked.connect(self.ask)
         self.panel.stopped.connect(self.model.cancel)
         self.panel.question.given.connect(self._take)
+        self.picture.wanted.connect(self.choose_picture)
         self.picture.boxed.connect(self._ask_about)
         self.model.busy_changed.connect(self._show_busy)
         worker = self.model.worker
