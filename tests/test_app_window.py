@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QPalette
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QPushButton
 from tinygptv.runtime.app import appearance
 from tinygptv.runtime.app.window import Window
-from windows import RED, ask, idle, shown_window
+from windows import RED, TEAL, ask, drag, idle, open_and_wait, shown_window, type_question
 
 SHAPE = "what shape is in the image?"
 
@@ -94,6 +96,36 @@ def test_light_and_dark(window: Window) -> None:
     assert lightness["Dark"] < 100 < lightness["Light"]
     assert window.panel.conversation.toPlainText() == f"{SHAPE}\ntriangle"
     appearance.choose(Qt.ColorScheme.Unknown)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_is_done_in_whatever_order(
+    window: Window, seed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is waited for; in the end it is as usable as in the beginning."""
+    chance = random.Random(seed)
+    pictures = [RED, TEAL, Path(RED).read_bytes(), "nowhere.png", b"no picture"]
+    questions = ["[detection] triangle", SHAPE, "word " * 500, " "]
+    actions = [
+        lambda: window.open_picture(chance.choice(pictures)),
+        lambda: window.open_bundle(chance.choice([None, tmp_path])),
+        lambda: type_question(window, chance.choice(questions)),
+        lambda: QTest.keyClick(window, Qt.Key.Key_Escape),
+        lambda: drag(window.picture, *(QPoint(chance.randrange(500), chance.randrange(500)) for _ in range(2))),
+        lambda: window.resize(chance.randrange(400, 1400), chance.randrange(300, 900)),
+        window.model.cancel,
+        window.start_over,
+        window.copy_answer,
+    ]
+    for _ in range(120):
+        chance.choice(actions)()
+        QTest.qWait(chance.choice([0, 1, 5]))
+    idle(window)
+    window.panel.put("")
+    open_and_wait(window, RED)
+    assert ask(window, SHAPE).answer == "triangle"
+    assert len(window.panel.conversation.said) == 1
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_closing_while_it_loads(window: Window) -> None:

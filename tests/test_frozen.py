@@ -45,7 +45,7 @@ def test_the_frozen_program_answers(program: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "red\n"), done.stderr
     assert not list(tmp_path.iterdir())  # nothing was written at home
     files = {path.name for path in program.parent.rglob("*")}
-    assert not {"torch", "onnx", "transformers"} & files
+    assert not {"torch", "onnx", "transformers", "PySide6"} & files
     size = sum(path.stat().st_size for path in program.parent.rglob("*") if path.is_file())
     assert size < 300e6
 
