@@ -44,7 +44,11 @@ class Graphs:
             with ThreadPoolExecutor(max_workers=len(GRAPHS)) as pool:
                 self._open = dict(zip(GRAPHS, pool.map(open_graph, GRAPHS), strict=True))
             return_freed_memory()
-        self.vision = Vision(_Graph(self, VISION_ENCODER), _Graph(self, PROJECTOR))
+
+    @property
+    def vision(self) -> Vision:
+        """The two that see. Made anew each time: kept here, they would refer to each other, and to gigabytes."""
+        return Vision(_Graph(self, VISION_ENCODER), _Graph(self, PROJECTOR))
 
     def decoder(self) -> Decoder:
         """The language model; what is started with it keeps it open."""

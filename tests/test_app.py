@@ -13,7 +13,7 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this 
 
 from PIL import Image
 from PySide6.QtCore import QPoint, Qt, QTimer
-from PySide6.QtGui import QGuiApplication, QKeySequence
+from PySide6.QtGui import QColor, QGuiApplication, QImage, QKeySequence
 from PySide6.QtTest import QTest
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.app.window import Window
@@ -31,6 +31,7 @@ from windows import (
     open_and_wait,
     shown_window,
     slow_down,
+    told,
     type_question,
     wait_until,
 )
@@ -130,10 +131,13 @@ def test_stopping_while_the_model_looks(window: Window, monkeypatch: pytest.Monk
     window.open_picture(TEAL)
     wait_until(lambda: "teal" in window.windowTitle())
     assert "Looking at teal_circle.png" in window.status.text
+    looked = told(window.model.worker.seen)
     QTest.mouseClick(window.panel.stop_button, Qt.MouseButton.LeftButton)
     gate.set()
     idle(window)
-    assert ask(window, SHAPE).answer == "circle"  # it looks now
+    assert looked == []
+    assert ask(window, SHAPE).answer == "circle"
+    assert len(looked) == 1
 
 
 def test_stopping_a_question_for_which_the_model_looks_first(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,20 +158,37 @@ def test_stopping_a_question_for_which_the_model_looks_first(window: Window, mon
 
 def test_another_picture_in_the_middle_of_an_answer(speaking: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(monkeypatch)
+    answered = told(speaking.model.worker.answered)
     type_question(speaking, QUESTION)
     wait_until(lambda: speaking.panel.conversation.said[-1].answer)
     open_and_wait(speaking, TEAL)
+    assert [answer.finish_reason for answer, _ in answered] == ["cancelled"]
     assert speaking.panel.conversation.said == []
     assert speaking.windowTitle().startswith("teal_circle.png")
 
 
+def test_of_several_pictures_the_last_one_is_opened(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = gate_before_looking(monkeypatch)
+    opened = told(window.model.worker.opened)
+    window.open_picture(TEAL)
+    wait_until(lambda: opened)
+    for path in (RED, TEAL, RED):
+        window.open_picture(path)
+    gate.set()
+    idle(window)
+    assert [name for _, name in opened] == ["teal_circle.png", "red_triangle.png"]
+    assert ask(window, SHAPE).answer == "triangle"
+
+
 def test_closing_in_the_middle_of_an_answer(speaking: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_down(monkeypatch)
+    answered = told(speaking.model.worker.answered)
     type_question(speaking, QUESTION)
     wait_until(lambda: speaking.panel.conversation.said[-1].answer)
     speaking.close()
     assert speaking.model.isFinished()
     assert not speaking.isVisible()
+    assert [answer.finish_reason for answer, _ in answered] == ["cancelled"]
 
 
 def test_starting_over(window: Window) -> None:
@@ -189,6 +210,35 @@ def test_without_a_picture() -> None:
         said = ask(window, SHAPE)
     with TinyGPTV.load() as model:
         assert said.answer == model.ask(None, SHAPE).text
+
+
+def test_the_next_question_can_be_typed_meanwhile(speaking: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch)
+    QTest.keyClicks(speaking.panel.question, QUESTION)
+    speaking.panel.ask_button.setFocus()
+    QTest.keyClick(speaking.panel.ask_button, Qt.Key.Key_Space)
+    assert speaking.panel.question.hasFocus()
+    QTest.keyClicks(speaking.panel.question, "and why?")
+    QTest.keyClick(speaking.panel.question, Qt.Key.Key_Return)  # it is not asked in between
+    speaking.model.cancel()
+    idle(speaking)
+    assert speaking.panel.question.toPlainText() == "and why?"
+    assert len(speaking.panel.conversation.said) == 1
+
+
+def test_what_is_selected_stays_selected(speaking: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down(monkeypatch)
+    conversation = speaking.panel.conversation
+    type_question(speaking, QUESTION)
+    wait_until(lambda: len(conversation.said[-1].answer) > 6)
+    cursor = conversation.textCursor()
+    cursor.setPosition(0)
+    cursor.setPosition(len(QUESTION) + 4, cursor.MoveMode.KeepAnchor)
+    conversation.setTextCursor(cursor)
+    selected, so_far = cursor.selectedText(), len(conversation.said[-1].answer)
+    wait_until(lambda: len(conversation.said[-1].answer) > so_far + 6)
+    assert conversation.textCursor().selectedText() == selected
+    assert conversation.toPlainText() == f"{QUESTION}\n{conversation.said[-1].answer}"
 
 
 def test_tasks_put_a_tag_before_the_question(window: Window) -> None:
@@ -219,7 +269,9 @@ def test_a_line_break_in_a_question(window: Window) -> None:
 
 def test_boxes_are_drawn_on_the_picture(window: Window) -> None:
     plain = window.picture.image.copy()
+    written = told(window.model.worker.wrote)
     said = ask(window, "[detection] triangle")
+    assert written and not any(set(text) & set("{<>}") for (text,) in written)
     assert (said.answer, said.note) == ("red triangle", "1 box on the picture")
     assert has_colour(window.picture.image, ORANGE)
     assert has_colour(window.grab().toImage(), ORANGE)  # and can be seen
@@ -264,6 +316,14 @@ def test_a_click_is_no_box_and_none_leaves_the_picture(window: Window) -> None:
     assert place.width() == 308
     drag(window.picture, place.topLeft() + QPoint(285, 2), place.bottomRight() + QPoint(9, 9))
     assert window.panel.question.toPlainText().endswith("{<93><1><100><100>}")
+
+
+@pytest.mark.parametrize("size", [(20_000, 2), (2, 20_000)])
+def test_long_pictures_can_be_seen(window: Window, size: tuple[int, int]) -> None:
+    image = QImage(*size, QImage.Format.Format_RGB32)
+    image.fill(QColor("red"))
+    open_and_wait(window, image)
+    assert has_colour(window.picture.grab().toImage(), QColor("red"))
 
 
 def test_large_pictures(window: Window, tmp_path: Path) -> None:

@@ -85,12 +85,21 @@ def test_ctrl_c_in_the_terminal(tmp_path: Path) -> None:
     assert used(f"[{kill}]", home=tmp_path)["status"] == 130
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_ctrl_c_while_the_window_is_made(tmp_path: Path) -> None:
+    begin = "ModelThread.start = lambda thread, start=ModelThread.start: (start(thread), os.kill(os.getpid(), 2))"
+    module = "from tinygptv.runtime.app.model_thread import ModelThread"
+    assert used(f"[]\n{module}\n{begin}", home=tmp_path)["status"] == 130
+
+
 def test_a_bundle_and_a_picture_that_are_not_there(tmp_path: Path) -> None:
     """The window says so, and stays."""
     look = "lambda window: said.append(window.panel.error.text()), lambda window: window.close()"
-    report = used(f"[{look}]", "nowhere.png", "--bundle", "nowhere", home=tmp_path)
+    report = used(f"[{look}]", "nothing.png", "--bundle", "nowhere", home=tmp_path)
     assert report["status"] == 0
-    assert "nowhere.png" in report["said"][0] or "nowhere is not" in report["said"][0]
+    assert "nowhere is not" in report["said"][0] and "nothing.png does not exist" in report["said"][0]
+    report = used(f"[{look}]", RED, "--bundle", "nowhere", home=tmp_path)
+    assert report["said"][0].count("⚠") == 1 and "nowhere is not" in report["said"][0]
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:

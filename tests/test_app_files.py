@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from conftest import QUESTION, spoil
 
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
-from PySide6.QtCore import QMimeData, Qt
+from PySide6.QtCore import QMimeData, Qt, QUrl
 from PySide6.QtGui import QGuiApplication, QKeySequence
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QDialogButtonBox, QFileDialog, QLineEdit
@@ -67,17 +68,18 @@ def test_dropping_something_else(window: Window) -> None:
     data.setText("some text")
     assert not drop(window, data)
     address = QMimeData()
-    address.setText("https://example.org/photo.jpg")
+    address.setUrls([QUrl("https://example.org/photo.jpg")])
     assert not drop(window, address)
+    assert not drop(window, file_data(TEAL), Qt.DropAction.MoveAction)
 
 
-@pytest.mark.parametrize("where", ["question", "picture", "menu"])
+@pytest.mark.parametrize("where", ["question", "picture", "conversation", "menu"])
 def test_pasting_a_picture(window: Window, where: str) -> None:
     QGuiApplication.clipboard().setMimeData(image_data(TEAL))
     if where == "menu":
         QTest.keySequence(window, QKeySequence("Ctrl+Shift+V"))
     else:
-        target = getattr(window, where, None) or window.panel.question
+        target = window.picture if where == "picture" else getattr(window.panel, where)
         target.setFocus()
         QTest.keySequence(target, QKeySequence(QKeySequence.StandardKey.Paste))
     idle(window)
@@ -90,12 +92,29 @@ def test_pasting_a_copied_file_and_text(window: Window) -> None:
     QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
     idle(window)
     assert window.windowTitle().startswith("teal_circle.png")
+    both = image_data(RED)  # as a spreadsheet copies its cells
+    both.setText("is it")
+    QGuiApplication.clipboard().setMimeData(both)
+    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    assert window.panel.question.toPlainText() == "is it"
+    window.panel.question.clear()
     QGuiApplication.clipboard().setText("is it red?")
     QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
     assert window.panel.question.toPlainText() == "is it red?"
     window.paste_picture()
     assert "no picture" in window.panel.error.text()
     assert window.windowTitle().startswith("teal_circle.png")
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next answer ends in an error that nobody foresaw."""
+    run = DecoderState.run
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(DecoderState, "run", run)
+        raise RuntimeError("Failed to allocate memory")
+
+    monkeypatch.setattr(DecoderState, "run", fail)
 
 
 def choose(window: Window, path: str) -> None:
@@ -182,7 +201,7 @@ def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle:
 def test_a_picture_that_is_none_costs_nothing(window: Window, tmp_path: Path) -> None:
     ask(window, SHAPE)
     (tmp_path / "text.png").write_text("text")
-    for wrong in (str(tmp_path / "text.png"), str(tmp_path / "nowhere.png"), b"bytes"):
+    for wrong in (str(tmp_path / "text.png"), str(tmp_path / "nowhere.png"), str(tmp_path)):
         open_and_wait(window, wrong)
         assert window.panel.error.isVisible()
     assert ask(window, "is it red?").answer == "yes"
@@ -199,6 +218,49 @@ def test_a_question_that_is_too_long_is_given_back(speaking: Window) -> None:
     assert speaking.panel.conversation.said == []
 
 
+def test_a_failed_question_does_not_replace_the_next(speaking: Window) -> None:
+    speaking.panel.question.put("word " * 400)
+    QTest.mouseClick(speaking.panel.ask_button, Qt.MouseButton.LeftButton)
+    speaking.panel.question.put("the next one")
+    idle(speaking)
+    assert "context" in speaking.panel.error.text()
+    assert speaking.panel.question.toPlainText() == "the next one"
+    assert speaking.panel.conversation.said[-1].note == "failed"
+
+
+def test_names_may_be_long_and_look_like_html(window: Window, tmp_path: Path) -> None:
+    size = window.size()
+    path = tmp_path / f"{'long' * 50}<b>bold<b>.png"
+    shutil.copy(TEAL, path)
+    open_and_wait(window, str(path))
+    window.open_picture(str(path.with_suffix(".jpg")))
+    assert "<b>bold<b>" in window.status.text
+    idle(window)
+    assert "<b>bold<b>" in window.panel.error.text()
+    QTest.qWait(20)
+    assert window.size() == size and window.minimumSizeHint().width() < size.width()
+
+
+def test_the_model_before_is_gone_when_the_next_is_loaded(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it had failed in the middle of an answer."""
+    fail_once(monkeypatch)
+    alive: list[bool] = []
+    graphs = weakref.ref(window.model.worker._model._engine.graphs)
+    load = window.model.worker._load
+
+    def looking(bundle: Path | None) -> TinyGPTV:
+        alive.append(graphs() is not None)
+        return load(bundle)
+
+    monkeypatch.setattr(window.model.worker, "_load", looking)
+    type_question(window, SHAPE)
+    idle(window)
+    assert "RuntimeError" in window.panel.error.text()
+    window.open_bundle(None)
+    idle(window)
+    assert alive == [False]
+
+
 def test_turns_that_no_longer_fit_are_told_of(speaking: Window) -> None:
     notes = [ask(speaking, QUESTION).note for _ in range(3)]
     assert any("no longer fit" in note for note in notes)
@@ -207,13 +269,9 @@ def test_turns_that_no_longer_fit_are_told_of(speaking: Window) -> None:
 def test_what_nobody_expected_is_shown(
     window: Window, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*arguments: Any, **named: Any) -> Any:
-        raise RuntimeError("Failed to allocate memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DecoderState, "run", fail)
-        type_question(window, SHAPE)
-        idle(window)
+    fail_once(monkeypatch)
+    type_question(window, SHAPE)
+    idle(window)
     assert "RuntimeError: Failed to allocate memory" in window.panel.error.text()
     assert "Traceback" in capfd.readouterr().err
     QTest.keyClick(window.panel.question, Qt.Key.Key_Return)

@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
 from PySide6.QtCore import QPoint, Qt
-from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QPalette
+from PySide6.QtGui import QColor, QGuiApplication, QImage, QKeySequence, QPalette
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QMenu, QPushButton
 from tinygptv.runtime.app import appearance
 from tinygptv.runtime.app.window import Window
-from windows import RED, TEAL, ask, drag, idle, open_and_wait, shown_window, type_question
+from windows import RED, TEAL, ask, drag, idle, open_and_wait, shown_window, told, type_question
 
 SHAPE = "what shape is in the image?"
 
@@ -69,6 +69,11 @@ def test_copying_the_answer(window: Window) -> None:
     ask(window, "[detection] triangle")
     QTest.keySequence(window, QKeySequence("Ctrl+Shift+C"))
     assert QGuiApplication.clipboard().text() == "red triangle"
+    window.start_over()
+    idle(window)
+    QGuiApplication.clipboard().setText("precious")
+    window.copy_answer()  # there is none
+    assert QGuiApplication.clipboard().text() == "precious"
 
 
 def contrast(window: Window) -> float:
@@ -109,7 +114,7 @@ def test_whatever_is_done_in_whatever_order(
 ) -> None:
     """Nothing is waited for; in the end it is as usable as in the beginning."""
     chance = random.Random(seed)
-    pictures = [RED, TEAL, Path(RED).read_bytes(), "nowhere.png", b"no picture"]
+    pictures = [RED, TEAL, QImage(TEAL), "nowhere.png", __file__]
     questions = ["[detection] triangle", SHAPE, "word " * 500, " "]
     actions = [
         lambda: window.open_picture(chance.choice(pictures)),
@@ -134,7 +139,11 @@ def test_whatever_is_done_in_whatever_order(
 
 
 def test_closing_while_it_loads(window: Window) -> None:
-    window.open_bundle(None)
+    """What has not begun to load is not loaded."""
+    loaded = told(window.model.worker.loaded)
+    for _ in range(4):
+        window.open_bundle(None)
     window.open_picture(RED)
     window.close()
     assert window.model.isFinished()
+    assert len(loaded) <= 1

@@ -117,8 +117,9 @@ ALLOWED = {
     "app.picture": set(),
     "app.question": {"app.sources"},
     "app.conversation": set(),
-    "app.panel": {"app.conversation", "app.question"},
-    "app.status": {"__init__"},
+    "app.label": set(),
+    "app.panel": {"app.conversation", "app.label", "app.question"},
+    "app.status": {"__init__", "app.label"},
     "app.appearance": set(),
     "app.menus": {"app.appearance"},
     "app.window": {

@@ -382,6 +382,20 @@ def test_a_whole_answer_keeps_the_images_part_of_its_cache(
         assert caches[0]() is None
 
 
+def test_closing_frees_the_graphs_at_once(golden_bundle: Callable[[int, str], Path], photo: Path) -> None:
+    """Gigabytes cannot wait for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = TinyGPTV.load(golden_bundle(4, "int8"))
+        model.ask(photo, QUESTION, max_new_tokens=2)
+        graphs = weakref.ref(model._engine.graphs)
+        model.close()
+        assert graphs() is None
+    finally:
+        gc.enable()
+
+
 # Timings
 
 

@@ -103,20 +103,31 @@ def ask(window: Window, text: str) -> Said:
     return window.panel.conversation.said[-1]
 
 
-def open_and_wait(window: Window, source: str | bytes) -> Window:
+def open_and_wait(window: Window, source: str | QImage) -> Window:
     window.open_picture(source)
     return idle(window)
 
 
-def drop(target: QWidget, data: QMimeData) -> bool:
+def drop(target: QWidget, data: QMimeData, offered: Qt.DropAction = Qt.DropAction.CopyAction) -> bool:
     """As the system does it; returns whether it was taken."""
-    arguments = (Qt.DropAction.CopyAction, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier)
+    arguments = (offered, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier)
     enter = QDragEnterEvent(QPoint(10, 10), *arguments)
     QApplication.sendEvent(target, enter)
     if not enter.isAccepted():
         return False
-    QApplication.sendEvent(target, QDropEvent(QPointF(10, 10), *arguments))
-    return True
+    assert enter.dropAction() == Qt.DropAction.CopyAction
+    dropped = QDropEvent(QPointF(10, 10), *arguments)
+    dropped.setAccepted(False)
+    QApplication.sendEvent(target, dropped)
+    assert dropped.dropAction() == Qt.DropAction.CopyAction
+    return dropped.isAccepted()
+
+
+def told(signal: Any) -> list[tuple]:
+    """What a signal of the worker brings from now on."""
+    heard: list[tuple] = []
+    signal.connect(lambda *what: heard.append(what))
+    return heard
 
 
 def file_data(path: str) -> QMimeData:

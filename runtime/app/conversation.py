@@ -8,6 +8,9 @@ from PySide6.QtCore import QEvent
 from PySide6.QtGui import QFont, QPalette, QTextBlockFormat, QTextCharFormat, QTextCursor
 from PySide6.QtWidgets import QTextBrowser
 
+_FAINT = 0.65
+"""Opacity of notes: less would be hard to read."""
+
 
 @dataclass
 class Said:
@@ -25,7 +28,7 @@ class Conversation(QTextBrowser):
     def __init__(self) -> None:
         super().__init__()
         self.said: list[Said] = []
-        self._answer_begins = 0
+        self._answer_begins = self._answer_ends = 0
         self.setAccessibleName("Conversation")
         self.setTabChangesFocus(True)
         self.setOpenLinks(False)
@@ -44,15 +47,18 @@ class Conversation(QTextBrowser):
     def answer(self, text: str, note: str = "") -> None:
         """Show what there is of the last question's answer by now."""
         said = self.said[-1]
+        shown = said.answer
         said.answer, said.note = text, note
         bar = self.verticalScrollBar()
         at_end = bar.value() == bar.maximum()  # else somebody reads further up
         cursor = self.textCursor()
         cursor.beginEditBlock()
-        cursor.setPosition(self._answer_begins)
+        # What stays is left alone, and with it what somebody has selected in it.
+        kept = shown if text.startswith(shown) else ""
+        cursor.setPosition(self._answer_ends if kept else self._answer_begins)
         cursor.movePosition(QTextCursor.MoveOperation.End, QTextCursor.MoveMode.KeepAnchor)
         cursor.removeSelectedText()
-        self._write_answer(cursor, said)
+        self._write_answer(cursor, said, len(kept))
         cursor.endEditBlock()
         if at_end:
             self._scroll_to_end()
@@ -86,20 +92,23 @@ class Conversation(QTextBrowser):
             cursor.setBlockFormat(_spaced(0, 2))
         else:
             cursor.insertBlock(_spaced(14, 2))
-        cursor.insertText(said.question, self._style(QPalette.ColorRole.Text, QFont.Weight.DemiBold))
+        cursor.insertText(said.question, self._style(QFont.Weight.DemiBold))
         cursor.insertBlock(_spaced(0, 0))
         self._answer_begins = cursor.position()
         self._write_answer(cursor, said)
 
-    def _write_answer(self, cursor: QTextCursor, said: Said) -> None:
-        cursor.insertText(said.answer, self._style(QPalette.ColorRole.Text))
+    def _write_answer(self, cursor: QTextCursor, said: Said, start: int = 0) -> None:
+        cursor.insertText(said.answer[start:], self._style())
+        self._answer_ends = cursor.position()
         if said.note:
             note = f" ({said.note})" if said.answer else f"({said.note})"
-            cursor.insertText(note, self._style(QPalette.ColorRole.PlaceholderText))
+            cursor.insertText(note, self._style(strength=_FAINT))
 
-    def _style(self, role: QPalette.ColorRole, weight: QFont.Weight = QFont.Weight.Normal) -> QTextCharFormat:
+    def _style(self, weight: QFont.Weight = QFont.Weight.Normal, strength: float = 1) -> QTextCharFormat:
+        colour = self.palette().color(QPalette.ColorRole.Text)
+        colour.setAlphaF(strength)
         style = QTextCharFormat()
-        style.setForeground(self.palette().brush(role))
+        style.setForeground(colour)
         style.setFontWeight(weight)
         return style
 

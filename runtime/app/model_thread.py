@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QThread, Signal
+from PySide6.QtGui import QImage
 
 from .. import Cancellation, TinyGPTV
 from .worker import Worker
@@ -50,7 +51,7 @@ class ModelThread(QThread):
         """Load a bundle; see :meth:`.Worker.load`."""
         self._load.emit(bundle, self._begin())
 
-    def open(self, source: str | bytes) -> None:
+    def open(self, source: str | QImage) -> None:
         """Open a picture; see :meth:`.Worker.open`."""
         self._open.emit(source, self._begin())
 
@@ -68,8 +69,9 @@ class ModelThread(QThread):
         self._cancellation.cancel()
 
     def close(self) -> None:
-        """End the thread, and let go of the model; waits for what cannot be cancelled, the loading of a bundle."""
+        """End the thread; waits for what cannot be cancelled, a bundle that is being loaded."""
         self.cancel()
+        self.requestInterruption()
         self.quit()
         self.wait()
 

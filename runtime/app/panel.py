@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QKeySequence
-from PySide6.QtWidgets import QComboBox, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
 from .conversation import Conversation
+from .label import PlainLabel
 from .question import QuestionField
 
+_ERROR_LINES = 8
 TASKS = {
     "Ask freely": "",
     "Short answer": "[vqa]",
@@ -31,8 +33,12 @@ class Panel(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.conversation = Conversation()
-        self.error = QLabel()
+        self.error = PlainLabel()
         self.error.setWordWrap(True)
+        self.error.setMaximumHeight(_ERROR_LINES * self.fontMetrics().lineSpacing())
+        self.error.setTextInteractionFlags(
+            Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
+        )
         self.error.setAccessibleName("Error")
         self.error.hide()
         self.task = QComboBox()
@@ -43,7 +49,7 @@ class Panel(QWidget):
         self.question = QuestionField()
         self.ask_button = QPushButton("&Ask")
         self.ask_button.setToolTip("Enter")
-        self.stop_button = QPushButton("&Stop")
+        self.stop_button = QPushButton("Stop")
         self.stop_button.setToolTip("Esc")
         self.stop_button.setShortcut(QKeySequence("Esc"))
         self.question.entered.connect(self.ask_button.click)
@@ -69,8 +75,9 @@ class Panel(QWidget):
         self._update()
 
     def complain(self, error: str) -> None:
-        """Show what went wrong, until the next thing is done; nothing if empty."""
-        self.error.setText(f"⚠ {error}" if error else "")
+        """Show what went wrong, below what else has; an empty text takes all of it away."""
+        shown = self.error.text() + "\n" if self.error.isVisibleTo(self) else ""
+        self.error.setText(f"{shown}⚠ {error}" if error else "")
         self.error.setVisible(bool(error))
 
     def put(self, question: str) -> None:
@@ -84,6 +91,7 @@ class Panel(QWidget):
     def _ask(self) -> None:
         question = self._question()
         self.question.clear()
+        self.question.setFocus()  # the button is disabled now, and would give the focus to anybody
         self.asked.emit(question)
 
     def _update(self) -> None:

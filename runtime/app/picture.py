@@ -75,13 +75,14 @@ class PictureView(QWidget):
             self.update()
 
     def mouseReleaseEvent(self, event: QMouseEvent) -> None:  # noqa: N802
-        drag, self._drag = self._drag, None
-        if drag is None:
+        if event.button() != Qt.MouseButton.LeftButton or self._drag is None:
             return
+        drag, self._drag = self._drag, None
         self.update()
         box = drag.normalized().intersected(self._place())
         if self._image.isNull():
-            self.wanted.emit()
+            if self.rect().contains(event.position().toPoint()):
+                self.wanted.emit()
         elif min(box.width(), box.height()) >= _LEAST_DRAG:
             self.boxed.emit(self._in_picture(box))
 
@@ -94,7 +95,8 @@ class PictureView(QWidget):
     def _place(self) -> QRect:
         """Where on the widget the picture is."""
         room = self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN)
-        place = QRect(QPoint(), self._image.size().scaled(room.size(), Qt.AspectRatioMode.KeepAspectRatio))
+        size = self._image.size().scaled(room.size(), Qt.AspectRatioMode.KeepAspectRatio)
+        place = QRect(QPoint(), size.expandedTo(QSize(1, 1)))
         place.moveCenter(room.center())
         return place
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import QMimeData, QSize, Qt, Signal
-from PySide6.QtGui import QKeyEvent, QTextCursor
+from PySide6.QtGui import QKeyEvent
 from PySide6.QtWidgets import QPlainTextEdit, QSizePolicy
 
 from .sources import has_picture
@@ -27,9 +27,9 @@ class QuestionField(QPlainTextEdit):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
     def put(self, text: str) -> None:
-        """Replace the text, and go on typing behind it."""
-        self.setPlainText(text)
-        self.moveCursor(QTextCursor.MoveOperation.End)
+        """Replace the text, which can be undone, and go on typing behind it."""
+        self.selectAll()
+        self.insertPlainText(text)
         self.setFocus()
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -45,10 +45,15 @@ class QuestionField(QPlainTextEdit):
             super().keyPressEvent(event)
 
     def canInsertFromMimeData(self, source: QMimeData) -> bool:  # noqa: N802
-        return has_picture(source) or super().canInsertFromMimeData(source)
+        return _is_picture(source) or super().canInsertFromMimeData(source)
 
     def insertFromMimeData(self, source: QMimeData) -> None:  # noqa: N802
-        if has_picture(source):
+        if _is_picture(source):
             self.given.emit(source)
         else:
             super().insertFromMimeData(source)
+
+
+def _is_picture(source: QMimeData) -> bool:
+    """Whether a picture is meant: spreadsheets and word processors copy one beside the text."""
+    return has_picture(source) and (source.hasUrls() or not source.hasText())

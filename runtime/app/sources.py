@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QBuffer, QIODevice, QMimeData
+from PySide6.QtCore import QMimeData
 from PySide6.QtGui import QImage
 
 
@@ -11,20 +11,15 @@ def has_picture(data: QMimeData) -> bool:
     return data.hasImage() or _file_in(data) is not None
 
 
-def picture_in(data: QMimeData) -> str | bytes | None:
-    """A picture as the model takes it: the path of the first file, or the bytes of a PNG.
+def picture_in(data: QMimeData) -> str | QImage | None:
+    """The path of the first file, or a picture's pixels.
 
     What comes from a browser has pixels besides an address, which nobody here would go to.
     """
     if path := _file_in(data):
         return path
     image = data.imageData() if data.hasImage() else None
-    if not isinstance(image, QImage):
-        return None
-    buffer = QBuffer()
-    buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-    image.save(buffer, "PNG")  # type: ignore[call-overload]
-    return bytes(buffer.data().data())
+    return image if isinstance(image, QImage) and not image.isNull() else None
 
 
 def _file_in(data: QMimeData) -> str | None:

@@ -33,24 +33,29 @@ def start(load: Callable[[Path | None], TinyGPTV], bundle: Path | None, image: s
     app = QApplication(sys.argv[:1])
     app.setApplicationName("tinygptv")
     _forget_folders()
-    window = Window(load)
-    window.show()
-    window.open_bundle(bundle)
-    if image is not None:
-        window.open_picture(image)
+    window: Window | None = None
     interrupted = False
 
     def interrupt(*_: object) -> None:
         nonlocal interrupted
         interrupted = True
-        window.close()
+        if window is not None:
+            window.close()
 
     before = signal.signal(signal.SIGINT, interrupt)
     looking = QTimer(interval=_LOOK_MILLISECONDS)
     looking.timeout.connect(lambda: None)
     looking.start()
     try:
-        app.exec()
+        window = Window(load)
+        window.show()
+        window.open_bundle(bundle)
+        if image is not None:
+            window.open_picture(image)
+        if interrupted:
+            window.close()
+        else:
+            app.exec()
     finally:
         signal.signal(signal.SIGINT, before)
     return _INTERRUPTED if interrupted else 0
@@ -59,6 +64,6 @@ def start(load: Callable[[Path | None], TinyGPTV], bundle: Path | None, image: s
 def _forget_folders() -> None:
     """Keep Qt's file dialogs from noting the folders that were visited in the user's ``QtProject.conf``.
 
-    Where the system brings its own dialogs (Windows, macOS), what those remember is the system's.
+    Where the system brings its own dialogs (Windows, macOS, many Linux desktops), what those remember is the system's.
     """
     QSettings.setPath(QSettings.Format.NativeFormat, QSettings.Scope.UserScope, os.devnull)

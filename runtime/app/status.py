@@ -7,6 +7,7 @@ from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QLabel, QProgressBar, QStatusBar
 
 from .. import Answer
+from .label import PlainLabel
 
 _MEMORY_MILLISECONDS = 1000
 
@@ -17,7 +18,7 @@ class Status(QStatusBar):
     def __init__(self) -> None:
         super().__init__()
         self._process = psutil.Process()
-        self._doing, self._speed, self._memory = QLabel(), QLabel(), QLabel()
+        self._doing, self._speed, self._memory = PlainLabel(), QLabel(), QLabel()
         self._busy = QProgressBar()
         self._busy.setRange(0, 0)  # nobody knows how long it takes: it moves, that is all
         self._busy.setFixedWidth(120)

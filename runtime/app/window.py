@@ -53,14 +53,15 @@ class Window(QMainWindow):
         self._begin(f"Loading {_bundle_name(bundle)} …")
         self.model.load(bundle)
 
-    def open_picture(self, source: str | bytes) -> None:
-        """Show the model a picture, a path or the bytes of a file."""
+    def open_picture(self, source: str | QImage) -> None:
+        """Show the model a picture, from a path or the clipboard."""
         self._begin(f"Opening {name_of(source)} …")
         self.model.open(source)
 
     def ask(self, question: str) -> None:
         """Ask about the picture."""
         self._begin("Answering …")
+        self._copied = ""
         self.panel.conversation.ask(question)
         self.model.ask(question)
 
@@ -70,8 +71,9 @@ class Window(QMainWindow):
         self.model.reset()
 
     def copy_answer(self) -> None:
-        """Put the last answer on the clipboard."""
-        QGuiApplication.clipboard().setText(self._copied)
+        """Put the last answer on the clipboard, if there is one."""
+        if self._copied:
+            QGuiApplication.clipboard().setText(self._copied)
 
     def choose_picture(self) -> None:
         """Ask which picture to open."""
@@ -92,10 +94,13 @@ class Window(QMainWindow):
         self._take(QGuiApplication.clipboard().mimeData())
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
-        if has_picture(event.mimeData()):
-            event.acceptProposedAction()
+        if has_picture(event.mimeData()) and event.possibleActions() & Qt.DropAction.CopyAction:
+            event.setDropAction(Qt.DropAction.CopyAction)  # a move would cost the other program its file
+            event.accept()
 
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
+        event.setDropAction(Qt.DropAction.CopyAction)
+        event.accept()
         self._take(event.mimeData())
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
@@ -108,6 +113,7 @@ class Window(QMainWindow):
         if source := picture_in(data):
             self.open_picture(source)
         else:
+            self.panel.complain("")
             self.panel.complain("there is no picture in what was pasted or dropped; expected one, or a file")
 
     def _begin(self, doing: str) -> None:
@@ -135,7 +141,10 @@ class Window(QMainWindow):
 
     def _failed(self, error: str) -> None:
         if self.panel.conversation.unanswered:
-            self.panel.put(self.panel.conversation.take_back())
+            if self.panel.question.toPlainText():  # the next one, typed meanwhile
+                self.panel.conversation.answer("", "failed")
+            else:
+                self.panel.put(self.panel.conversation.take_back())
         self.panel.complain(error)
 
     def _show_busy(self, busy: bool) -> None:
@@ -171,7 +180,7 @@ class Window(QMainWindow):
         self.setWindowTitle("tinygptv")
         self.resize(1040, 680)
         self._add_menus()
-        QShortcut(QKeySequence(Key.Paste), self.picture, self.paste_picture, context=Qt.ShortcutContext.WidgetShortcut)
+        QShortcut(QKeySequence(Key.Paste), self, self.paste_picture)  # the question field has its own
         self.panel.question.setFocus()
 
     def _add_menus(self) -> None:

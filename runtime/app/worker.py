@@ -7,12 +7,14 @@ another; their results go back as signals. What the other thread may touch meanw
 
 from __future__ import annotations
 
+import gc
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import QObject, QThread, Signal, Slot
 from PySide6.QtGui import QImage
 
 from .. import Cancellation, CancellationError, Chat, TinyGPTV, TinyGPTVError
@@ -55,31 +57,36 @@ class Worker(QObject):
         self._model: TinyGPTV | None = None
         self._picture: Image.Image | None = None
         self._shown: Image.Image | None = None
+        self._plain = QImage()
         self._chat: Chat | None = None
 
     @Slot(object, object)
     def load(self, bundle: Path | None, cancellation: Cancellation) -> None:
         """Load a bundle, the demo if None, in the place of the one that is open, and show it the picture."""
         with self._job():
+            if QThread.currentThread().isInterruptionRequested():  # the window is gone
+                return
             # Looks at the files and opens no graph: a wrong folder must not cost the model that is there.
             TinyGPTV.load(bundle, memory="low").close()
             self._model = self._chat = None  # two at once would not fit in memory
+            gc.collect()  # an answer that failed halfway refers to itself
             self._model = self._load(bundle)
             self.loaded.emit(bundle)
             self._draw(())
             self._begin(cancellation)
 
     @Slot(object, object)
-    def open(self, source: str | bytes, cancellation: Cancellation) -> None:
-        """Open a picture, a path or the bytes of a file, and let the model look at it."""
+    def open(self, source: str | QImage, cancellation: Cancellation) -> None:
+        """Open a picture, from a path or the clipboard, and let the model look at it."""
         with self._job():
             cancellation.check()  # it may have had to wait, and be wanted no more
-            picture = draw_regions(source, ())  # upright, RGB
-            self._picture, self._shown = picture, picture.copy()
-            self._shown.thumbnail((_LONGEST_SHOWN, _LONGEST_SHOWN), reducing_gap=3)
+            picture = draw_regions(_as_pillow(source) if isinstance(source, QImage) else source, ())  # upright, RGB
+            self._picture, self._shown = picture, _small(picture)
+            self._plain = _as_qt(self._shown)
             self._chat = None
-            self.opened.emit(_as_qt(self._shown), name_of(source))
-            self._begin(cancellation)
+            self.opened.emit(self._plain, name_of(source))
+            if self._model:  # otherwise the window was told already
+                self._begin(cancellation)
 
     @Slot(str, object)
     def ask(self, question: str, cancellation: Cancellation) -> None:
@@ -118,7 +125,7 @@ class Worker(QObject):
 
     def _draw(self, regions: Sequence[Region]) -> None:
         if self._shown:
-            self.drawn.emit(_as_qt(draw_regions(self._shown, regions)))
+            self.drawn.emit(_as_qt(draw_regions(self._shown, regions)) if regions else self._plain)
 
     @contextmanager
     def _job(self) -> Iterator[None]:
@@ -131,14 +138,29 @@ class Worker(QObject):
             self.failed.emit(str(error))
         except Exception as error:
             self.failed.emit(f"{type(error).__name__}: {error}")
-            raise
+            traceback.print_exc()  # raised, it would be kept as the last one, and the model with it
         finally:
             self.finished.emit()
 
 
-def name_of(source: str | bytes) -> str:
+def name_of(source: str | QImage) -> str:
     """What people call a picture."""
     return Path(source).name if isinstance(source, str) else "pasted picture"
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    """What is enough for the screen; the picture itself if that is no more."""
+    scale = _LONGEST_SHOWN / max(picture.size)
+    if scale >= 1:
+        return picture
+    width, height = (max(1, round(scale * side)) for side in picture.size)
+    return picture.resize((width, height), reducing_gap=3)
+
+
+def _as_pillow(image: QImage) -> Image.Image:
+    """A copy of mode RGBA."""
+    rgba = image.convertToFormat(QImage.Format.Format_RGBA8888)
+    return Image.frombytes("RGBA", (rgba.width(), rgba.height()), bytes(rgba.constBits()))
 
 
 def _as_qt(picture: Image.Image) -> QImage:
