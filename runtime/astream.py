@@ -61,6 +61,10 @@ class AsyncAnswerStream(AsyncIterator[str]):
         """End the answer where it is, from any thread: its ``finish_reason`` is then ``cancelled``."""
         self._cancellation.cancel()
 
+    async def aclose(self) -> None:
+        """End the answer, as ``contextlib.aclosing`` does for a reader who leaves early."""
+        self.cancel()
+
     def _next(self) -> str:
         if self._stream is None:
             self._stream = self._start(self._cancellation)

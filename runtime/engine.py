@@ -92,6 +92,7 @@ class Engine:
         cancellation = cancellation or Cancellation()
         started = time.perf_counter()
         picture = open_image(image)
+        cancellation.check()  # a large one may have taken a second
         pixel_values = preprocess(picture, self.manifest.image)
         prepared = time.perf_counter()
         cancellation.check()

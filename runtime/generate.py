@@ -29,7 +29,8 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
     if prompt + max_new_tokens > context:
         raise ContextOverflowError(
             f"the prompt has {prompt} tokens (images included) and {max_new_tokens} new ones may follow, together "
-            f"{prompt + max_new_tokens}; the model's context is {context}: shorten the question or lower max_new_tokens"
+            f"{prompt + max_new_tokens}; the model's context is {context}: shorten the question, show fewer images or "
+            "lower max_new_tokens"
         )
 
 

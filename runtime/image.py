@@ -65,6 +65,8 @@ def open_image(source: ImageSource) -> Image.Image:
     if not isinstance(source, str | os.PathLike) or not isinstance(path := os.fspath(source), str):
         raise TypeError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
     name = path or "the empty path"
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe might never end
+        raise ImageError(f"{name} is no file; expected {_EXPECTED}: save it as one, or pipe it to tinygptv ask -")
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; only opening it is tried here)
     except FileNotFoundError as error:

@@ -110,7 +110,10 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert refusal(capsys) == 'tinygptv: PySide6 and psutil not installed; run: pip install "tinygptv[app]"'
+    assert refusal(capsys) == (
+        'tinygptv: PySide6 and psutil not installed; run: pip install "tinygptv[app]" '
+        '(in tinygptv\'s own folder: ".[app]")'
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,6 +201,17 @@ def test_async_errors_come_with_the_first_piece(fresh: TinyGPTV) -> None:
 
     with pytest.raises(ImageError):
         asyncio.run(read())
+
+
+def test_a_reader_who_leaves_early(fresh: TinyGPTV, photo: Path) -> None:
+    async def read() -> str:
+        async with contextlib.aclosing(fresh.astream(photo, QUESTION, max_new_tokens=LONG)) as stream:
+            first = await anext(stream)
+        async for _ in stream:
+            raise AssertionError("it was closed")
+        return first if stream.answer.finish_reason == "cancelled" else ""
+
+    assert asyncio.run(read())
 
 
 def test_cancelling_the_task_cancels_the_answer(fresh: TinyGPTV, photo: Path) -> None:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from captioned import CAPTIONS, IMAGES, PLACES, RED, TEAL, lines, picture_folder, texts, wanted
 from conftest import plain_environment
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.batch import DecoderBatch
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.commands.captions import Captions
+from tinygptv.runtime.commands.files import write_whole
+from tinygptv.runtime.commands.folder import sidecars
 from tinygptv.runtime.commands.terminal import duration, pace
+from tinygptv.runtime.loading import DEMO_BUNDLE
+from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
 
-IMAGES = Path(__file__).parent / "images"
-TEAL, RED = IMAGES / "teal_circle.png", IMAGES / "red_triangle.png"
-PLACES = {"a.png": TEAL, "b/z/d.png": TEAL, "b/写真 é.PNG": RED, "c.png": RED}
-"""In the order of the captions; further ones in the fixture are not pictures, hidden, or reached twice."""
-CAPTIONS = {TEAL: "a teal circle", RED: "a red triangle"}
-SLOWLY = """
-import sys, time
-from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.batch import DecoderBatch
-from tinygptv.runtime.cli import main
-from tinygptv.runtime.commands.captions import Captions
-encode = TinyGPTV.encode_image
-def slowly(*arguments, **named):
-    time.sleep(0.1)
-    return encode(*arguments, **named)
-TinyGPTV.encode_image = slowly
-sys.exit(main(sys.argv[1:]))
-"""
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals or pseudo-terminals")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals or long names")
 
 
 @pytest.fixture(autouse=True)
@@ -49,35 +34,12 @@ def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "Bilder é"
-    for name, source in (*PLACES.items(), (".hidden.png", RED), (".git/e.png", RED), ("b/notes.md", RED)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, folder / name)
-    return folder
+    return picture_folder(tmp_path / "Bilder é")
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     return tmp_path / "captions.jsonl"
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One number a run of the command: how many pictures were asked about."""
-    counts: list[int] = []
-    ask_each = TinyGPTV.ask_each
-
-    def counting(model: TinyGPTV, questions: Iterable, **named: object) -> Iterator:
-        def counted() -> Iterator:
-            for question in questions:
-                counts[-1] += 1
-                yield question
-
-        counts.append(0)
-        return ask_each(model, counted(), **named)
-
-    monkeypatch.setattr(TinyGPTV, "ask_each", counting)
-    return counts
 
 
 @pytest.fixture
@@ -92,20 +54,6 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(DecoderBatch, "run", counting)
     return counts
-
-
-def lines(output: Path) -> list[dict]:
-    text = output.read_text(encoding="ascii")
-    assert text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def texts(output: Path) -> dict[str, str]:
-    return {line["file"]: line["text"] for line in lines(output)}
-
-
-def wanted(places: dict[str, Path]) -> dict[str, str]:
-    return {name: CAPTIONS[source] for name, source in places.items()}
 
 
 # All of them, once
@@ -131,6 +79,7 @@ def test_every_picture(
         "file": "a.png",
         "size": found.st_size,
         "mtime": found.st_mtime,
+        "model": hashlib.sha256((DEMO_BUNDLE / MANIFEST).read_bytes()).hexdigest()[:12],
         "question": "[caption]",
         "text": "a teal circle",
         "finish_reason": "stop",
@@ -174,15 +123,6 @@ def test_one_bad_file(folder: Path, output: Path, capsys: pytest.CaptureFixture[
     assert len(lines(output)) == 5
 
 
-def test_another_question(folder: Path, output: Path) -> None:
-    """Is asked of all; answers to the first are kept, and need not be given again."""
-    question = "what shape is in the image?"
-    for arguments in ([], ["--question", question], [], ["--question", question]):
-        assert main(["caption", str(folder), "-o", str(output), *arguments]) == 0
-    assert [line["question"] for line in lines(output)] == ["[caption]"] * 4 + [question] * 4
-    assert [line["text"] for line in lines(output)[4:]] == ["circle", "circle", "triangle", "triangle"]
-
-
 def test_a_folder_without_pictures(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for folder, place, said in (
@@ -195,114 +135,6 @@ def test_a_folder_without_pictures(tmp_path: Path, output: Path, capsys: pytest.
         assert captured.out == ""
         assert said in captured.err
     assert not output.exists()
-
-
-# Going on
-
-
-def test_nothing_left_to_do(
-    folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    before = output.read_bytes()
-    monkeypatch.setattr(TinyGPTV, "load", None)  # not even that
-    capsys.readouterr()
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    assert capsys.readouterr().err == "4 pictures: 0 captioned, 4 done before, 0 failed\n"
-    assert output.read_bytes() == before
-
-
-@pytest.mark.parametrize("change", ["size", "time"])
-def test_a_picture_that_has_changed(change: str, folder: Path, output: Path, asked: list[int]) -> None:
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    path = folder / "a.png"
-    found = path.stat()
-    if change == "size":
-        shutil.copy(RED, path)
-        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    else:
-        os.utime(path, (found.st_atime, found.st_mtime + 5))
-    asked.clear()
-    for _ in range(2):
-        assert main(["caption", str(folder), "-o", str(output)]) == 0
-        assert asked == [1]
-    assert len(lines(output)) == 5
-    assert texts(output)["a.png"] == CAPTIONS[RED if change == "size" else TEAL]  # the last line counts
-
-
-@pytest.mark.parametrize("left", [1, 5, 40, -1])
-def test_a_line_that_was_cut(left: int, folder: Path, output: Path, asked: list[int]) -> None:
-    """A kill while a line was written costs that line."""
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    whole = output.read_bytes()
-    *first, last = whole.splitlines(keepends=True)
-    output.write_bytes(b"".join(first) + last[:left])
-    asked.clear()
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    assert output.read_bytes() == whole
-    assert asked == [1]
-
-
-@pytest.mark.parametrize("content", [b"my notes", b"my notes\n", b'{"file": 1}\n', b"[]\n", b"\n", b"\xff\n"])
-def test_a_file_of_something_else_is_left_alone(
-    content: bytes, folder: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output.write_bytes(content)
-    assert main(["caption", str(folder), "-o", str(output)]) == 1
-    assert "line 1 is no caption" in capsys.readouterr().err
-    assert output.read_bytes() == content
-
-
-def test_interrupted_within_a_batch(
-    folder: Path, output: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What is whole is kept; the rest is done again."""
-    keep = Captions.add
-
-    def interrupting(captions: Captions, *arguments: object) -> None:
-        keep(captions, *arguments)
-        if len(lines(output)) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Captions, "add", interrupting)
-        assert main(["caption", str(folder), "-o", str(output), "--batch-size", "3", "--json"]) == 130
-    captured = capsys.readouterr()
-    assert "interrupted (2 captioned, 0 done before, 0 failed; " in captured.err
-    assert "the same command goes on from here" in captured.err
-    assert json.loads(captured.out)["interrupted"] is True
-    assert len(lines(output)) == 3
-    assert main(["caption", str(folder), "-o", str(output)]) == 0
-    assert texts(output) == wanted(PLACES)
-    assert asked == [3, 1]
-
-
-@posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_as_a_process(number: signal.Signals, folder: Path, output: Path, tmp_path: Path) -> None:
-    arguments = ["caption", str(folder), "-o", str(output), "--batch-size", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=plain_environment(tmp_path),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not output.exists() or b"\n" not in output.read_bytes():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert out == b""
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert b"the same command goes on from here" in err and b"Traceback" not in err
-    done = len(lines(output))
-    assert 1 <= done < 4
-    assert main(arguments) == 0
-    assert list(texts(output).items()) == list(wanted(PLACES).items())
-    assert len(lines(output)) == 4
 
 
 # Sidecars
@@ -353,11 +185,88 @@ def test_an_own_sidecar_follows_its_picture(edited: bool, folder: Path, output: 
     assert sidecar.read_text() == ("a teal circle, by me\n" if edited else "a red triangle\n")
 
 
-def test_two_pictures_of_one_name(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_sidecars_follow_the_question(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Back to one that was asked before, too; what was edited is kept each time."""
+    arguments = ["caption", str(folder), "-o", str(output), "--sidecar"]
+    shape = ["--question", "what shape is in the image?"]
+    assert main(arguments) == 0
+    (folder / "c.txt").write_text("by me\n")
+    for more, text in ((shape, "circle\n"), ([], "a teal circle\n"), (shape, "circle\n"), ([], "a teal circle\n")):
+        capsys.readouterr()
+        assert main([*arguments, *more]) == 0
+        assert f"{folder / 'c.txt'} is not this command's and was kept" in capsys.readouterr().err
+        assert (folder / "a.txt").read_text() == text
+    assert (folder / "c.txt").read_text() == "by me\n"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_pictures_of_one_name(
+    overwrite: bool, folder: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has a text of its own, also where one of them was captioned before."""
+    arguments = ["caption", str(folder), "-o", str(output), "--sidecar", *(["--overwrite"] if overwrite else [])]
+    assert main(["caption", str(folder), "-o", str(output)]) == 0
     shutil.copy(RED, folder / "a.webp")
-    assert main(["caption", str(folder), "-o", str(output), "--sidecar", "--batch-size", "1"]) == 0
-    assert "a.txt is not this command's and was kept" in capsys.readouterr().err
-    assert (folder / "a.txt").read_text() == "a teal circle\n"
+    for _ in range(2):
+        assert main(arguments) == 0
+        assert "kept" not in capsys.readouterr().err
+        assert not (folder / "a.txt").exists()
+        assert (folder / "a.png.txt").read_text() == "a teal circle\n"
+        assert (folder / "a.webp.txt").read_text() == "a red triangle\n"
+        assert (folder / "c.txt").exists() and len(list(folder.rglob("*.txt"))) == 5
+
+
+def test_names_of_sidecars() -> None:
+    """No two pictures have the same, on systems that ignore case as well; folders that cannot be read do no harm."""
+    alone = {"p.jpg": "p.txt", "b/p.jpg": "b/p.txt", "c.d/q.e.PNG": "c.d/q.e.txt"}
+    assert sidecars([*alone, ".", "d/"]).items() >= alone.items()
+    assert sidecars(["p.jpg", "P.png"]) == {"p.jpg": "p.jpg.txt", "P.png": "P.png.txt"}
+    for names in (["p.jpg", "p.png", "p.jpg.png"], ["p.jpg", "p.jpg.png", "p.jpg.png.gif"]):
+        assert len(set(sidecars(names).values())) == 3
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_captions_that_would_be_a_sidecar(exists: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = folder / "a.txt"
+    if exists:
+        assert main(["caption", str(folder), "-o", str(output)]) == 0
+    before = output.read_bytes() if exists else b""
+    capsys.readouterr()
+    assert main(["caption", str(folder), "-o", str(output), "--sidecar", "--overwrite"]) == 1
+    assert f"OUTPUT is {output}, where the caption of a.png would go" in capsys.readouterr().err
+    assert (output.read_bytes() if output.exists() else b"") == before
+    assert len(list(folder.rglob("*.txt"))) <= 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_a_sidecar_that_is_a_link(folder: Path, output: Path, tmp_path: Path) -> None:
+    """Stays one, and what it leads to is written."""
+    (tmp_path / "texts").mkdir()
+    (folder / "a.txt").symlink_to(tmp_path / "texts" / "a.txt")
+    assert main(["caption", str(folder), "-o", str(output), "--sidecar"]) == 0
+    assert (folder / "a.txt").is_symlink()
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == ["a.txt"]
+    assert (tmp_path / "texts" / "a.txt").read_text() == "a teal circle\n"
+
+
+@posix
+def test_a_sidecar_with_a_long_name(tmp_path: Path) -> None:
+    """As long as systems allow; so nothing longer can be needed on the way to it."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    write_whole(folder / f"{'n' * 251}.txt", lambda file: file.write(b"a text"))
+    assert [(len(path.name), path.read_bytes()) for path in folder.iterdir()] == [(255, b"a text")]
+
+
+def test_errors_of_writing_name_the_file(tmp_path: Path) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place, write in (("a.txt", full), ("nowhere/a.txt", lambda file: file.write(b""))):
+        with pytest.raises(OSError, match=r"a\.txt") as caught:
+            write_whole(tmp_path / place, write)
+        assert caught.value.filename == str(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sidecar_that_cannot_be_written(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,8 +90,15 @@ def test_another_image_and_what_was_said_is_forgotten(tmp_path: Path) -> None:
     done = piped(script, RED, home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == ["a red triangle", "a teal circle", "circle"]
-    # Of a name that is not there a shell's quoting is taken off: "about teal.json" is two words.
+    assert json.loads((tmp_path / "about teal.json").read_text())["turns"][0]["answer"] == "a teal circle"
     assert (tmp_path / "after.txt").read_text(encoding="utf-8") == f"> {SHAPE}\ncircle\n\n"
+
+
+def test_a_closed_stdin_has_no_questions(tmp_path: Path) -> None:
+    script = "import sys; sys.stdin = None; from tinygptv.runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "chat", RED]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=plain_environment(tmp_path), timeout=60)
+    assert (done.returncode, done.stdout, complaints(done)) == (0, b"", [])
 
 
 def test_save(tmp_path: Path) -> None:

@@ -88,9 +88,35 @@ def test_nobody_waits_for_a_terminal_to_send_an_image(
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert main(["ask", "-", "[caption]"]) == 1
-    assert "stdin is a terminal; expected an image" in complaint(capsys)
+    assert "stdin is a terminal, or closed; expected an image" in complaint(capsys)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["ask", "-", "[caption]"]) == 1
+    assert "stdin is a terminal, or closed; expected an image" in complaint(capsys)
     assert main(["ask", "-", "-", "[caption]"]) == 1
     assert "named twice" in complaint(capsys)
+
+
+@pytest.mark.usefixtures("never_loaded")
+@pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes among files")
+def test_nobody_waits_for_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opening one would wait for its other end, and Ctrl-C would not help."""
+    os.mkfifo(tmp_path / "pipe\x1b[2J.png")
+    assert main(["ask", str(tmp_path / "pipe\x1b[2J.png"), "[caption]"]) == 1
+    said = complaint(capsys)
+    assert "is no file" in said and "tinygptv ask -" in said
+    assert "\x1b" not in said  # a name cannot command the terminal
+
+
+@pytest.mark.usefixtures("never_loaded")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([TEAL, RED], "expected a QUESTION behind the images"), ([TEAL, "what?", "--stop", ""], "expected some text")],
+)
+def test_what_was_forgotten(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["ask", *arguments])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("never_loaded")

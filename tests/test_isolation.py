@@ -87,8 +87,8 @@ ALLOWED = {
         *("commands.pictures", "commands.report", "commands.terminal"),
     },
     "commands.caption": {
-        *("answer", "cancel", "errors", "model", "commands.captions", "commands.files", "commands.folder"),
-        *("commands.options", "commands.terminal"),
+        *("answer", "cancel", "errors", "manifest", "model", "commands.captions", "commands.files"),
+        *("commands.folder", "commands.options", "commands.terminal"),
     },
     "commands.bundle": {"commands.options", "commands.terminal", "errors", "integrity", "manifest", "tuned"},
     "commands.tune": {"commands.options", "commands.terminal", "loading", "manifest", "tuning"},
@@ -99,7 +99,10 @@ ALLOWED = {
     "server.messages": {"server.refusal"},
     "server.requests": {"errors", "sampling", "server.messages", "server.refusal"},
     "server.replies": {"answer", "boxes"},
-    "server.queue": {"answer", "cancel", "chat", "errors", "model", "server.refusal", "server.requests"},
+    "server.memory": {"prefix_cache"},
+    "server.queue": {
+        *("answer", "cancel", "engine", "errors", "model", "server.memory", "server.refusal", "server.requests"),
+    },
     "server.responses": {"server.refusal"},
     "server.limits": {"server.refusal", "server.responses"},
     "server.page": set(),

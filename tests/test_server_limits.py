@@ -129,6 +129,11 @@ def test_a_token(tmp_path: Path) -> None:
     assert TOKEN not in running.messages.read_text()
 
 
+def test_an_empty_token_is_none(tmp_path: Path) -> None:
+    with serving(tmp_path, TINYGPTV_TOKEN="") as running:
+        assert [model.id for model in running.client().models.list().data] == ["demo"]
+
+
 def test_nothing_that_was_asked_is_written_down(tmp_path: Path) -> None:
     with serving(tmp_path) as running:
         ask(running.client(), "teal_circle.png", f"what is a {SECRET}?")
@@ -148,6 +153,7 @@ def test_nothing_that_was_asked_is_written_down(tmp_path: Path) -> None:
     [
         (("--host", "0.0.0.0"), {}, 2, "--host 0.0.0.0 lets other machines in"),
         (("--host", "example.com"), {}, 2, "TINYGPTV_TOKEN"),
+        (("--host", "0.0.0.0"), {"TINYGPTV_TOKEN": ""}, 2, "--host 0.0.0.0 lets other machines in"),
         ((), {"TINYGPTV_TOKEN": "short"}, 1, "at least 16 ASCII characters"),
         (("--token-file", "none"), {}, 1, "none"),
         (("--port", "65536"), {}, 2, "'65536' is not a port"),
@@ -174,7 +180,8 @@ def test_wrong_usage(
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(
-        TinyGPTVError, match=r'^starlette and uvicorn not installed; run: pip install "tinygptv\[serve\]"$'
+        TinyGPTVError,
+        match=r'^starlette and uvicorn not installed; run: pip install "tinygptv\[serve\]" \(in .*"\.\[serve\]"\)$',
     ):
         command.run(argparse.Namespace())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 import threading
 import time
@@ -105,3 +106,21 @@ def test_a_clean_stop(number: signal.Signals, status: int, tmp_path: Path) -> No
             with pytest.raises(openai.InternalServerError, match="being stopped"):
                 waiting.result()
     assert "Traceback" not in running.messages.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not sent signals there")
+def test_a_stop_while_a_request_is_half_sent(tmp_path: Path) -> None:
+    with serving(tmp_path) as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(f'{head}Content-Length: 1000\r\n\r\n{{"messages": '.encode())
+            wait_until(lambda: running.health()["receiving"] == 1)
+            started = time.monotonic()
+            assert running.stop() == 0
+            assert time.monotonic() - started < 4.5  # a connection is cut off after 5
+            with client.makefile("rb") as response:
+                answer = response.read().decode()
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "being stopped" in answer
+    assert running.messages.read_text().count("\n") == 2  # the demo is used, and where

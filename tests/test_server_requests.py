@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_messages_that_are_refused(messages: object, param: str, told: str) -> N
     [
         *("http://example.com/cat.png", "https://example.com/cat.png", "file:///etc/passwd", "/etc/passwd", ""),
         *("data:image/png,abc", "data:text/plain;base64,aGk=", "data:;base64,aGk=", "data:image/png;base64"),
-        *("data:image/png;base64,aGk", "data:image/png;base64,a b=", "data:image/png;base64,é"),
+        *("data:image/png;base64,aGk", "data:image/png;base64,a!b=", "data:image/png;base64,é"),
     ],
 )
 def test_other_addresses_are_refused(url: str) -> None:
@@ -109,6 +110,12 @@ def test_other_addresses_are_refused(url: str) -> None:
 @given(st.binary(max_size=64), st.sampled_from(["image/png", "IMAGE/JPEG", "image/svg+xml", "image/webp;q=1"]))
 def test_data_uris_come_back(data: bytes, kind: str) -> None:
     assert image_bytes(f"data:{kind};base64,{base64.b64encode(data).decode()}", "here") == data
+
+
+@pytest.mark.parametrize("wrapped", [base64.encodebytes, lambda data: b"\r\n " + base64.b64encode(data) + b"\t\n"])
+def test_base64_may_be_broken_into_lines(wrapped: Callable[[bytes], bytes]) -> None:
+    data = bytes(range(256))
+    assert image_bytes(f"data:image/png;base64,{wrapped(data).decode()}", "here") == data
 
 
 def test_without_fields_an_answer_is_greedy() -> None:
@@ -140,9 +147,12 @@ def test_fields() -> None:
     ("param", "value", "told"),
     [
         ("n", 2, "leave it out"),
+        ("n", True, "leave it out"),
         ("tools", [{"type": "function"}], "leave it out"),
         ("tool_choice", "required", "leave it out"),
         ("logprobs", True, "leave it out"),
+        ("logprobs", 0, "leave it out"),
+        ("top_logprobs", False, "leave it out"),
         ("logit_bias", {"5": 1}, "leave it out"),
         ("response_format", {"type": "json_object"}, "leave it out"),
         ("frequency_penalty", 0.5, "leave it out"),

@@ -34,7 +34,10 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show the window until it is closed (status 0) or Ctrl-C is pressed in the terminal (130)."""
     if missing := [name for name in ("PySide6", "psutil") if find_spec(name) is None]:
-        raise TinyGPTVError(f'{" and ".join(missing)} not installed; run: pip install "tinygptv[app]"')
+        raise TinyGPTVError(
+            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[app]" '
+            '(in tinygptv\'s own folder: ".[app]")'
+        )
     no_screen = not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
     if sys.platform == "linux" and no_screen:  # where Qt would end the process
         raise TinyGPTVError(

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -145,6 +146,8 @@ def _words(options: argparse.Namespace) -> tuple[list[str], str]:
         return words, ""  # which is known once the picture's size is
     if len(words) + options.clipboard < 2:
         options.parser.error(f"expected an IMAGE and a QUESTION; found {' '.join(words) or 'neither'}")
+    if os.path.isfile(words[-1]):
+        options.parser.error(f"expected a QUESTION behind the images; {words[-1]} is a file")
     return words[:-1], words[-1]
 
 

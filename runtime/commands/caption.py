@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ..answer import Answer, EncodedImage
 from ..cancel import Cancellation
 from ..errors import ArgumentError, ImageError
+from ..manifest import FILE_NAME as MANIFEST
+from ..manifest import parse_manifest
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
-from .captions import Caption, Captions
+from .captions import Caption, Captions, open_captions
 from .files import write_whole
-from .folder import Picture, Unreadable, pictures_in
+from .folder import Picture, Unreadable, pictures_in, sidecars
 from .options import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
     add_answer_options,
     add_model_options,
+    bundle_of,
     examples,
-    load,
+    loader,
     positive,
 )
 from .terminal import Progress, complain, interruptible, pace, remark, status
@@ -44,9 +48,9 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "caption",
         help="caption every picture in a folder, or ask the same of each",
-        description="Caption every picture in a folder and those below it. Pictures that OUTPUT has a caption of are "
-        "skipped unless they have changed, so that the same command goes on where it was interrupted. A picture that "
-        "cannot be read is one line on stderr (exit status 1 in the end), and tried again the next time.",
+        description="Caption every picture in a folder and those below it. Pictures that OUTPUT has this model's "
+        "caption of are skipped unless they have changed, so that the same command goes on where it was interrupted. "
+        "A picture that cannot be read is a line on stderr (exit status 1 in the end), and tried again the next time.",
         epilog=EXAMPLES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped")
@@ -56,11 +60,15 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, as they become whole: file, size, mtime, question, text, finish_reason; of two lines on a "
-        "file the last counts",
+        help="JSON Lines, as they become whole: file, size, mtime, model, question, text, finish_reason; of two lines "
+        "on a file the last counts",
     )
     parser.add_argument("--question", default=QUESTION, metavar="TEXT", help=f"what to ask (default: {QUESTION})")
-    parser.add_argument("--sidecar", action="store_true", help="write photo.txt beside photo.jpg too")
+    parser.add_argument(
+        "--sidecar",
+        action="store_true",
+        help="write photo.txt beside photo.jpg too; photo.jpg.txt and photo.png.txt where both are there",
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace sidecars that something else wrote, or that were edited"
     )
@@ -102,11 +110,21 @@ def run(options: argparse.Namespace) -> int:
             raise ArgumentError(
                 f"{place} is not a folder; expected FOLDER with pictures, and OUTPUT in one that exists"
             )
-    captioner = _Captioner(options, Captions(output))
-    done = captioner.done
+    done, is_stopped = _Run(), False
     try:
-        if todo := captioner.look():
-            captioner.caption(todo)
+        found = _look(folder)
+        done.pictures = len(found)
+        bundle = bundle_of(options.bundle)
+        model = _identity(bundle)
+        with open_captions(output) as captions:
+            captioner = _Captioner(options, captions, model, found, done)
+            if todo := captioner.skip():
+                with status("loading the model ..."):
+                    loaded = loader(options)(bundle)
+                with loaded:
+                    captioner.caption(loaded, todo)
+    except _OutputError:
+        is_stopped = True
     except KeyboardInterrupt:
         done.interrupted = True
     if options.json:
@@ -114,64 +132,110 @@ def run(options: argparse.Namespace) -> int:
     summary = f"{done.captioned} captioned, {done.skipped} done before, {len(done.failed)} failed"
     if done.captioned:
         summary += f"; {pace(done.captioned / done.seconds)}"
-    if done.interrupted:
-        remark(f"interrupted ({summary}); the same command goes on from here")
-        return EXIT_INTERRUPTED
+    if done.interrupted or is_stopped:
+        remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}); the same command goes on from here")
+        return EXIT_ERROR if is_stopped else EXIT_INTERRUPTED
     remark(f"{done.pictures} pictures: {summary}")
     return EXIT_ERROR if done.failed else 0
 
 
-class _Captioner:
-    """Looks for pictures, captions those that need it, and keeps account."""
+def _look(folder: Path) -> list[Picture | Unreadable]:
+    """All pictures.
 
-    def __init__(self, options: argparse.Namespace, captions: Captions) -> None:
+    Raises:
+        ArgumentError: There are none.
+    """
+    with status("looking for pictures ..."):
+        found = list(pictures_in(folder))
+    if not found:
+        raise ArgumentError(f"{folder} has no pictures; expected files such as .jpg, .png or .webp in it, or below it")
+    return found
+
+
+def _identity(bundle: Path) -> str:
+    """What a model is known by in its captions: :attr:`.captions.Caption.model`.
+
+    Raises:
+        BundleError: The folder is no bundle.
+    """
+    parse_manifest(bundle)
+    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:12]
+
+
+class _OutputError(Exception):
+    """A caption cannot be kept, and so neither could further ones; it has been told of."""
+
+
+class _Captioner:
+    """Captions the pictures that need it, and keeps account."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        captions: Captions,
+        model: str,
+        found: Sequence[Picture | Unreadable],
+        done: _Run,
+    ) -> None:
+        """
+        Args:
+            options: The command's.
+            captions: What is known so far.
+            model: What the model's captions are known by.
+            found: The pictures.
+            done: The account.
+
+        Raises:
+            ArgumentError: A sidecar would be written over the captions.
+        """
         self._options = options
         self._folder: Path = options.folder
         self._captions = captions
-        self.done = _Run()
+        self._model = model
+        self._found = found
+        self._done = done
+        self._sidecars = sidecars(picture.file for picture in found)
+        if options.sidecar:
+            for picture in found:
+                if captions.is_at(sidecar := self._sidecar_of(picture.file)):
+                    raise ArgumentError(
+                        f"OUTPUT is {sidecar}, where the caption of {picture.file} would go; choose another OUTPUT"
+                    )
 
-    def look(self) -> list[Picture]:
-        """What has no caption yet; what has one gets its sidecar, if that is wanted and not there.
-
-        Raises:
-            ArgumentError: There are no pictures at all.
-        """
+    def skip(self) -> list[Picture]:
+        """What has no caption yet; what has one gets its sidecar, if that is wanted."""
         todo = []
-        with status("looking for pictures ..."):
-            found = list(pictures_in(self._folder))
-        self.done.pictures = len(found)
-        if not found:
-            raise ArgumentError(
-                f"{self._folder} has no pictures; expected files such as .jpg, .png or .webp in it, or below it"
-            )
-        for picture in found:
+        for picture in self._found:
             if isinstance(picture, Unreadable):
                 self._fail(picture.file, picture.error)
-            elif caption := self._captions.find(picture, self._options.question):
-                self.done.skipped += 1
-                if self._options.sidecar and (self._options.overwrite or not self._sidecar_of(picture.file).exists()):
+            elif caption := self._captions.find(picture, self._options.question, self._model):
+                self._done.skipped += 1
+                if self._options.sidecar:
                     self._write_sidecar(caption)
             else:
                 todo.append(picture)
         return todo
 
-    def caption(self, todo: Sequence[Picture]) -> None:
-        """Caption pictures, several in step; each caption is in the file as soon as it is whole."""
+    def caption(self, model: TinyGPTV, todo: Sequence[Picture]) -> None:
+        """Caption pictures, several in step; each caption is in the file as soon as it is whole.
+
+        Raises:
+            _OutputError: One of them cannot be.
+        """
         seen: list[Picture] = []
-        with load(self._options) as model, self._captions.appending() as file:
-            progress = Progress("captioning", len(todo))
-            try:
-                progress.show()
-                for number, answer in model.ask_each(
-                    self._look_at(model, todo, seen, progress),
-                    max_new_tokens=self._options.max_new_tokens,
-                    template=self._options.template,
-                    batch_size=self._options.batch_size,
-                ):
-                    self._keep(seen[number], answer, file, progress)
-            finally:
-                progress.clear()
-                self.done.seconds = progress.seconds
+        progress = Progress("captioning", len(todo))
+        try:
+            progress.show()
+            for number, answer in model.ask_each(
+                self._look_at(model, todo, seen, progress),
+                max_new_tokens=self._options.max_new_tokens,
+                template=self._options.template,
+                batch_size=self._options.batch_size,
+            ):
+                self._keep(seen[number], answer, progress)
+        finally:
+            progress.clear()
+            self._done.seconds = progress.seconds
 
     def _look_at(
         self, model: TinyGPTV, todo: Sequence[Picture], seen: list[Picture], progress: Progress
@@ -190,31 +254,37 @@ class _Captioner:
                 seen.append(picture)
                 yield image, self._options.question
 
-    def _keep(self, picture: Picture, answer: Answer, file: BinaryIO, progress: Progress) -> None:
+    def _keep(self, picture: Picture, answer: Answer, progress: Progress) -> None:
         caption = Caption(
             picture.file,
             picture.size,
             picture.mtime,
+            self._model,
             self._options.question,
             answer.text.strip(),
             answer.finish_reason,
         )
-        self._captions.add(file, caption)
-        self.done.captioned += 1
+        try:
+            self._captions.add(caption)
+        except OSError as error:
+            progress.clear()
+            self._fail(picture.file, f"{self._captions.path} cannot be written: {error.strerror}")
+            raise _OutputError from error
+        self._done.captioned += 1
         progress.clear()
         if self._options.sidecar:
             self._write_sidecar(caption)
         progress.advance()
 
     def _sidecar_of(self, file: str) -> Path:
-        return (self._folder / file).with_suffix(".txt")
+        return self._folder / self._sidecars[file]
 
     def _write_sidecar(self, caption: Caption) -> None:
         path, text = self._sidecar_of(caption.file), caption.text + "\n"
         try:
             there = path.read_bytes().decode(errors="replace").rstrip("\r\n") if path.exists() else None
             if there is not None and not self._options.overwrite and not self._captions.wrote(caption.file, there):
-                self.done.sidecars_kept += 1
+                self._done.sidecars_kept += 1
                 complain(f"{path} is not this command's and was kept; --overwrite replaces it")
             elif there != caption.text:
                 write_whole(path, lambda file: file.write(text.encode()))
@@ -223,4 +293,4 @@ class _Captioner:
 
     def _fail(self, file: str, error: str) -> None:
         complain(error)
-        self.done.failed.append({"file": file, "error": error})
+        self._done.failed.append({"file": file, "error": error})

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ArgumentError
 from .folder import Picture
 
 _BEGINNING = b'{"file": "'
 """Of every line."""
+_LOCKED_BYTE = 2**31 - 2
+"""Far behind what the file holds: on Windows nobody else can read the byte that is locked."""
 
 
 @dataclass(frozen=True)
@@ -24,70 +29,150 @@ class Caption:
     size: int
     mtime: float
     """These three as in :class:`.folder.Picture`: of the picture when it was captioned."""
+    model: str
+    """Which one wrote it: the first 12 digits of its manifest's SHA-256, in hexadecimal."""
     question: str
     text: str
     finish_reason: str
 
 
+_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(Caption.__dataclass_fields__, (str,)) | {
+    "size": (int,),
+    "mtime": (float, int),
+}
+"""What :mod:`json` reads a line's fields as."""
+
+
 class Captions:
     """What is known so far; of several captions of a picture the last counts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: io.FileIO) -> None:
         """
         Args:
-            path: The file, which need not be there yet.
+            path: The file's name.
+            file: The file, unbuffered, to read and to append to; see :func:`open_captions`.
 
         Raises:
-            ArgumentError: It is there and holds anything else.
+            ArgumentError: It holds anything else.
             OSError: It cannot be read.
         """
-        self._path = path
-        self._known: dict[tuple[str, str], Caption] = {}
+        self.path = path
+        self._file = file
+        self._known: dict[tuple[str, str, str], Caption] = {}
         self._texts: dict[str, set[str]] = {}
         self._length = 0
         """Bytes of whole lines."""
-        data = path.read_bytes() if path.exists() else b""
-        for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        self._is_cut = False
+        """Whether more follows them: a line that was cut while it was written."""
+        file.seek(0)
+        for number, line in enumerate(io.BytesIO(file.read()), start=1):
             if line.endswith(b"\n"):
-                self._remember(self._parsed(line, number))
+                if line.strip():
+                    self._remember(self._parsed(line, number))
                 self._length += len(line)
-            elif not line.startswith(_BEGINNING[: len(line)]):  # else it was cut while it was written, and is dropped
+            elif line.strip() and not line.startswith(_BEGINNING[: len(line)]):
                 raise self._foreign(number)
+            else:
+                self._is_cut = True
 
-    def find(self, picture: Picture, question: str) -> Caption | None:
+    def find(self, picture: Picture, question: str, model: str) -> Caption | None:
         """The caption of a picture as it is now, if there is one."""
-        known = self._known.get((picture.file, question))
+        known = self._known.get((picture.file, question, model))
         return known if known and (known.size, known.mtime) == (picture.size, picture.mtime) else None
 
     def wrote(self, file: str, text: str) -> bool:
-        """Whether a text is a caption that the file has had, to this question or another."""
+        """Whether a text is a caption that the file has had, to this question or another, by whichever model."""
         return text in self._texts.get(file, ())
 
-    @contextmanager
-    def appending(self) -> Iterator[BinaryIO]:
-        """Open the file for :meth:`add`; a last line that was cut is gone then."""
-        with self._path.open("ab") as file:
-            file.truncate(self._length)
-            yield file
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to this very file."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
+        except OSError:  # nothing is there, or can be
+            return False
 
-    def add(self, file: BinaryIO, caption: Caption) -> None:
-        """Append a caption; once this returns, no kill of the process can lose it."""
+    def add(self, caption: Caption) -> None:
+        """Append a caption; once this returns, no kill of the process can lose it.
+
+        Raises:
+            OSError: The disk is full, or the like. What is left of the line is dropped when the next one is added.
+        """
         # ASCII is whole in any encoding, and carries names that are no Unicode.
-        file.write(json.dumps(asdict(caption)).encode() + b"\n")
-        file.flush()
+        line = json.dumps(asdict(caption)).encode() + b"\n"
+        if self._is_cut:
+            self._file.truncate(self._length)
+        self._is_cut = True
+        written = 0
+        while written < len(line):
+            written += self._file.write(line[written:])
+        self._length += written
+        self._is_cut = False
         self._remember(caption)
 
     def _remember(self, caption: Caption) -> None:
-        self._known[caption.file, caption.question] = caption
+        self._known[caption.file, caption.question, caption.model] = caption
         self._texts.setdefault(caption.file, set()).add(caption.text)
 
     def _parsed(self, line: bytes, number: int) -> Caption:
         try:
-            return Caption(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise self._foreign(number) from error
+        if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
+            raise self._foreign(number)
+        if not all(type(value) in _TYPES[name] for name, value in fields.items()):  # a bool is no size
+            raise self._foreign(number)
+        return Caption(**fields)
 
     def _foreign(self, number: int) -> ArgumentError:
         return ArgumentError(
-            f"{self._path}: line {number} is no caption of this command's; expected its earlier output, or a new file"
+            f"{self.path}: line {number} is no caption of this command's; expected its earlier output, or a new file"
         )
+
+
+@contextmanager
+def open_captions(path: Path) -> Iterator[Captions]:
+    """Open the file, and keep other runs out of it meanwhile; the system lets them in again if this one dies.
+
+    Args:
+        path: The file, which need not be there yet, and is not if nothing comes of it.
+
+    Raises:
+        ArgumentError: Another run is writing to it, it is no file, or it holds anything else.
+        OSError: It cannot be read or written.
+    """
+    while True:
+        is_new = not path.exists()
+        if not is_new and not stat.S_ISREG(path.stat().st_mode):
+            raise ArgumentError(f"{path} is not a regular file; expected an earlier OUTPUT, or a new file")
+        with path.open("a+b", buffering=0) as file:
+            if not _lock(file):
+                raise ArgumentError(f"another caption run is writing to {path}; wait for it, or choose another OUTPUT")
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # whoever had it has removed it meanwhile, as below
+            try:
+                yield Captions(path, file)
+            finally:
+                if is_new and not os.fstat(file.fileno()).st_size:
+                    with suppress(OSError):  # Windows removes no open file: it stays there, empty
+                        path.unlink()
+            return
+
+
+def _lock(file: io.FileIO) -> bool:
+    """Lock a file until it is closed; False if somebody else has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(_LOCKED_BYTE)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the one or the other, by the system
+        return False
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
+    return True

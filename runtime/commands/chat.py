@@ -121,7 +121,7 @@ class _Conversation:
     def read(self) -> str | None:
         """The next line, or None after the last one."""
         if not self._typed:
-            return sys.stdin.readline() or None
+            return sys.stdin.readline() or None if sys.stdin else None
         while True:
             try:
                 if is_terminal(sys.stdout):
@@ -207,7 +207,8 @@ class _Conversation:
     def _save(self, rest: str) -> None:
         if not rest:
             raise ArgumentError("expected /save FILE")
-        path = Path(_names(rest)[0]).absolute()
+        names = _names(rest)  # there is one file: blanks that are not quoted are part of its name
+        path = Path(names[0] if len(names) == 1 else os.path.expanduser(rest)).absolute()
         if path.exists() and path not in self._saved:
             raise ArgumentError(f"{path} exists already; expected a new file")
         turns = self._chat.turns
@@ -220,7 +221,7 @@ class _Conversation:
         try:
             write_whole(path, lambda file: file.write(text.encode()))
         except OSError as error:
-            raise ArgumentError(f"{path} cannot be written: {error}") from error
+            raise ArgumentError(f"{path} cannot be written: {error.strerror or error}") from error
         self._saved.add(path)
         remark(f"saved in {path}")
 

@@ -12,16 +12,22 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its place, then put it there; what was there before stays until then.
 
     Args:
-        path: The file.
+        path: The file; of a link, what it leads to is written, and the link stays.
         write: Writes its content.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written; names ``path`` where the system says why.
     """
-    made = path.with_name(f".{path.name}.{os.getpid()}.part")
+    place = Path(os.path.realpath(path))
+    made = place.with_name(f".tinygptv.{os.getpid()}.part")  # short, whatever the file's own name is
     try:
-        with made.open("wb") as file:
-            write(file)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+        try:
+            with made.open("wb") as file:
+                write(file)
+            made.replace(place)
+        finally:
+            made.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno is None:  # not the system's, such as Pillow's on a format
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,10 +1,11 @@
-"""The pictures of a folder, in an order that is always the same."""
+"""The pictures of a folder, in an order that is always the same, and what texts beside them are called."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,3 +68,14 @@ def _pictures_in(folder: Path, prefix: str, entered: set[str]) -> Iterator[Pictu
             yield from _pictures_in(path, f"{prefix}{name}/", entered)
         elif is_picture and stat.S_ISREG(found.st_mode):
             yield Picture(prefix + name, found.st_size, found.st_mtime)
+
+
+def sidecars(files: Iterable[str]) -> dict[str, str]:
+    """Where the text about each picture goes: ``photo.txt``, or ``photo.jpg.txt`` if the former may be another's too.
+
+    Args:
+        files: All pictures, as in :attr:`Picture.file`.
+    """
+    names = {file: (f"{os.path.splitext(file)[0]}.txt", f"{file}.txt") for file in files}
+    claims = Counter(name.casefold() for pair in names.values() for name in pair)  # some systems ignore case
+    return {file: usual if claims[usual.casefold()] == 1 else whole for file, (usual, whole) in names.items()}

@@ -109,7 +109,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=_within("seed", int), metavar="N", help="the same draws each time")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end the answer where it says TEXT (repeatable)"
+        "--stop",
+        action="append",
+        type=_some_text,
+        default=[],
+        metavar="TEXT",
+        help="end the answer where it says TEXT (repeatable)",
     )
 
 
@@ -148,6 +153,12 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
+
+
+def _some_text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected some text; an empty one would end every answer before it began")
+    return text
 
 
 def _within(name: str, kind: type[int] | type[float]) -> Callable[[str], int | float]:

@@ -38,14 +38,14 @@ def read_sources(names: Sequence[str], clipboard: bool) -> list[ImageSource]:
 
 
 def _existing(path: str) -> str:
-    if not os.path.exists(path):
-        open_image(path)  # which says so: before a model was loaded for nothing
+    if not os.path.isfile(path):
+        open_image(path)  # which says what it is: before a model was loaded for nothing
     return path
 
 
 def _from_stdin() -> bytes:
-    if is_terminal(sys.stdin):
-        raise ImageError("stdin is a terminal; expected an image: tinygptv ask - QUESTION < photo.jpg")
+    if sys.stdin is None or is_terminal(sys.stdin):
+        raise ImageError("stdin is a terminal, or closed; expected an image: tinygptv ask - QUESTION < photo.jpg")
     data = sys.stdin.buffer.read()
     if not data:
         raise ImageError("stdin is empty; expected an image: tinygptv ask - QUESTION < photo.jpg")

@@ -33,8 +33,8 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def complain(message: object) -> None:
-    """One line on stderr about what went wrong."""
-    line = str(message).replace("\n", " ")
+    """One line on stderr about what went wrong; a file's name in it cannot command the terminal."""
+    line = "".join(letter if letter.isprintable() else " " for letter in str(message))
     print(f"{paint('tinygptv:', RED, sys.stderr)} {line}", file=sys.stderr, flush=True)
 
 

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..errors import ArgumentError, CancellationError, ContextOverflowError, ImageError
 from .limits import Guard, drain, read_body
 from .page import page
-from .queue import AnswerQueue, Finished, Job, stopping
-from .refusal import RefusedError, quoted, stumbled
+from .queue import AnswerQueue, Finished, Job
+from .refusal import RefusedError, quoted, stopping, stumbled
 from .replies import Reply
 from .requests import read_request
 from .responses import HEADERS, json_bytes, json_response, refusal_response
@@ -96,7 +96,7 @@ class Completions:
         unread = True
         try:
             job = self._queue.admit()  # before the body is read: so many bodies, and no more, are in memory
-            body = await read_body(scope, receive, self._max_body)
+            body = await read_body(scope, receive, self._max_body, self._queue.closing)
             unread = False
             request = await asyncio.to_thread(read_request, body, self._name)
             del body

@@ -56,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT (status 130) or SIGTERM (status 0)."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise TinyGPTVError(f'{" and ".join(missing)} not installed; run: pip install "tinygptv[serve]"')
+        raise TinyGPTVError(
+            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[serve]" '
+            '(in tinygptv\'s own folder: ".[serve]")'
+        )
     from .limits import is_loopback
     from .serving import serve
 
@@ -79,8 +82,8 @@ def _token(file: Path | None) -> str | None:
     """
     if file is not None:
         name, text = str(file), file.read_text(encoding="utf-8", errors="replace")
-    elif TOKEN_VARIABLE in os.environ:
-        name, text = TOKEN_VARIABLE, os.environ[TOKEN_VARIABLE]
+    elif given := os.environ.get(TOKEN_VARIABLE):  # empty is as good as not set
+        name, text = TOKEN_VARIABLE, given
     else:
         return None
     token = text.strip()

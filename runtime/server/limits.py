@@ -10,7 +10,7 @@ from contextlib import suppress
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .refusal import RefusedError, stumbled
+from .refusal import RefusedError, stopping, stumbled
 from .responses import refusal_response
 
 BODY_SECONDS = 60.0
@@ -71,16 +71,18 @@ class Guard:
                 raise RefusedError(401, message, code="invalid_api_key")
 
 
-async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, most: int, closing: asyncio.Event) -> bytes:
     """The body of a request of JSON.
 
     Args:
         scope: Of the request.
         receive: Likewise.
         most: Bytes.
+        closing: Set when the server is being stopped.
 
     Raises:
-        RefusedError: It is larger, slower than :data:`BODY_SECONDS`, or of another type.
+        RefusedError: It is larger, slower than :data:`BODY_SECONDS`, or of another type; or the server is being
+            stopped.
         ClientDisconnect: The client has left.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -88,26 +90,38 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     if kind.partition(";")[0].strip().lower() != "application/json":
         # A page of another origin can send other types without asking the browser's permission.
         raise RefusedError(415, f"the content type is {kind[:60]!r}; expected application/json")
-    too_large = RefusedError(413, f"the body is larger than {most} bytes; send smaller images", code="body_too_large")
     length = headers.get(b"content-length", "0")
     if length.isdigit() and int(length) > most:
-        raise too_large
-    body = bytearray()
+        raise _too_large(most)
+    reading = asyncio.create_task(_received(receive, most))
+    closed = asyncio.create_task(closing.wait())
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > most:
-                    raise too_large
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError as error:
-        raise RefusedError(
-            408, f"the body was not there after {BODY_SECONDS:.0f} s; send it again", code="slow"
-        ) from error
+        await asyncio.wait((reading, closed), timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        if closed.done():
+            raise stopping()
+        raise RefusedError(408, f"the body was not there after {BODY_SECONDS:.0f} s; send it again", code="slow")
+    finally:
+        reading.cancel()
+        closed.cancel()
+
+
+async def _received(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise _too_large(most)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(most: int) -> RefusedError:
+    return RefusedError(413, f"the body is larger than {most} bytes; send smaller images", code="body_too_large")
 
 
 async def drain(receive: Receive) -> None:

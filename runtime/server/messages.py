@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import string
 from dataclasses import dataclass
 
 from .refusal import RefusedError, quoted
 
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_BLANKS = string.whitespace.encode()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def image_bytes(url: object, where: str) -> bytes:
             code="invalid_image_url",
         )
     try:
-        return base64.b64decode(url[start.end() :], validate=True)
+        # Many programs break base64 into lines.
+        return base64.b64decode(url[start.end() :].encode("ascii").translate(None, _BLANKS), validate=True)
     except (binascii.Error, ValueError) as error:
         message = f"{where} is not valid base64 ({error}); encode the file once more"
         raise RefusedError(400, message, param=where, code="invalid_image_url") from error

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
-from ..answer import Answer, AnswerStream, EncodedImage
+from ..answer import Answer, EncodedImage
 from ..cancel import Cancellation
-from ..chat import Chat
+from ..engine import Request, Turn
 from ..errors import CancellationError
 from ..model import TinyGPTV
-from .refusal import RefusedError
+from .memory import ConversationMemory
+from .refusal import RefusedError, stopping
 from .requests import CompletionRequest
 
 
@@ -88,8 +88,9 @@ class AnswerQueue:
         self._waiting = waiting
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinygptv-answers")
         self._jobs: set[Job] = set()
-        self._closing = False
-        self._chat: Chat | None = None  # the thread's own
+        self._memory = ConversationMemory(model._engine.prefixes)  # the thread's own
+        self.closing = asyncio.Event()
+        """Set once nobody is admitted any more."""
         self.answered = 0
         """Whole answers so far."""
         self.cancelled = 0
@@ -111,7 +112,7 @@ class AnswerQueue:
         Raises:
             RefusedError: All places are taken, or the server is being stopped.
         """
-        if self._closing:
+        if self.closing.is_set():
             raise stopping()
         if len(self._jobs) > self._waiting:
             message = (
@@ -124,7 +125,7 @@ class AnswerQueue:
 
     def cancel_all(self) -> None:
         """Admit nobody any more, and end all answers."""
-        self._closing = True
+        self.closing.set()
         for job in tuple(self._jobs):
             job.cancel()
 
@@ -161,37 +162,19 @@ class AnswerQueue:
         self._jobs.discard(job)
 
     def _answer(self, request: CompletionRequest, cancellation: Cancellation) -> Iterator[str | Finished]:
-        """In the thread: what one request is answered."""
-        said = request.conversation
-        images = tuple(self._model.encode_image(image, cancellation=cancellation) for image in said.images)
-        ask: Callable[..., AnswerStream] = partial(self._model.stream, images)
-        if said.turns:
-            ask = self._chat_about(images, said.turns).stream
-        stream = ask(
-            said.question,
-            max_new_tokens=request.max_new_tokens,
-            sampling=request.sampling,
-            stop=request.stop,
-            cancellation=cancellation,
-        )
+        """In the thread: what one request is answered.
+
+        It depends on the request alone: earlier answers are tokenised from their text, also where this very server
+        wrote them and would know their tokens, since it may have forgotten those when it is asked the same again.
+        """
+        said, engine = request.conversation, self._model._engine
+        turns = [*(Turn(question, answer) for question, answer in said.turns), Turn(said.question)]
+        how = Request(request.max_new_tokens, None, request.sampling, request.stop)
+        prepared = engine.prepare(turns, len(said.images), how)  # what is wrong must not cost the time of an image
+        images = [engine.encode_image(image, cancellation) for image in said.images]
+        stream = engine.answer(prepared, images, (), cancellation, self._memory if said.turns else None)
         yield from stream
         answer = stream.answer
         if answer.finish_reason == "cancelled":
             raise CancellationError("cancelled")
-        yield Finished(answer, images)
-
-    def _chat_about(self, images: tuple[EncodedImage, ...], turns: tuple[tuple[str, str], ...]) -> Chat:
-        """The last chat, if this goes on with it: then only the new question is computed; else another one.
-
-        One chat's keys and values stay in memory, 0.33 MB a token at the published sizes.
-        """
-        chat = self._chat
-        same = [image.key for image in images]
-        if chat is None or chat.turns != turns or [image.key for image in chat.images] != same:
-            chat = self._chat = self._model.chat(images, turns=turns)
-        return chat
-
-
-def stopping() -> RefusedError:
-    """What clients are told whose answers a stop of the server ends."""
-    return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)
+        yield Finished(answer, tuple(images))

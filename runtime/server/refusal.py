@@ -45,6 +45,11 @@ class RefusedError(TinyGPTVError):
         }
 
 
+def stopping() -> RefusedError:
+    """What clients are told whose requests a stop of the server ends."""
+    return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)
+
+
 def quoted(value: object) -> str:
     """What was found in a request, short enough for a message."""
     text = repr(value)

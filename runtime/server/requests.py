@@ -77,7 +77,7 @@ def read_request(body: bytes, model: str) -> CompletionRequest:
         raise RefusedError(400, f"the body is {quoted(document)}; expected one JSON object", code="invalid_json")
     given = {name: value for name, value in document.items() if value is not None and name not in _IGNORED}
     for name, value in given.items():
-        if name in _NEUTRAL and value not in _NEUTRAL[name]:
+        if name in _NEUTRAL and not any(_same(value, neutral) for neutral in _NEUTRAL[name]):
             neutral = " or ".join(map(json.dumps, _NEUTRAL[name]))
             message = f"{name} is {quoted(value)}, which this server cannot do; leave it out (or give {neutral})"
             raise RefusedError(400, message, param=name, code="unsupported_value")
@@ -110,6 +110,11 @@ def read_request(body: bytes, model: str) -> CompletionRequest:
         stream=stream,
         include_usage=_flag(options, "include_usage"),
     )
+
+
+def _same(value: object, neutral: object) -> bool:
+    """Whether two values of JSON are equal: true is not 1 there."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _flag(given: Mapping[str, object], name: str) -> bool:
