@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import QUESTION
+from onnx import TensorProto, helper
 from PIL import Image
 from tinygptv.runtime import Cancellation, CancellationError, ImageError, TinyGPTV, TinyGPTVError
 from tinygptv.runtime.decoder import DecoderState
@@ -19,6 +21,7 @@ from tinygptv.runtime.manifest import read_manifest
 from tinygptv.runtime.session import open_session, run_options
 
 LONG = 200
+BODY_INPUTS = (("count", TensorProto.INT64, []), ("go_on", TensorProto.BOOL, []), ("kept", TensorProto.FLOAT, [1]))
 TAGGED = "[vqa] what is it?"
 
 
@@ -244,3 +247,35 @@ def test_sessions_obey_termination(golden_bundle: Callable[[int, str], Path]) ->
     options.terminate = True
     with pytest.raises(Exception, match="terminate"):
         session.run(None, {"pixel_values": np.zeros(shape, np.float32)}, options)
+
+
+def test_runs_that_are_ended_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime would write a line about an error where one ends within a loop, as large vision encoders have."""
+    count, go_on, kept = (helper.make_tensor_value_info(*one) for one in BODY_INPUTS)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["goes_on"]), helper.make_node("Add", ["kept", "kept"], ["sum"])],
+        "body",
+        [count, go_on, kept],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1]),
+        ],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["times", "", "start"], ["end"], body=body)],
+        "forever",
+        [
+            helper.make_tensor_value_info("times", TensorProto.INT64, []),
+            helper.make_tensor_value_info("start", TensorProto.FLOAT, [1]),
+        ],
+        [helper.make_tensor_value_info("end", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options, cancellation = run_options(), Cancellation()
+    timer = threading.Timer(0.05, cancellation.cancel)
+    timer.start()
+    with pytest.raises(CancellationError), cancellation.stopping(options):
+        session.run(None, {"times": np.array(2**60), "start": np.ones(1, np.float32)}, options)
+    timer.join()
+    assert capfd.readouterr().err == ""
