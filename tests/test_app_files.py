@@ -187,6 +187,7 @@ def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle:
     window.open_bundle(broken)
     idle(window)
     assert "decoder.onnx" in window.panel.error.text()
+    assert window.windowTitle() == "red_triangle.png - tinygptv"
     type_question(window, SHAPE)
     idle(window)
     assert "no model is loaded" in window.panel.error.text()

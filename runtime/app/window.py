@@ -122,6 +122,10 @@ class Window(QMainWindow):
 
     # What the worker tells
 
+    def _unloaded(self) -> None:
+        self._bundle = ""
+        self._show_title()
+
     def _loaded(self, bundle: Path | None) -> None:
         self._bundle = _bundle_name(bundle)
         self.panel.conversation.setPlaceholderText("" if bundle else DEMO_HINT)
@@ -157,6 +161,9 @@ class Window(QMainWindow):
         """Nothing has been said yet."""
         self._copied = ""
         self.panel.conversation.forget()
+        self._show_title()
+
+    def _show_title(self) -> None:
         self.setWindowTitle(" - ".join(filter(None, (self._picture, self._bundle, "tinygptv"))))
 
     def _ask_about(self, box: QRectF) -> None:
@@ -209,6 +216,7 @@ class Window(QMainWindow):
         self.picture.boxed.connect(self._ask_about)
         self.model.busy_changed.connect(self._show_busy)
         worker = self.model.worker
+        worker.unloaded.connect(self._unloaded)
         worker.loaded.connect(self._loaded)
         worker.opened.connect(self._opened)
         worker.seen.connect(self.status.tell_seen)

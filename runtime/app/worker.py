@@ -28,6 +28,8 @@ _LONGEST_SHOWN = 2048
 class Worker(QObject):
     """Owns the model and the conversation. Made in the window's thread, then moved to its own."""
 
+    unloaded = Signal()
+    """The bundle that was there makes room for the next."""
     loaded = Signal(object)
     """This bundle is there, the demo if None, and nothing said yet."""
     opened = Signal(QImage, str)
@@ -69,6 +71,7 @@ class Worker(QObject):
             # Looks at the files and opens no graph: a wrong folder must not cost the model that is there.
             TinyGPTV.load(bundle, memory="low").close()
             self._model = self._chat = None  # two at once would not fit in memory
+            self.unloaded.emit()
             gc.collect()  # an answer that failed halfway refers to itself
             self._model = self._load(bundle)
             self.loaded.emit(bundle)
