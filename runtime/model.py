@@ -265,7 +265,8 @@ class TinyGPTV:
 
         Args:
             image: As for :meth:`stream`; encoded now.
-            turns: What was said before, (question, answer) pairs from the oldest on.
+            turns: What was said before, (question, answer) pairs from the oldest on. Answers are tokenised from their
+                text, which the model may have spelt otherwise: then later answers may differ from a live chat's.
             template: Name of a prompt template of the bundle; its default one if None.
             cancellation: Ends the encoding from another thread.
 
