@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +22,7 @@ from typing import BinaryIO
 from .errors import BundleError, TinyGPTVError
 from .external_data import Buffer, packed_weights, with_packed_weights
 from .integrity import CHUNK_BYTES, damaged_files, is_whole, sums_of
+from .lock import leads_to, lock
 from .manifest import FILE_NAME as MANIFEST
 from .manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
 from .session import packing_version, save_packed
@@ -284,9 +284,9 @@ def _locked(home: Path) -> Iterator[None]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            _wait_for_lock(file)
+            lock(file, wait=True)
             # Whoever had it may have removed the file meanwhile.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if leads_to(path, file):
                 try:
                     yield
                 finally:
@@ -295,17 +295,3 @@ def _locked(home: Path) -> Iterator[None]:
                             path.unlink()
                             path.parent.rmdir()
                 return
-
-
-def _wait_for_lock(file: BinaryIO) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        while True:
-            with suppress(OSError):  # it gives up after ten seconds
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                return
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)

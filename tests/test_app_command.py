@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import plain_environment
-from tinygptv.runtime.app import command
 from tinygptv.runtime.cli import main
+from tinygptv.runtime.commands import options
 
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
@@ -109,7 +109,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
     assert refusal(capsys) == (
         'tinygptv: PySide6 and psutil not installed; run: pip install "tinygptv[app]" '
         '(in tinygptv\'s own folder: ".[app]")'

@@ -24,9 +24,7 @@ from tinygptv.runtime.loading import DEMO_BUNDLE
 SLOWLY = """
 import sys, time
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.batch import DecoderBatch
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.commands.captions import Captions
 encode = TinyGPTV.encode_image
 def slowly(*arguments, **named):
     time.sleep(0.1)

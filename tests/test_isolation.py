@@ -31,6 +31,7 @@ ALLOWED = {
     "external_data": set(),
     "manifest": {"architecture", "errors"},
     "integrity": {"errors", "manifest"},
+    "lock": set(),
     "boxes": {"errors"},
     "cancel": {"errors"},
     # Stages, from the image and the question to the answer: each knows leaves, and what it is itself made of.
@@ -52,7 +53,7 @@ ALLOWED = {
     "drawing": {"boxes", "errors", "image"},
     # What a bundle is tuned to, and its graphs opened: tuned or not, all or one at a time.
     "tuned": {"integrity", "machine", "manifest", "session"},
-    "tuning": {"errors", "external_data", "integrity", "manifest", "session", "tuned"},
+    "tuning": {"errors", "external_data", "integrity", "lock", "manifest", "session", "tuned"},
     "graphs": {"cancel", "decoder", "errors", "integrity", "manifest", "memory", "session", "tuned", "vision"},
     # The module that composes them into answers, conversations of those, and what users call.
     "engine": {
@@ -74,7 +75,7 @@ ALLOWED = {
     "commands.terminal": set(),
     "commands.files": set(),
     "commands.folder": set(),
-    "commands.captions": {"commands.folder", "errors"},
+    "commands.captions": {"commands.folder", "errors", "lock"},
     "commands.pictures": {"commands.terminal", "errors", "image"},
     "commands.report": {"answer", "boxes", "image", "memory"},
     "commands.options": {"commands.terminal", "engine", "errors", "loading", "model", "sampling"},

@@ -17,6 +17,7 @@ import pytest
 from conftest import plain_environment
 from served import LAUNCH, Served, ask, serving
 from tinygptv.runtime import TinyGPTVError
+from tinygptv.runtime.commands import options as command_options
 from tinygptv.runtime.server import command
 
 TOKEN = "a-word-that-nobody-guesses"
@@ -178,7 +179,7 @@ def test_wrong_usage(
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(command_options, "find_spec", lambda name: None)
     with pytest.raises(
         TinyGPTVError,
         match=r'^starlette and uvicorn not installed; run: pip install "tinygptv\[serve\]" \(in .*"\.\[serve\]"\)$',

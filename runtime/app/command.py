@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..commands.options import add_model_options, bundle_of, examples, loader
+from ..commands.options import add_model_options, bundle_of, examples, loader, require
 from ..errors import TinyGPTVError
 from ..loading import DEMO_BUNDLE
 
@@ -33,11 +32,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show the window until it is closed (status 0) or Ctrl-C is pressed in the terminal (130)."""
-    if missing := [name for name in ("PySide6", "psutil") if find_spec(name) is None]:
-        raise TinyGPTVError(
-            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[app]" '
-            '(in tinygptv\'s own folder: ".[app]")'
-        )
+    require("app", "PySide6", "psutil")
     no_screen = not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
     if sys.platform == "linux" and no_screen:  # where Qt would end the process
         raise TinyGPTVError(

@@ -75,10 +75,15 @@ class Panel(QWidget):
         self._update()
 
     def complain(self, error: str) -> None:
-        """Show what went wrong, below what else has; an empty text takes all of it away."""
-        shown = self.error.text() + "\n" if self.error.isVisibleTo(self) else ""
-        self.error.setText(f"{shown}⚠ {error}" if error else "")
-        self.error.setVisible(bool(error))
+        """Show what went wrong, below what else has."""
+        shown = self.error.text()
+        self.error.setText(f"{shown}\n⚠ {error}" if shown else f"⚠ {error}")
+        self.error.show()
+
+    def clear_errors(self) -> None:
+        """Something else is done now."""
+        self.error.setText("")
+        self.error.hide()
 
     def put(self, question: str) -> None:
         """Fill in a question that stands for itself."""

@@ -113,11 +113,11 @@ class Window(QMainWindow):
         if source := picture_in(data):
             self.open_picture(source)
         else:
-            self.panel.complain("")
+            self.panel.clear_errors()
             self.panel.complain("there is no picture in what was pasted or dropped; expected one, or a file")
 
     def _begin(self, doing: str) -> None:
-        self.panel.complain("")
+        self.panel.clear_errors()
         self.status.tell(doing)
 
     # What the worker tells

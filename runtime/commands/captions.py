@@ -6,19 +6,17 @@ import io
 import json
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError
+from ..lock import leads_to, lock
 from .folder import Picture
 
 _BEGINNING = b'{"file": "'
 """Of every line."""
-_LOCKED_BYTE = 2**31 - 2
-"""Far behind what the file holds: on Windows nobody else can read the byte that is locked."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +84,7 @@ class Captions:
 
     def is_at(self, path: Path) -> bool:
         """Whether a path leads to this very file."""
-        try:
-            return os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
-        except OSError:  # nothing is there, or can be
-            return False
+        return leads_to(path, self._file)
 
     def add(self, caption: Caption) -> None:
         """Append a caption; once this returns, no kill of the process can lose it.
@@ -146,9 +141,9 @@ def open_captions(path: Path) -> Iterator[Captions]:
         if not is_new and not stat.S_ISREG(path.stat().st_mode):
             raise ArgumentError(f"{path} is not a regular file; expected an earlier OUTPUT, or a new file")
         with path.open("a+b", buffering=0) as file:
-            if not _lock(file):
+            if not lock(file, wait=False):
                 raise ArgumentError(f"another caption run is writing to {path}; wait for it, or choose another OUTPUT")
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            if not leads_to(path, file):
                 continue  # whoever had it has removed it meanwhile, as below
             try:
                 yield Captions(path, file)
@@ -157,22 +152,3 @@ def open_captions(path: Path) -> Iterator[Captions]:
                     with suppress(OSError):  # Windows removes no open file: it stays there, empty
                         path.unlink()
             return
-
-
-def _lock(file: io.FileIO) -> bool:
-    """Lock a file until it is closed; False if somebody else has."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the one or the other, by the system
-        return False
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
-    return True

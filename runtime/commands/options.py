@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..engine import DEFAULT_MAX_NEW_TOKENS
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TinyGPTVError
 from ..loading import DEMO_BUNDLE, MemoryMode
 from ..model import TinyGPTV
 from ..sampling import GREEDY, Sampling
@@ -50,6 +51,15 @@ class IntermixedParser(argparse.ArgumentParser):
             return self.parse_known_intermixed_args(args, namespace)
         finally:
             self._intermixing = False
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise TinyGPTVError if an extra's modules are not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise TinyGPTVError(
+            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[{extra}]" '
+            f'(in tinygptv\'s own folder: ".[{extra}]")'
+        )
 
 
 def examples(*lines: str) -> str:

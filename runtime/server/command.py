@@ -6,11 +6,10 @@ import argparse
 import os
 import socket
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands.options import EXIT_USAGE, add_model_options, examples, load, positive
+from ..commands.options import EXIT_USAGE, add_model_options, examples, load, positive, require
 from ..commands.terminal import complain
 from ..errors import TinyGPTVError
 
@@ -54,12 +53,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT (status 130) or SIGTERM (status 0)."""
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise TinyGPTVError(
-            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[serve]" '
-            '(in tinygptv\'s own folder: ".[serve]")'
-        )
+    require("serve", "starlette", "uvicorn")
     from .limits import is_loopback
     from .serving import serve
 
