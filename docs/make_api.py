@@ -34,7 +34,7 @@ def public_names() -> Iterator[tuple[str, str]]:
 def describe(module: str, name: str) -> str:
     """One class, function or constant as Markdown."""
     where = "tinygptv.runtime" + (f".{module}" if module in EXTRA_MODULES else "")
-    body = ast.parse((RUNTIME / f"{module}.py").read_text(encoding="utf-8")).body
+    body = ast.parse((RUNTIME / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
     for number, node in enumerate(body):
         if isinstance(node, ast.ClassDef) and node.name == name:
             return "\n".join([f"## {name}", f"`class {where}.{name}`", "", *class_lines(node)])

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.manifest import (
+from tinygptv.runtime.bundle.manifest import (
     DECODER,
     EMBEDDINGS,
     FILE_NAME,
@@ -32,7 +31,8 @@ from tinygptv.runtime.manifest import (
     Source,
     write_manifest,
 )
-from tinygptv.runtime.prompt import PUBLISHED_TEMPLATES
+from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.language.prompt import PUBLISHED_TEMPLATES
 from tqdm import tqdm
 
 from .architecture import STAGES

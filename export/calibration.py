@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, PromptTemplate
 from tinygptv.runtime.errors import ExportError, ImageError
-from tinygptv.runtime.image import open_image, preprocess
-from tinygptv.runtime.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, PromptTemplate
-from tinygptv.runtime.prompt import encode_segments, render
+from tinygptv.runtime.language.prompt import encode_segments, render
+from tinygptv.runtime.vision.image import open_image, preprocess
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm

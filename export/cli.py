@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.memory import peak_rss
+from tinygptv.runtime.system.process import peak_rss
 
 from .architecture import STAGES
 from .bundle import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS, TEMPLATE_NAMES, Exported, export_bundle

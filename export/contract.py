@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinygptv.runtime.architecture import Architecture
-from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, TensorSpec
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, TensorSpec
 
 BATCH, SEQUENCE, PAST, PRESENT, KEPT = (
     Axis(name, None) for name in ("batch", "sequence", "past_length", "present_length", "kept")

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
-from tinygptv.runtime.manifest import FileRecord, Graph, Quantization, TensorSpec
+from tinygptv.runtime.bundle.manifest import FileRecord, Graph, Quantization, TensorSpec
 
 CONTRIB = "com.microsoft"
 OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10

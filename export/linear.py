@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tinygptv.runtime.manifest import Quantization
+from tinygptv.runtime.bundle.manifest import Quantization
 from torch import Tensor
 
 from .graph import CONTRIB, GraphWriter

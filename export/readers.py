@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tinygptv.runtime.bundle.manifest import Source
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.manifest import Source
 
 from .documents import read_json
 

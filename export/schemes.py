@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
 from torch import Tensor
 
 from .quantize import round_blocks, round_rows, round_rows_above

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinygptv.runtime.bundle.manifest import TOKENIZER, read_manifest
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.image import open_image, preprocess
-from tinygptv.runtime.manifest import TOKENIZER, read_manifest
+from tinygptv.runtime.vision.image import open_image, preprocess
 from tokenizers import Tokenizer
 from tqdm import tqdm
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tinygptv.runtime.bundle.checksums import is_whole
+from tinygptv.runtime.bundle.manifest import Manifest
 from tinygptv.runtime.errors import BundleError, ExportError
-from tinygptv.runtime.integrity import is_whole
-from tinygptv.runtime.manifest import Manifest
 from tqdm import tqdm
 
 from .checkpoint import Checkpoint

@@ -11,10 +11,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from tinygptv.runtime.architecture import Architecture
-from tinygptv.runtime.decoder import ALL_LOGITS, CACHE_DTYPES
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Graph, TensorSpec
+from tinygptv.runtime.bundle.sessions import open_session
 from tinygptv.runtime.errors import BundleError
-from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER, Graph, TensorSpec
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.language.decoder import ALL_LOGITS, CACHE_DTYPES
 from torch import Tensor
 
 from .architecture import QFORMER_LAYER

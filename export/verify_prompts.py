@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tinygptv.runtime.bundle.manifest import Manifest
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.manifest import Manifest
-from tinygptv.runtime.prompt import encode_segments, render
+from tinygptv.runtime.language.prompt import encode_segments, render
 from tokenizers import Tokenizer
 
 from .calibration import PACKAGED, PHOTO_SUFFIXES

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tinygptv.runtime.memory import peak_rss
+from tinygptv.runtime.system.process import peak_rss
 
 from .verify import Verification
 from .verify_bounds import Checked

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tinygptv.runtime.embeds import TokenEmbeddings, assemble
-from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, PROJECTOR, VISION_ENCODER, Manifest
-from tinygptv.runtime.memory import return_freed_memory
+from tinygptv.runtime.bundle.manifest import DECODER, EMBEDDINGS, PROJECTOR, VISION_ENCODER, Manifest
+from tinygptv.runtime.language.embeddings import TokenEmbeddings, assemble
+from tinygptv.runtime.system.process import return_freed_memory
 from torch import Tensor
 
 from .checkpoint import Checkpoint

@@ -13,9 +13,9 @@ from .errors import (
     ImageError,
     TinyGPTVError,
 )
-from .image import ImageSource
+from .language.sampling import PUBLISHED_DEMO, Sampling
 from .model import TinyGPTV
-from .sampling import PUBLISHED_DEMO, Sampling
+from .vision.image import ImageSource
 
 __all__ = [
     "PUBLISHED_DEMO",

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cancel import Cancellation
-from .detokenize import Detokenizer
 from .errors import CancellationError
+from .language.detokenize import Detokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

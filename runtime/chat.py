@@ -8,8 +8,8 @@ from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
 from .engine import Engine, Request, Turn
-from .prefix_cache import Fed, Position
-from .sampling import GREEDY, Sampling
+from .language.prefix_cache import Fed, Position
+from .language.sampling import GREEDY, Sampling
 
 
 class Chat:

@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TextIO
 
-from .app import command as app
-from .commands import ask, bundle, caption, chat, doctor, tune
+from .commands import app, ask, bundle, caption, chat, doctor, serve, tune
 from .commands.options import BUNDLE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, IntermixedParser
 from .commands.terminal import complain
 from .errors import TinyGPTVError
-from .server import command as serve
 
 COMMANDS = (ask, chat, app, caption, serve, bundle, tune, doctor)
 """Modules, in the order of the help; each has ``add(commands)``, which says what runs it: ``set_defaults(run=...)``."""

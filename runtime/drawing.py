@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .boxes import Box, Region
 from .errors import ArgumentError
-from .image import ImageSource, open_image
+from .vision.image import ImageSource, open_image
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .answer import Answer, AnswerStream, AnswerWriter, EncodedImage
+from .bundle.manifest import Manifest
 from .cancel import Cancellation
-from .detokenize import Detokenizer
-from .embeds import TokenEmbeddings, assemble
 from .errors import ContextOverflowError
-from .generate import check_room, decode
 from .graphs import Graphs
-from .image import ImageSource, open_image, preprocess
-from .image_cache import ImageCache, key_of
-from .manifest import Manifest
-from .prefix_cache import Fed, Memory, PrefixCache, positions_of
-from .prompt import IMAGE_SLOT, encode_segments, render, render_question
-from .sampling import GREEDY, Sampling, chooser
+from .language.detokenize import Detokenizer
+from .language.embeddings import TokenEmbeddings, assemble
+from .language.generate import check_room, decode
+from .language.prefix_cache import Fed, Memory, PrefixCache, positions_of
+from .language.prompt import IMAGE_SLOT, encode_segments, render, render_question
+from .language.sampling import GREEDY, Sampling, chooser
+from .vision.cache import ImageCache, key_of
+from .vision.image import ImageSource, open_image, preprocess
 
 DEFAULT_MAX_NEW_TOKENS = 300
 """As in the released demo."""
@@ -197,7 +197,7 @@ class Engine:
         def ids() -> Iterator[int]:
             # The decoder may have to be opened: that is part of what a prompt takes.
             decoder = self.graphs.decoder()
-            wanted = positions_of(prepared.segments, images)
+            wanted = positions_of(prepared.segments, [(image.key, len(image.embeds)) for image in images])
             fed = memory.take(wanted) or Fed(decoder.new_cache(), [])
             known = fed.agreement(wanted)
             fed.rewind(known)

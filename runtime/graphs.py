@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bundle.checksums import verified
+from .bundle.manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
+from .bundle.sessions import open_session, run_options
 from .cancel import Cancellation
-from .decoder import Decoder
 from .errors import BundleError
-from .integrity import verified
-from .manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
-from .memory import return_freed_memory
-from .session import open_session, run_options
-from .tuned import Tuned
-from .vision import Vision
+from .language.decoder import Decoder
+from .system.process import return_freed_memory
+from .tuning.find import Tuned
+from .vision.encoder import Vision
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -10,15 +10,15 @@ from typing import Literal, get_args
 
 from tokenizers import Tokenizer
 
-from .embeds import TokenEmbeddings
+from .bundle.manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .bundle.sessions import import_onnxruntime
 from .engine import Engine
 from .errors import ArgumentError, BundleError
 from .graphs import Graphs, open_graph
-from .image_cache import ImageCache
-from .manifest import EMBEDDINGS, TOKENIZER, read_manifest
-from .session import import_onnxruntime
-from .tuned import find_tuned
-from .tuning import tune_if_possible
+from .language.embeddings import TokenEmbeddings
+from .tuning.find import find_tuned
+from .tuning.make import tune_if_possible
+from .vision.cache import ImageCache
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .answer import Answer, EncodedImage
-from .batch import greedy_batch
 from .cancel import Cancellation
-from .embeds import assemble
 from .engine import Engine, Prepared
-from .image import ImageSource
+from .language.batch import greedy_batch
+from .language.embeddings import assemble
+from .vision.image import ImageSource
 
 IMAGES_AHEAD = 32
 """Encoded one after the other with little memory, where each change between images and text takes seconds."""

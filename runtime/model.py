@@ -15,16 +15,16 @@ from .answer import Answer, AnswerStream, EncodedImage
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
 from .chat import Chat
-from .decoder import Decoder, check_embeds
-from .embeds import assemble
 from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request, Turn
 from .errors import ArgumentError, CancellationError, TinyGPTVError
-from .generate import check_room, decode
-from .image import ImageSource
+from .language.decoder import Decoder, check_embeds
+from .language.embeddings import assemble
+from .language.generate import check_room, decode
+from .language.sampling import GREEDY, Sampling
 from .loading import DEMO_BUNDLE, MemoryMode, load_engine
 from .many import answer_each
-from .sampling import GREEDY, Sampling
-from .vision import Vision
+from .vision.encoder import Vision
+from .vision.image import ImageSource
 
 DEFAULT_BATCH_SIZE = 8
 

@@ -19,10 +19,10 @@ from PIL import Image
 from tinygptv.export.checkpoint import Checkpoint
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.decoder import DecoderState
-from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
-from tinygptv.runtime.manifest import read_manifest, write_manifest
-from tinygptv.runtime.prefix_cache import PrefixCache
+from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
+from tinygptv.runtime.bundle.manifest import read_manifest, write_manifest
+from tinygptv.runtime.language.decoder import DecoderState
+from tinygptv.runtime.language.prefix_cache import PrefixCache
 from variants import GOLDEN, Published, published_files
 
 # A test module may import onnxruntime itself, and no telemetry is sent from a test run.

@@ -26,7 +26,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 SLOWLY = """
 import time
-from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.language.decoder import DecoderState
 run = DecoderState.run
 def slow_run(*arguments, **named):
     time.sleep({seconds})

@@ -19,7 +19,7 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QDialogButtonBox, QFileDialog, QLineEdit
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.app.window import DEMO_HINT, Window
-from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.language.decoder import DecoderState
 from windows import (
     RED,
     TEAL,

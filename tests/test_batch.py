@@ -21,7 +21,7 @@ from tinygptv.runtime import (
     ImageError,
     TinyGPTV,
 )
-from tinygptv.runtime.batch import DecoderBatch
+from tinygptv.runtime.language.batch import DecoderBatch
 
 QUESTIONS = ("what?", "what is this?", "what is this? and what is that, to the left of it?", "[vqa] is it?", "image")
 
@@ -194,7 +194,7 @@ def test_what_is_wrong_with_every_question_is_said_at_once(speaking_model: TinyG
 
 def test_rows_grow_and_leave(speaking_model: TinyGPTV, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's logits are those of its sequence alone, whatever the others do."""
-    monkeypatch.setattr("tinygptv.runtime.kv_cache.GROWTH", 4)
+    monkeypatch.setattr("tinygptv.runtime.language.kv_cache.GROWTH", 4)
     decoder = speaking_model._decoder
     assert decoder is not None
     random = np.random.default_rng(3)

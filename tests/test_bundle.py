@@ -23,8 +23,8 @@ from tinygptv.export.bundle import export_bundle
 from tinygptv.export.calibration import PACKAGED, find_calibration_set
 from tinygptv.export.cli import main as export_main
 from tinygptv.export.decoder import LM_HEAD_PARTS
+from tinygptv.runtime.bundle.manifest import Quantization, read_manifest
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.manifest import Quantization, read_manifest
 from variants import Published
 
 Bundle = Callable[[int, str], Path]

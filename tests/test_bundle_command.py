@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tinygptv.runtime.bundle.manifest import parse_manifest, read_manifest
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.manifest import parse_manifest, read_manifest
-from tinygptv.runtime.tuned import FOLDER
-from tinygptv.runtime.tuning import tune
+from tinygptv.runtime.tuning.find import FOLDER
+from tinygptv.runtime.tuning.make import tune
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_every_file_is_read_to_its_end(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large ones too, which loading does not hash."""
-    monkeypatch.setattr("tinygptv.runtime.manifest.HASHED_BYTES", 0)
+    monkeypatch.setattr("tinygptv.runtime.bundle.manifest.HASHED_BYTES", 0)
     for record in parse_manifest(bundle).files:
         flip(bundle / record.name, -1)
         (name, note), *more = verified(bundle, capsys, 1).items()

@@ -28,10 +28,10 @@ from tinygptv.export.schemes import Blocks, Rows, schemes
 from tinygptv.export.smoothing import Group, Smoothing
 from tinygptv.export.tokenizer import build_tokenizer
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.decoder import ALL_LOGITS
-from tinygptv.runtime.image import open_image
-from tinygptv.runtime.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, Source, read_manifest
-from tinygptv.runtime.prompt import PUBLISHED_TEMPLATES, encode_segments, render
+from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, Source, read_manifest
+from tinygptv.runtime.language.decoder import ALL_LOGITS
+from tinygptv.runtime.language.prompt import PUBLISHED_TEMPLATES, encode_segments, render
+from tinygptv.runtime.vision.image import open_image
 from torch import Tensor
 from tqdm import tqdm
 from variants import LANGUAGE, Published

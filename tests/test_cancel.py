@@ -16,9 +16,9 @@ from conftest import QUESTION
 from onnx import TensorProto, helper
 from PIL import Image
 from tinygptv.runtime import Cancellation, CancellationError, ImageError, TinyGPTV, TinyGPTVError
-from tinygptv.runtime.decoder import DecoderState
-from tinygptv.runtime.manifest import read_manifest
-from tinygptv.runtime.session import open_session, run_options
+from tinygptv.runtime.bundle.manifest import read_manifest
+from tinygptv.runtime.bundle.sessions import open_session, run_options
+from tinygptv.runtime.language.decoder import DecoderState
 
 LONG = 200
 BODY_INPUTS = (("count", TensorProto.INT64, []), ("go_on", TensorProto.BOOL, []), ("kept", TensorProto.FLOAT, [1]))

@@ -16,13 +16,13 @@ import pytest
 from captioned import CAPTIONS, IMAGES, PLACES, RED, TEAL, lines, picture_folder, texts, wanted
 from conftest import plain_environment
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.batch import DecoderBatch
+from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.files import write_whole
 from tinygptv.runtime.commands.folder import sidecars
 from tinygptv.runtime.commands.terminal import duration, pace
+from tinygptv.runtime.language.batch import DecoderBatch
 from tinygptv.runtime.loading import DEMO_BUNDLE
-from tinygptv.runtime.manifest import FILE_NAME as MANIFEST
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals or long names")
 

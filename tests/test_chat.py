@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION
 from PIL import Image
-from tinygptv.runtime import Answer, ContextOverflowError, EncodedImage, Sampling, TinyGPTV, kv_cache, prefix_cache
-from tinygptv.runtime.decoder import DecoderState
-from tinygptv.runtime.embeds import assemble
+from tinygptv.runtime import Answer, ContextOverflowError, EncodedImage, Sampling, TinyGPTV
 from tinygptv.runtime.engine import Turn
-from tinygptv.runtime.prompt import render
+from tinygptv.runtime.language import kv_cache, prefix_cache
+from tinygptv.runtime.language.decoder import DecoderState
+from tinygptv.runtime.language.embeddings import assemble
+from tinygptv.runtime.language.prompt import render
 
 CONTEXT = 256
 TAGGED = "[vqa] what is it?"

@@ -27,7 +27,7 @@ SHAPE = "what shape is in the image?"
 SLOWLY = """
 import sys, time
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.language.decoder import DecoderState
 run = DecoderState.run
 def slowly(*arguments, **named):
     time.sleep(0.05)

@@ -11,11 +11,12 @@ import pytest
 from conftest import QUESTION
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tinygptv.runtime import TinyGPTV, kv_cache
-from tinygptv.runtime.decoder import ALL_LOGITS, Decoder
-from tinygptv.runtime.kv_cache import KVCache
-from tinygptv.runtime.manifest import DECODER, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.bundle.manifest import DECODER, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
+from tinygptv.runtime.language import kv_cache
+from tinygptv.runtime.language.decoder import ALL_LOGITS, Decoder
+from tinygptv.runtime.language.kv_cache import KVCache
 
 CLOSE = 1e-4
 """Largest difference of logits, relative to their standard deviation, in fp32."""

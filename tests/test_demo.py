@@ -11,9 +11,9 @@ import pytest
 from conftest import export_arguments, published_files
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.bundle.manifest import read_manifest
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.loading import DEMO_BUNDLE
-from tinygptv.runtime.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "tests" / "images"

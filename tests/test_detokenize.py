@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tinygptv.export.tokenizer import build_tokenizer
-from tinygptv.runtime.detokenize import Detokenizer
+from tinygptv.runtime.language.detokenize import Detokenizer
 from tokenizers import AddedToken, Tokenizer, models
 
 HERE = Path(__file__).parent

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
-from tinygptv import runtime
 from tinygptv.runtime import TinyGPTV
+
+from tinygptv import runtime
 
 sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("docs", "benchmarks"))
 import make_pictures

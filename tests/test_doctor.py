@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import plain_environment
-from tinygptv.runtime import doctor, session
+from tinygptv.runtime import diagnosis
+from tinygptv.runtime.bundle import sessions
+from tinygptv.runtime.bundle.manifest import read_manifest
+from tinygptv.runtime.bundle.sessions import LARGE_PRODUCTS
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.machine import Memory
-from tinygptv.runtime.manifest import read_manifest
-from tinygptv.runtime.session import LARGE_PRODUCTS
-from tinygptv.runtime.tuned import FOLDER, INDEX
-from tinygptv.runtime.tuning import tune
+from tinygptv.runtime.system.machine import Memory
+from tinygptv.runtime.tuning.find import FOLDER, INDEX
+from tinygptv.runtime.tuning.make import tune
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 GB = 1_000_000_000
@@ -102,7 +103,7 @@ def test_damage_that_loading_does_not_look_for(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights of a full-size bundle are too large to be hashed at each start; here they are."""
-    monkeypatch.setattr("tinygptv.runtime.manifest.HASHED_BYTES", 0)
+    monkeypatch.setattr("tinygptv.runtime.bundle.manifest.HASHED_BYTES", 0)
     path = bundle / "decoder.onnx.data"
     data = bytearray(path.read_bytes())
     data[12345] ^= 1
@@ -141,7 +142,7 @@ def test_memory_that_is_too_little(
         (default["peak"] - 1, [False, True], 0),
         (low["peak"] - 1, [False, False], 1),
     ):
-        monkeypatch.setattr(doctor, "memory", lambda size=available: Memory(8 * GB, size, None))
+        monkeypatch.setattr(diagnosis, "memory", lambda size=available: Memory(8 * GB, size, None))
         found = report(bundle, capsys, status)
         assert [need["fits"] for need in found["bundle"]["needs"]] == fits
         assert any("use --memory low" in text for text in found["advice"]) == (fits == [False, True])
@@ -172,8 +173,8 @@ def test_the_published_sizes_need_what_was_measured(bundle: Path, monkeypatch: p
         files=tuple(replace(record, size=files.get(record.name, record.size)) for record in manifest.files),
     )
     memory = Memory(8 * GB, 4 * GB, None)
-    default = doctor._need(large, "default", False, memory)
-    low = doctor._need(large, "low", True, memory)
+    default = diagnosis._need(large, "default", False, memory)
+    low = diagnosis._need(large, "low", True, memory)
     assert 4.2 * GB < default.peak < 4.8 * GB and not default.fits
     assert 3.2 * GB < low.peak < 3.5 * GB and low.fits
     assert 0.3 * GB < low.unbacked < 0.6 * GB
@@ -194,7 +195,7 @@ def test_products_are_tried_out(
     found = report(bundle, capsys)
     if found["int8"]["fast"]:
         assert found["int8_saturates"] is False
-    monkeypatch.setattr(doctor, "products_saturate", lambda: True)
+    monkeypatch.setattr(diagnosis, "products_saturate", lambda: True)
     assert main(["doctor", str(bundle)]) == 0
     assert "would saturate at 16 bits here: uint8 weights" in capsys.readouterr().out
 
@@ -202,8 +203,8 @@ def test_products_are_tried_out(
 @pytest.mark.parametrize("saturating", [False, True])
 def test_only_where_products_saturate_weights_are_changed(saturating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option does so on every x86, at a price; nothing is lost where it is not known."""
-    monkeypatch.setattr(session, "products_saturate", lambda: saturating)
-    options = session._options(None)
+    monkeypatch.setattr(sessions, "products_saturate", lambda: saturating)
+    options = sessions._options(None)
     if saturating:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
     else:
@@ -232,7 +233,7 @@ def test_a_host_with_telemetry_on(bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     with pytest.warns(RuntimeWarning, match="imported before tinygptv"):
-        found = doctor.examine(bundle)
+        found = diagnosis.examine(bundle)
     assert not found.telemetry_off
     assert any("ORT_DISABLE_TELEMETRY=1" in text for text in found.advice)
-    assert "on: onnxruntime was imported before tinygptv" in doctor.render(found)
+    assert "on: onnxruntime was imported before tinygptv" in diagnosis.render(found)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from tinygptv.runtime.external_data import packed_weights, with_packed_weights
-from tinygptv.runtime.manifest import GRAPHS, read_manifest
-from tinygptv.runtime.tuned import FOLDER
-from tinygptv.runtime.tuning import tune
+from tinygptv.runtime.bundle.manifest import GRAPHS, read_manifest
+from tinygptv.runtime.tuning.find import FOLDER
+from tinygptv.runtime.tuning.make import tune
+from tinygptv.runtime.tuning.packed_weights import packed_weights, with_packed_weights
 
 
 @pytest.fixture

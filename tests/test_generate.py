@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import GOLDEN_STAGES, QUESTION
 from tinygptv.runtime import ContextOverflowError, TinyGPTV
-from tinygptv.runtime.decoder import Decoder
-from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import check_room, decode
-from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.bundle.manifest import DECODER, EMBEDDINGS, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
+from tinygptv.runtime.language.decoder import Decoder
+from tinygptv.runtime.language.embeddings import TokenEmbeddings
+from tinygptv.runtime.language.generate import check_room, decode
 
 CONTEXT = 256
 

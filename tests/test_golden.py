@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tinygptv.export.checkpoint import Checkpoint
 from tinygptv.export.reference import TinyGPTVReference, load_merged
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.decoder import ALL_LOGITS
+from tinygptv.runtime.language.decoder import ALL_LOGITS
 
 Array = NDArray[np.float32]
 Expected = Callable[[int], dict[str, Array]]

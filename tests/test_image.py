@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from tinygptv.runtime import image as image_module
+from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from tinygptv.runtime.errors import ImageError
-from tinygptv.runtime.image import MAX_PIXELS, open_image, preprocess
-from tinygptv.runtime.manifest import ImagePreprocessing
+from tinygptv.runtime.vision import image as image_module
+from tinygptv.runtime.vision.image import MAX_PIXELS, open_image, preprocess
 
 # Any warning, a file left open included, fails the test it occurs in.
 pytestmark = [

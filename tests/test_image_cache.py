@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import QUESTION
 from PIL import Image
-from tinygptv.runtime import ArgumentError, TinyGPTV, image_cache
-from tinygptv.runtime.vision import Vision
+from tinygptv.runtime import ArgumentError, TinyGPTV
+from tinygptv.runtime.vision import cache as image_cache
+from tinygptv.runtime.vision.encoder import Vision
 
 
 @pytest.fixture

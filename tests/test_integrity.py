@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tinygptv.runtime import BundleError
-from tinygptv.runtime.integrity import COLUMNS, sums_of, verified
+from tinygptv.runtime.bundle.checksums import COLUMNS, sums_of, verified
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 4095, COLUMNS * 8, (4 << 20) - 1, 4 << 20, (4 << 20) + 8, 9_000_001])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygptv.runtime import kv_cache
 from tinygptv.runtime.architecture import LanguageArchitecture
-from tinygptv.runtime.kv_cache import KVCache
+from tinygptv.runtime.language import kv_cache
+from tinygptv.runtime.language.kv_cache import KVCache
 
 CONTEXT = 50
 SIZES = LanguageArchitecture(

@@ -17,8 +17,8 @@ from tinygptv.export.quantize import round_blocks, round_rows
 from tinygptv.export.schemes import GELU_MINIMUM, Blocks, Rows, Scheme, schemes
 from tinygptv.export.smoothing import INPUT_FACTOR
 from tinygptv.export.vision_encoder import chunk_size
-from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, Graph, Quantization, TensorSpec
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, Graph, Quantization, TensorSpec
+from tinygptv.runtime.bundle.sessions import open_session
 from torch import Tensor
 
 SHAPES = [(1, 1), (1, 7), (3, 2)]

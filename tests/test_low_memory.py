@@ -13,7 +13,7 @@ import pytest
 from conftest import QUESTION
 from PIL import Image
 from tinygptv.runtime import ArgumentError, TinyGPTV, TinyGPTVError, graphs
-from tinygptv.runtime.manifest import DECODER, PROJECTOR, VISION_ENCODER
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
 
 TAGGED = "[caption] what?"
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tinygptv.runtime import machine
-from tinygptv.runtime.machine import Memory, int8_kernels, memory, processor
+from tinygptv.runtime.system import machine
+from tinygptv.runtime.system.machine import Memory, int8_kernels, memory, processor
 
 GB = 1_000_000_000
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tinygptv.runtime import BundleError, TinyGPTV
-from tinygptv.runtime.manifest import FileRecord, read_manifest, write_manifest
+from tinygptv.runtime.bundle.manifest import FileRecord, read_manifest, write_manifest
 
 Bundle = Callable[[int, str], Path]
 Document = dict[str, Any]

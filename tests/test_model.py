@@ -22,13 +22,13 @@ from tinygptv.runtime import (
     ImageError,
     TinyGPTV,
     TinyGPTVError,
-    kv_cache,
 )
-from tinygptv.runtime.decoder import DecoderState
+from tinygptv.runtime.bundle.manifest import PROJECTOR, VISION_ENCODER, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
 from tinygptv.runtime.graphs import Graphs
-from tinygptv.runtime.kv_cache import KVCache
-from tinygptv.runtime.manifest import PROJECTOR, VISION_ENCODER, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.language import kv_cache
+from tinygptv.runtime.language.decoder import DecoderState
+from tinygptv.runtime.language.kv_cache import KVCache
 
 STOP = "e<in"
 """In the golden text, from the end of one token over the whole of the next to the middle of a third."""

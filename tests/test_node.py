@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.engine import Turn
-from tinygptv.runtime.image import open_image, preprocess
 from tinygptv.runtime.loading import DEMO_BUNDLE
+from tinygptv.runtime.vision.image import open_image, preprocess
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "node"
 PICTURES = Path(__file__).parent / "images"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUESTION, plain_environment
-from tinygptv.runtime.session import TELEMETRY_OFF
+from tinygptv.runtime.bundle.sessions import TELEMETRY_OFF
 
 REPORT = """
 import json, os, sys

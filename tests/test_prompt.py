@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tinygptv.export.tokenizer import build_tokenizer
-from tinygptv.runtime.manifest import PromptTemplate
-from tinygptv.runtime.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, encode_segments, render
+from tinygptv.runtime.bundle.manifest import PromptTemplate
+from tinygptv.runtime.language.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, encode_segments, render
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent

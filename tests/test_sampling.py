@@ -11,8 +11,8 @@ from conftest import QUESTION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygptv.runtime import PUBLISHED_DEMO, ArgumentError, Sampling, TinyGPTV
-from tinygptv.runtime.generate import most_probable
-from tinygptv.runtime.sampling import GREEDY, chooser
+from tinygptv.runtime.language.generate import most_probable
+from tinygptv.runtime.language.sampling import GREEDY, chooser
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 WORDS = 12

@@ -18,7 +18,7 @@ from conftest import plain_environment
 from served import LAUNCH, Served, ask, serving
 from tinygptv.runtime import TinyGPTVError
 from tinygptv.runtime.commands import options as command_options
-from tinygptv.runtime.server import command
+from tinygptv.runtime.commands import serve as command
 
 TOKEN = "a-word-that-nobody-guesses"
 SECRET = "quetzalcoatl"
@@ -189,7 +189,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_extra_is_imported_by_those_who_serve_only(tmp_path: Path) -> None:
     script = (
-        "import sys, tinygptv.runtime.server.command; sys.exit('starlette' in sys.modules or 'uvicorn' in sys.modules)"
+        "import sys, tinygptv.runtime.commands.serve; sys.exit('starlette' in sys.modules or 'uvicorn' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60, check=True)
 

@@ -31,9 +31,9 @@ from tinygptv.export.smoothing import (
 )
 from tinygptv.export.vision_encoder import build_vision_encoder
 from tinygptv.runtime.architecture import Architecture
-from tinygptv.runtime.decoder import ALL_LOGITS, Decoder
-from tinygptv.runtime.manifest import DECODER, VISION_ENCODER
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER
+from tinygptv.runtime.bundle.sessions import open_session
+from tinygptv.runtime.language.decoder import ALL_LOGITS, Decoder
 from torch import Tensor
 
 Expected = Callable[[int], dict[str, np.ndarray]]

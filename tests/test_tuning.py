@@ -19,13 +19,14 @@ import pytest
 from conftest import QUESTION, export_arguments, plain_environment, published_files
 from tinygptv.export import vision_encoder
 from tinygptv.export.cli import main as export_main
-from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError, tuning
-from tinygptv.runtime import tuned as tuned_module
-from tinygptv.runtime.external_data import packed_weights
-from tinygptv.runtime.integrity import sums_of
-from tinygptv.runtime.manifest import DECODER, GRAPHS, read_manifest
-from tinygptv.runtime.tuned import FOLDER, INDEX, Tuned, cache_home, find_tuned, is_intact, key_of, read_index
-from tinygptv.runtime.tuning import tune, untune
+from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
+from tinygptv.runtime.bundle.checksums import sums_of
+from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, read_manifest
+from tinygptv.runtime.tuning import find as tuned_module
+from tinygptv.runtime.tuning import make as tuning
+from tinygptv.runtime.tuning.find import FOLDER, INDEX, Tuned, cache_home, find_tuned, is_intact, key_of, read_index
+from tinygptv.runtime.tuning.make import tune, untune
+from tinygptv.runtime.tuning.packed_weights import packed_weights
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 posix = pytest.mark.skipif(sys.platform == "win32", reason="uses signals, limits and users as POSIX has them")
@@ -337,8 +338,8 @@ def test_only_tuning_may_append(bundle: Path, extra: bytes) -> None:
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from tinygptv.runtime import tuning
-from tinygptv.runtime.manifest import read_manifest
+from tinygptv.runtime.tuning import make as tuning
+from tinygptv.runtime.bundle.manifest import read_manifest
 folder, step, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 def dying(function):
     def call(*arguments):

@@ -24,7 +24,7 @@ from tinygptv.export.verify_compare import Agreement, LayerAgreement, LayerTally
 from tinygptv.export.verify_prompts import Prompt, find_photos
 from tinygptv.export.verify_reference import StreamedReference
 from tinygptv.export.verify_run import Comparison
-from tinygptv.runtime import manifest as manifest_module
+from tinygptv.runtime.bundle import manifest as manifest_module
 from tinygptv.runtime.errors import TinyGPTVError
 from variants import Published
 

@@ -19,8 +19,8 @@ from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.app.conversation import Said
 from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.boxes import plain_text
-from tinygptv.runtime.decoder import DecoderState
-from tinygptv.runtime.vision import Vision
+from tinygptv.runtime.language.decoder import DecoderState
+from tinygptv.runtime.vision.encoder import Vision
 
 IMAGES = Path(__file__).parent / "images"
 TEAL, RED = str(IMAGES / "teal_circle.png"), str(IMAGES / "red_triangle.png")

@@ -12,7 +12,7 @@ from pictures import Split
 from questions import QuestionBank, draw_turn
 from shapes import generate
 from tinygptv.export.bundle import STOP_STRINGS
-from tinygptv.runtime.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, render
+from tinygptv.runtime.language.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, render
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"

@@ -19,7 +19,7 @@ from tinygptv.export.graph import CONTRIB, GraphWriter
 from tinygptv.export.linear import Linears
 from tinygptv.export.schemes import SchemeOf
 from tinygptv.export.smoothing import Group
-from tinygptv.runtime.manifest import Axis, TensorSpec
+from tinygptv.runtime.bundle.manifest import Axis, TensorSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional

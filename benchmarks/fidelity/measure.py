@@ -30,8 +30,8 @@ from tinygptv.export.graph import GraphWriter
 from tinygptv.export.schemes import Blocks, Rows, SchemeOf, schemes
 from tinygptv.export.smoothing import Group, Smoothed, vision_groups
 from tinygptv.export.vision_encoder import build_vision_encoder
-from tinygptv.runtime.image import open_image, preprocess
-from tinygptv.runtime.manifest import DECODER, VISION_ENCODER, Axis, TensorSpec
+from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, Axis, TensorSpec
+from tinygptv.runtime.vision.image import open_image, preprocess
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm

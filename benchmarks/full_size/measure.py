@@ -25,7 +25,7 @@ from asks import prose
 from PIL import Image
 from published_files import BLIP2_FILE, EVA_FILE, PHI_FOLDER, stage_file_name
 from skimage import data
-from tinygptv.runtime.manifest import read_manifest
+from tinygptv.runtime.bundle.manifest import read_manifest
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

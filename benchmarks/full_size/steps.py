@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygptv.runtime.batch import greedy_batch
+from tinygptv.runtime.bundle.manifest import DECODER, EMBEDDINGS, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
 from tinygptv.runtime.cancel import Cancellation
-from tinygptv.runtime.decoder import Decoder
-from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import decode
-from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.language.batch import greedy_batch
+from tinygptv.runtime.language.decoder import Decoder
+from tinygptv.runtime.language.embeddings import TokenEmbeddings
+from tinygptv.runtime.language.generate import decode
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from decoding import Adapter, Loaded, measure
-from tinygptv.runtime.decoder import Decoder
-from tinygptv.runtime.embeds import TokenEmbeddings
-from tinygptv.runtime.generate import decode
-from tinygptv.runtime.manifest import DECODER, EMBEDDINGS, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.bundle.manifest import DECODER, EMBEDDINGS, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
+from tinygptv.runtime.language.decoder import Decoder
+from tinygptv.runtime.language.embeddings import TokenEmbeddings
+from tinygptv.runtime.language.generate import decode
 
 
 def prepare(phi: Path, out: Path) -> None:

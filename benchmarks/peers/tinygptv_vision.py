@@ -6,8 +6,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from tinygptv.runtime.manifest import VISION_ENCODER, read_manifest
-from tinygptv.runtime.session import open_session
+from tinygptv.runtime.bundle.manifest import VISION_ENCODER, read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
 from vision_encoding import Adapter, Features, Loaded, measure
 
 

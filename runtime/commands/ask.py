@@ -21,7 +21,7 @@ from ..boxes import Region, identify_question
 from ..cancel import Cancellation
 from ..drawing import draw_regions
 from ..errors import ArgumentError
-from ..image import ImageSource, open_image
+from ..vision.image import ImageSource, open_image
 from .files import write_whole
 from .options import (
     EXIT_ERROR,

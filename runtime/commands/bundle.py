@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bundle.checksums import is_whole
+from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
 from ..errors import BundleError
-from ..integrity import is_whole
-from ..manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
-from ..tuned import Tuned, cache_home, is_intact, key_of, read_index
+from ..tuning.find import Tuned, cache_home, is_intact, key_of, read_index
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import GREEN, RED, Line, paint, status
 

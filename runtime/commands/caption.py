@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..answer import Answer, EncodedImage
+from ..bundle.manifest import FILE_NAME as MANIFEST
+from ..bundle.manifest import parse_manifest
 from ..cancel import Cancellation
 from ..errors import ArgumentError, ImageError
-from ..manifest import FILE_NAME as MANIFEST
-from ..manifest import parse_manifest
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
 from .captions import Caption, Captions, open_captions
 from .files import write_whole

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError
-from ..lock import leads_to, lock
+from ..system.files import leads_to, lock
 from .folder import Picture
 
 _BEGINNING = b'{"file": "'

@@ -18,8 +18,8 @@ from ..boxes import parse_boxes
 from ..cancel import Cancellation
 from ..chat import Chat
 from ..errors import ArgumentError, TinyGPTVError
-from ..image import ImageSource
 from ..model import TinyGPTV
+from ..vision.image import ImageSource
 from .files import write_whole
 from .options import (
     EXIT_ERROR,

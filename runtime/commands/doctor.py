@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from ..doctor import examine, render
+from ..diagnosis import examine, render
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import status
 

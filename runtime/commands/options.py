@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..engine import DEFAULT_MAX_NEW_TOKENS
 from ..errors import ArgumentError, TinyGPTVError
+from ..language.sampling import GREEDY, Sampling
 from ..loading import DEMO_BUNDLE, MemoryMode
 from ..model import TinyGPTV
-from ..sampling import GREEDY, Sampling
 from .terminal import status
 
 if TYPE_CHECKING:

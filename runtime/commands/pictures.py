@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..errors import ImageError
-from ..image import ImageSource, open_image
+from ..vision.image import ImageSource, open_image
 from .terminal import is_terminal
 
 STDIN = "-"

@@ -6,8 +6,8 @@ import dataclasses
 
 from ..answer import Answer
 from ..boxes import Region, parse_boxes
-from ..image import ImageSource, open_image
-from ..memory import anonymous_rss, peak_rss
+from ..system.process import anonymous_rss, peak_rss
+from ..vision.image import ImageSource, open_image
 
 
 def document(answer: Answer, regions: tuple[Region, ...]) -> dict[str, object]:

@@ -7,9 +7,9 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from ..bundle.manifest import read_manifest
 from ..loading import DEMO_BUNDLE
-from ..manifest import read_manifest
-from ..tuning import tune, untune
+from ..tuning.make import tune, untune
 from .options import add_bundle, bundle_of, examples
 from .terminal import status
 

@@ -12,7 +12,7 @@ from ..cancel import Cancellation
 from ..engine import Request, Turn
 from ..errors import CancellationError
 from ..model import TinyGPTV
-from .memory import ConversationMemory
+from .prefixes import ConversationMemory
 from .refusal import RefusedError, stopping
 from .requests import CompletionRequest
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
-from ..sampling import Sampling
+from ..language.sampling import Sampling
 from .messages import Conversation, read_messages
 from .refusal import RefusedError, quoted
 

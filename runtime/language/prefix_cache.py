@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .answer import EncodedImage
 from .kv_cache import KVCache
 
 Position = int | tuple[str, int]
@@ -16,11 +15,16 @@ IDLE_CACHES = 2
 """Kept for later questions, each cut behind its images: 42 MB each at the published sizes, in fp16."""
 
 
-def positions_of(segments: Sequence[Sequence[int]], images: Sequence[EncodedImage]) -> list[Position]:
-    """A prompt position by position: segments of token ids, with an image between each two of them."""
+def positions_of(segments: Sequence[Sequence[int]], images: Sequence[tuple[str, int]]) -> list[Position]:
+    """A prompt position by position.
+
+    Args:
+        segments: Token ids, one list more than there are images.
+        images: The key and the number of embeddings of the image between each two of them.
+    """
     positions: list[Position] = list(segments[0])
-    for image, segment in zip(images, segments[1:], strict=True):
-        positions += [(image.key, number) for number in range(len(image.embeds))]
+    for (key, count), segment in zip(images, segments[1:], strict=True):
+        positions += [(key, number) for number in range(count)]
         positions += segment
     return positions
 

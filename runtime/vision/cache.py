@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgumentError
-from .manifest import PROJECTOR, VISION_ENCODER, Manifest
+from ..bundle.manifest import PROJECTOR, VISION_ENCODER, Manifest
+from ..errors import ArgumentError
 
 Float32Array = NDArray[np.float32]
 ENTRIES = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .architecture import LanguageArchitecture
-from .errors import ArgumentError
+from ..architecture import LanguageArchitecture
+from ..errors import ArgumentError
 
 CacheArray = NDArray[np.floating]
 GROWTH = 128

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .architecture import Architecture
-from .errors import ArgumentError, BundleError
+from ..architecture import Architecture
+from ..errors import ArgumentError, BundleError
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 
 class Detokenizer:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .errors import ArgumentError, ImageError
-from .manifest import ImagePreprocessing
+from ..bundle.manifest import ImagePreprocessing
+from ..errors import ArgumentError, ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 

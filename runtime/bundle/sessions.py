@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import BundleError, TinyGPTVError
+from ..errors import BundleError, TinyGPTVError
 from .manifest import Graph
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..prefix_cache import Fed, Position, PrefixCache
+from ..language.prefix_cache import Fed, Position, PrefixCache
 
 
 class ConversationMemory:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .cancel import Cancellation
+from ..cancel import Cancellation
 
 
 class Graph(Protocol):

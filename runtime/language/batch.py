@@ -8,10 +8,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .cancel import Cancellation
+from ..bundle.sessions import run_options
+from ..cancel import Cancellation
 from .decoder import Decoder, DecoderState, bind_cache
 from .kv_cache import KVCache
-from .session import run_options
 
 Float32Array = NDArray[np.float32]
 

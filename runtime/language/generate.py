@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .cancel import Cancellation
+from ..cancel import Cancellation
+from ..errors import ArgumentError, ContextOverflowError
 from .decoder import DecoderState
-from .errors import ArgumentError, ContextOverflowError
 
 Float32Array = NDArray[np.float32]
 

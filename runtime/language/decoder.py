@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .architecture import LanguageArchitecture
-from .cancel import Cancellation
-from .errors import ArgumentError
+from ..architecture import LanguageArchitecture
+from ..bundle.sessions import run_options
+from ..cancel import Cancellation
+from ..errors import ArgumentError
 from .kv_cache import CacheArray, KVCache
-from .session import run_options
 
 if TYPE_CHECKING:
     import onnxruntime

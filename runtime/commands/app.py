@@ -7,12 +7,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..commands.options import add_model_options, bundle_of, examples, loader, require
 from ..errors import TinyGPTVError
 from ..loading import DEMO_BUNDLE
+from .options import add_model_options, bundle_of, examples, loader, require
 
 if TYPE_CHECKING:
-    from ..commands.options import Commands
+    from .options import Commands
 
 EXAMPLES = examples("tinygptv app", "tinygptv app photo.jpg --bundle ~/models/tinygptv")
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
             "there is no screen here (neither DISPLAY nor WAYLAND_DISPLAY is set); tinygptv chat does without"
         )
     try:
-        from .start import start
+        from ..app.start import start
     except ImportError as error:
         raise TinyGPTVError(
             f"Qt cannot be loaded ({error}); it needs libraries that desktops have, such as Debian's libegl1, libgl1, "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from .errors import ArgumentError
-from .manifest import PromptTemplate
+from ..bundle.manifest import PromptTemplate
+from ..errors import ArgumentError
 
 IMAGE_SLOT = "<ImageHere>"
 """Where a prompt is cut and one picture's image tokens are put in; it never reaches the tokenizer."""

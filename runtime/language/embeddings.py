@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .architecture import LanguageArchitecture
-from .errors import ArgumentError, BundleError
+from ..architecture import LanguageArchitecture
+from ..errors import ArgumentError, BundleError
 
 
 class TokenEmbeddings:

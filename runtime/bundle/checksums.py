@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BundleError
+from ..errors import BundleError
 from .manifest import FileRecord
 
 CHUNK_BYTES = 4 << 20

@@ -14,11 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .integrity import sums_of
-from .machine import processor
-from .manifest import FILE_NAME as MANIFEST
-from .manifest import GRAPHS, Graph, Manifest
-from .session import packing_version
+from ..bundle.checksums import sums_of
+from ..bundle.manifest import FILE_NAME as MANIFEST
+from ..bundle.manifest import GRAPHS, Graph, Manifest
+from ..bundle.sessions import packing_version
+from ..system.machine import processor
 
 INDEX_VERSION = 1
 """Raised when files, sums or the settings of sessions change."""

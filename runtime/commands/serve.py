@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..commands.options import EXIT_USAGE, add_model_options, examples, load, positive, require
-from ..commands.terminal import complain
 from ..errors import TinyGPTVError
+from .options import EXIT_USAGE, add_model_options, examples, load, positive, require
+from .terminal import complain
 
 if TYPE_CHECKING:
-    from ..commands.options import Commands
+    from .options import Commands
 
 TOKEN_VARIABLE = "TINYGPTV_TOKEN"
 LEAST_TOKEN = 16
@@ -54,8 +54,8 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGINT (status 130) or SIGTERM (status 0)."""
     require("serve", "starlette", "uvicorn")
-    from .limits import is_loopback
-    from .serving import serve
+    from ..server.limits import is_loopback
+    from ..server.serving import serve
 
     token = _token(options.token_file)
     if token is None and not is_loopback(options.host):

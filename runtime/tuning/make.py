@@ -19,14 +19,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import BundleError, TinyGPTVError
-from .external_data import Buffer, packed_weights, with_packed_weights
-from .integrity import CHUNK_BYTES, damaged_files, is_whole, sums_of
-from .lock import leads_to, lock
-from .manifest import FILE_NAME as MANIFEST
-from .manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
-from .session import packing_version, save_packed
-from .tuned import (
+from ..bundle.checksums import CHUNK_BYTES, damaged_files, is_whole, sums_of
+from ..bundle.manifest import FILE_NAME as MANIFEST
+from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
+from ..bundle.sessions import packing_version, save_packed
+from ..errors import BundleError, TinyGPTVError
+from ..system.files import leads_to, lock
+from .find import (
     FOLDER,
     INDEX,
     INDEX_VERSION,
@@ -40,6 +39,7 @@ from .tuned import (
     key_of,
     read_index,
 )
+from .packed_weights import Buffer, packed_weights, with_packed_weights
 
 LOCK = "lock"
 ALIGNMENT = 4096

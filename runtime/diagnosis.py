@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from .bundle.checksums import damaged_files
+from .bundle.manifest import GRAPHS, Manifest, read_manifest
+from .bundle.sessions import products_saturate, telemetry_is_off
 from .errors import TinyGPTVError
-from .integrity import damaged_files
-from .machine import Kernels, Memory, Processor, int8_kernels, memory, processor
-from .manifest import GRAPHS, Manifest, read_manifest
-from .session import products_saturate, telemetry_is_off
-from .tuned import Tuned, cache_home, is_intact, key_of, read_index
+from .system.machine import Kernels, Memory, Processor, int8_kernels, memory, processor
+from .tuning.find import Tuned, cache_home, is_intact, key_of, read_index
 
 PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers")
 PROCESS_BYTES = 120_000_000

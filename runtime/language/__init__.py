@@ -1,0 +1,1 @@
+"""From a question and image embeddings to text."""
