@@ -21,8 +21,8 @@ import render
 import scores
 import targets
 from reporting import write_section
-from tinygptv.export.verify_bounds import DEFAULTS
-from tinygptv.export.verify_cli import MEANINGS
+from tinygptv.export.verify.bounds import DEFAULTS
+from tinygptv.export.verify.command import MEANINGS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -37,6 +37,8 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     full_size = _read("full_size/results.json")
     yield ROOT / "README.md", "full-size", asks.prose(full_size)
     yield BENCHMARKS, "asks", asks.table(full_size)
+    yield BENCHMARKS, "exports", asks.exports(full_size)
+    yield BENCHMARKS, "measured-with", asks.measured_with(full_size)
     found = targets.read_rows()
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)

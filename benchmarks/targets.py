@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent / "full_size"))
+
+import asks
 from reporting import write_section
 
 HERE = Path(__file__).resolve().parent
@@ -50,8 +54,8 @@ def rows(peers: Document, ceilings: Document, full_size: Document, steps: Docume
     def ratio(peer: str, figure: str) -> float:
         return float(peers["ratios"][peer][f"{figure}_seconds"]["median"])
 
-    def ask(mode: str, figure: str) -> float:
-        return float(full_size["ask"][mode][figure]["median"])
+    def ask(mode: str, figure: str, family: str = "tinygpt-v") -> float:
+        return float(full_size[family]["ask"]["modes"][mode][figure]["median"])
 
     openvino = [peer for peer in peers["ratios"] if peer.startswith("openvino_decoder")]
     yield Row("decode, beside llama.cpp Q8_0", 1.4, ratio("llama_cpp_decoder:Q8_0", "decode_step"), "x")
@@ -67,14 +71,10 @@ def rows(peers: Document, ceilings: Document, full_size: Document, steps: Docume
     yield Row("prefill of 70 tokens, beside OpenVINO's default", 1.0, ratio("openvino_decoder:int8", "prefill_70"), "x")
     yield Row("image encode, beside ONNX Runtime fp32", 2.8, ratio("onnxruntime_vision:fp32", "encode"), "x")
     yield Row("image encode, beside OpenVINO's static int8", 0.9, ratio("openvino_vision:int8", "encode"), "x")
-    if "float32" in full_size["ask"]:
-        pairs = zip(
-            full_size["ask"]["float32"]["time_to_first_token"]["samples"],
-            full_size["ask"]["beside float32"]["time_to_first_token"]["samples"],
-            strict=True,
-        )
-        ratios = sorted(slow / fast for slow, fast in pairs)
-        yield Row("time to first token, beside the fp32 graphs", 2.2, ratios[len(ratios) // 2], "x")
+    beside = full_size["tinygpt-v"]["fp32"]["modes"]
+    times = (beside[name]["time_to_first_token"]["samples"] for name in ("fp32", "int8"))
+    found = statistics.median(slow / fast for slow, fast in zip(*times, strict=True))
+    yield Row("time to first token, beside the fp32 graphs", 2.2, found, "x")
     medians = steps["medians"]
     yield Row("share of a decode step outside onnxruntime", 0.02, medians["outside_onnxruntime"], "%", False)
     yield Row("decode after 1,500 tokens, of the speed after 64", 0.85, medians["speed_after_1500"], "%")
@@ -85,9 +85,16 @@ def rows(peers: Document, ceilings: Document, full_size: Document, steps: Docume
     yield Row("peak RSS of `ask`", 4.6, ask("default", "peak_rss_bytes") / 1e9, " GB", False)
     yield Row("peak RSS of `ask --memory low`", 3.5, ask("low memory", "peak_rss_bytes") / 1e9, " GB", False)
     for name, minutes, gigabytes in (("not calibrated", 6, 3), ("calibrated", 10, 4)):
-        made = full_size["export"][name]
+        made = full_size["tinygpt-v"]["export"][name]
         yield Row(f"export, {name}", minutes, made["seconds"] / 60, " min", False)
         yield Row(f"peak RSS of the export, {name}", gigabytes, made["peak_rss_bytes"] / 1e9, " GB", False)
+    for family, name in asks.FAMILIES.items():
+        if family != "tinygpt-v":
+            peak = full_size[family]["export"]["calibrated"]["peak_rss_bytes"]
+            yield Row(f"peak RSS of the export, {name}", 4, peak / 1e9, " GB", False)
+            for mode, limit in (("default", 4.6), ("low memory", 3.6)):
+                peak = ask(mode, "peak_rss_bytes", family)
+                yield Row(f"peak RSS of {asks.MODES[mode]}, {name}", limit, peak / 1e9, " GB", False)
 
 
 def read_rows() -> list[Row]:

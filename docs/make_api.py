@@ -11,8 +11,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RUNTIME = HERE.parent / "runtime"
-EXTRA_MODULES = ("boxes", "drawing")
-"""Public, but not among the names of ``tinygptv.runtime`` itself."""
+EXTRA_MODULES = ("boxes", "pointing", "drawing")
+"""Public, but not among the names of ``tinygptv`` itself."""
 HEADER = """# API
 Written by `docs/make_api.py` from the docstrings; all arrays are numpy's, shapes in brackets.
 """
@@ -33,7 +33,7 @@ def public_names() -> Iterator[tuple[str, str]]:
 
 def describe(module: str, name: str) -> str:
     """One class, function or constant as Markdown."""
-    where = "tinygptv.runtime" + (f".{module}" if module in EXTRA_MODULES else "")
+    where = f"tinygptv.runtime.{module}" if module in EXTRA_MODULES else "tinygptv"
     body = ast.parse((RUNTIME / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
     for number, node in enumerate(body):
         if isinstance(node, ast.ClassDef) and node.name == name:
@@ -42,20 +42,34 @@ def describe(module: str, name: str) -> str:
             return "\n".join([f"## {name}", *function_lines(node, f"{where}.")])
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             following = body[number + 1] if number + 1 < len(body) else None
-            return "\n".join([f"## {name}", f"`{ast.unparse(node)}`", "", *text_of(following)])
+            return "\n".join([f"## {name}", f"`{ast.unparse(node)}`", "", *text_of(following), ""])
     raise LookupError(f"{module}.{name} is neither class, function nor constant of its module")
 
 
 def class_lines(node: ast.ClassDef) -> Iterator[str]:
-    """A class's docstring, its fields with theirs, and its public methods."""
+    """A class's docstring, its fields and its public methods with theirs."""
     yield from docstring(node)
-    for number, part in enumerate(node.body):
-        if isinstance(part, ast.AnnAssign):
-            following = node.body[number + 1] if number + 1 < len(node.body) else None
-            yield from [f"- `{ast.unparse(part)}`  ", *(f"  {line}" for line in text_of(following)), ""]
-        elif isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+    yield from field_lines(node.body)
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            yield from field_lines(part.body)
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
             yield f"### {node.name}.{part.name}"
             yield from function_lines(part, "")
+
+
+def field_lines(body: list[ast.stmt]) -> Iterator[str]:
+    """The fields of a dataclass, with their defaults; of another class, what it sets on itself under a public name."""
+    for number, part in enumerate(body):
+        if not isinstance(part, ast.AnnAssign):
+            continue
+        field = ast.unparse(part)
+        if isinstance(part.target, ast.Attribute):
+            field = f"{part.target.attr}: {ast.unparse(part.annotation)}"
+        if not field.startswith("_"):
+            following = body[number + 1] if number + 1 < len(body) else None
+            yield from [f"- `{field}`  ", *(f"  {line}" for line in text_of(following)), ""]
 
 
 def function_lines(node: ast.FunctionDef, prefix: str) -> Iterator[str]:

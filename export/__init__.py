@@ -1,11 +1,11 @@
-"""From the four published TinyGPT-V files to a bundle for :mod:`tinygptv.runtime`. Runs on a workstation, once."""
+"""From published files to a bundle for :mod:`tinygptv.runtime`. Runs on a workstation, once."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .bundle import Exported, export_bundle
-    from .verify import Verification, verify_bundle
+    from .verify.verification import Verification, verify_bundle
 
 __all__ = ["Exported", "Verification", "export_bundle", "verify_bundle"]
 
@@ -14,5 +14,5 @@ def __getattr__(name: str) -> object:
     """Import torch only when something of it is needed: the command must start, and say so, where it is absent."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(".verify" if "verif" in name.lower() else ".bundle", __name__)
+    module = import_module(".verify.verification" if "verif" in name.lower() else ".bundle", __name__)
     return getattr(module, name)

@@ -1,18 +1,16 @@
-"""From a checkpoint to a bundle: the graphs, embeddings, tokenizer and manifest, whole or not at all."""
+"""From a published model to a bundle: the graphs, embeddings, tokenizer and manifest, complete or not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -20,45 +18,38 @@ from tinygptv.runtime.bundle.manifest import (
     DECODER,
     EMBEDDINGS,
     FILE_NAME,
+    FORMAT_MINOR,
     FORMAT_VERSION,
-    PROJECTOR,
+    GRAPHS,
     TOKENIZER,
     VISION_ENCODER,
     FileRecord,
     Graph,
-    ImagePreprocessing,
     Manifest,
     Source,
     write_manifest,
 )
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.language.prompt import PUBLISHED_TEMPLATES
+from tinygptv.runtime.system.files import locked, publish_folder, sha256_of, staging_folder
 from tqdm import tqdm
 
-from .architecture import STAGES
 from .calibration import PACKAGED, CalibrationSet, calibrate, find_calibration_set
-from .checkpoint import Checkpoint
-from .contract import contracts
-from .decoder import build_decoder
+from .contract import Interface, interfaces
 from .graph import GraphWriter
-from .projector import build_projector
-from .readers import fingerprint
-from .schemes import SchemeOf, schemes
+from .graph_ops import GraphOps
+from .parts import vit
+from .precision import SchemeOf, schemes
 from .smoothing import Smoothed
-from .tokenizer import build_tokenizer, eos_token_id
-from .vision_encoder import build_vision_encoder
+from .sources import SourceFiles, open_model
+from .sources.families import STAGES, TEMPLATE_NAMES
+from .sources.model import Model, Network
+from .sources.tokenizer import build_tokenizer, eos_token_id
 
 PRECISIONS = ("int8", "fp32")
 CACHE_DTYPES = {"int8": "float16", "fp32": "float32"}
 """Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-DEFAULT_BLOCK_SIZE = 64
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-STOP_STRINGS = ("###",)
-"""Training ended every answer so, in every template."""
-DEFAULT_TEMPLATES = {1: "human_assistant", 2: "human_assistant", 3: "human_assistant", 4: "inst"}
-TEMPLATE_NAMES = tuple(template.name for template in PUBLISHED_TEMPLATES)
+GROUP_SIZES = (16, 32, 64, 128, 256)
+DEFAULT_GROUP_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -72,38 +63,30 @@ class Exported:
 
 def export_bundle(
     *,
-    phi: str | os.PathLike[str],
-    vision: str | os.PathLike[str],
-    qformer: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str],
-    stage: int,
     output: str | os.PathLike[str],
-    architecture: str | os.PathLike[str] | None = None,
     precision: str = "int8",
-    block_size: int = DEFAULT_BLOCK_SIZE,
+    group_size: int = DEFAULT_GROUP_SIZE,
     template: str | None = None,
     calibration: str | os.PathLike[str] | None = PACKAGED,
     overwrite: bool = False,
     progress: bool = False,
+    **sources: Unpack[SourceFiles],
 ) -> Exported:
-    """Turn the four published files into a bundle.
+    """Turn published files into a bundle.
 
     Args:
-        phi: Phi-2 folder.
-        vision: EVA-CLIP weights, ``eva_vit_g.pth``.
-        qformer: BLIP-2 weights, ``blip2_pretrained_flant5xxl.pth``.
-        checkpoint: TinyGPT-V weights, ``TinyGPT-V_for_StageN.pth``.
-        stage: 1 to 4: which training stage ``checkpoint`` is of.
         output: Folder to make.
-        architecture: JSON with what the files don't tell, for models of other than the published sizes.
         precision: ``int8``, or ``fp32`` for exact comparison (four times the size).
-        block_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
+        group_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
             rounding tells most, 16.
-        template: Name of the bundle's default prompt template; that of the stage's released demo if not given.
+        template: Name of the bundle's default prompt template; that of the released demo if not given.
         calibration: Folder of pictures and .txt files that decide how int8 weights and activations share their range;
             those that come with the exporter if not given, None for no calibration. fp32 needs none.
         overwrite: Replace ``output`` where it is a bundle already.
         progress: Show progress bars on stderr.
+        sources: The published files: ``model``, where needed with ``tower`` and ``phi``, for LLaVA-Phi, Mipha,
+            TinyLLaVA and Bunny; ``phi``, ``vision``, ``qformer``, ``checkpoint``, ``stage`` and, for other than the
+            published sizes, ``architecture`` for TinyGPT-V. See :class:`.sources.SourceFiles`.
 
     Returns:
         The bundle's path, its files with sizes and hashes, and the time it took.
@@ -114,91 +97,129 @@ def export_bundle(
     """
     started = time.monotonic()
     for name, value, allowed in (
-        ("stage", stage, STAGES),
         ("precision", precision, PRECISIONS),
-        ("block_size", block_size, BLOCK_SIZES),
+        ("group_size", group_size, GROUP_SIZES),
         ("template", template, (None, *TEMPLATE_NAMES)),
+        ("stage", sources.get("stage"), (None, *STAGES)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(str(a) for a in allowed)}")
     target = Path(output).absolute()
     _check_target(target, overwrite)
     calibration_set = None if calibration is None or precision == "fp32" else find_calibration_set(Path(calibration))
-    inputs = Checkpoint(
-        Path(phi),
-        Path(vision),
-        Path(qformer),
-        Path(checkpoint),
-        stage,
-        None if architecture is None else Path(architecture),
-    )
-    _check_space(target.parent, inputs, precision)
-    with _staging(target) as folder:
-        tokenizer = build_tokenizer(inputs.phi, inputs.architecture.language.vocab_size)
-        image = ImagePreprocessing(inputs.architecture.vision.image_size, CLIP_MEAN, CLIP_STD)
-        default_template = template or DEFAULT_TEMPLATES[stage]
-        scheme_of = schemes(precision, block_size)
-        tensors: Mapping[str, torch.Tensor] = inputs
+    model = open_model(**sources)
+    description = model.description
+    templates = {known.name: known for known in description.family.templates}
+    default_template = template or description.default_template
+    if default_template not in templates:
+        raise ExportError(
+            f"{description.family.name} has no template {default_template}; it has {', '.join(templates)}"
+        )
+    _check_space(target.parent, model, precision)
+    busy = ExportError(f"another export is writing {target}; wait for it, or choose another name")
+    lock, staging = (target.with_name(f".{target.name}.{kind}") for kind in ("lock", "partial"))
+    with locked(lock, busy), staging_folder(staging) as folder:
+        tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
+        exact = {name for network in model.networks.values() for name in network.part.EXACT}
+        scheme_of = schemes(precision, group_size, exact)
+        tensors: Mapping[str, torch.Tensor] = model
         if calibration_set is not None:
             with tqdm(desc="calibration", unit="group", disable=not progress) as bar:
-                prompt = next(known for known in PUBLISHED_TEMPLATES if known.name == default_template)
-                smoothings = calibrate(inputs, image, prompt, tokenizer, calibration_set, scheme_of, bar)
-            tensors = Smoothed(inputs, smoothings)
-        graphs, files = _write_graphs(folder, inputs, tensors, precision, scheme_of, progress)
+                smoothings = calibrate(model, templates[default_template], tokenizer, calibration_set, scheme_of, bar)
+            tensors = Smoothed(model, smoothings)
+        graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, progress)
         tokenizer.save(str(folder / TOKENIZER))
         files.append(_record(folder / TOKENIZER))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
+            format_minor=FORMAT_MINOR,
             name=target.name,
             exporter=f"tinygptv {version('tinygptv')}",
-            stage=stage,
-            architecture=inputs.architecture,
-            image=image,
-            templates=PUBLISHED_TEMPLATES,
+            family=description.family.name,
+            parts={network.name: asdict(network.sizes) for network in model.networks.values()},
+            image=description.image,
+            templates=description.family.templates,
             default_template=default_template,
-            stop_strings=STOP_STRINGS,
-            eos_token_ids=(eos_token_id(inputs.phi, tokenizer),),
+            stop_strings=description.family.stop_strings,
+            eos_token_ids=(eos_token_id(description.tokenizer, tokenizer),),
+            caption_question=description.family.caption_question,
+            tasks=description.family.tasks,
+            boxes=description.family.boxes,
             graphs=graphs,
-            sources=tuple(_fingerprints(inputs, calibration_set, progress)),
+            sources=tuple(_fingerprints(model, calibration_set, progress)),
             files=tuple(files),
+            stage=description.stage,
         )
         write_manifest(manifest, folder)
-        inputs.close()
-        _publish(folder, target)
+        model.close()
+        publish_folder(folder, target)
     return Exported(target, manifest.files, time.monotonic() - started)
 
 
 def _write_graphs(
     folder: Path,
-    inputs: Checkpoint,
+    model: Model,
     tensors: Mapping[str, torch.Tensor],
     precision: str,
     scheme_of: Mapping[str, SchemeOf],
     progress: bool,
 ) -> tuple[dict[str, Graph], list[FileRecord]]:
-    """``tensors`` are those of ``inputs``, smoothed where there was a calibration."""
-    architecture = inputs.architecture
+    """``tensors`` are those of ``model``, smoothed where there was a calibration."""
     cache_dtype = CACHE_DTYPES[precision]
+    eyes, projector, language = (model.networks[name].sizes for name in GRAPHS)
+    promised = interfaces(eyes.image_size, (eyes.tokens, eyes.hidden_size), projector.tokens, language, cache_dtype)
     graphs: dict[str, Graph] = {}
-    with tqdm(total=inputs.stored_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
-        inputs.on_read(bar.update)
+    with tqdm(total=model.stored_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
+        model.on_read(bar.update)
         bar.set_description("embeddings")
-        files = [_write_embeddings(folder / EMBEDDINGS, inputs["model.embed_tokens.weight"], precision)]
-        builds: dict[str, Callable[[GraphWriter, SchemeOf, Callable[[int, int], object]], None]] = {
-            VISION_ENCODER: lambda *to: build_vision_encoder(to[0], tensors, architecture.vision, *to[1:]),
-            PROJECTOR: lambda *to: build_projector(to[0], tensors, architecture.qformer, *to[1:]),
-            DECODER: lambda *to: build_decoder(to[0], tensors, architecture.language, cache_dtype, *to[1:]),
-        }
-        for name, build in builds.items():
-            with GraphWriter(folder, name) as graph:
-                layers = architecture.language.num_hidden_layers if name == DECODER else 0
-                graph.contract(*contracts(architecture, cache_dtype)[name], layers=layers)
-                told = lambda i, n, name=name: bar.set_description(f"{name} layer {i + 1}/{n}")  # noqa: E731
-                build(graph, scheme_of[name], told)
-                graphs[name], records = graph.finish()
+        files = [_write_embeddings(folder / EMBEDDINGS, model["model.embed_tokens.weight"], precision)]
+        for name in GRAPHS:
+            network, interface = model.networks[name], promised[name]
+
+            def on_layer(number: int, count: int, name: str = name) -> None:
+                bar.set_description(f"{name} layer {number + 1}/{count}")
+
+            graphs[name], records = write_graph(
+                folder, name, network, interface, tensors, scheme_of[name], cache_dtype, on_layer
+            )
             files += records
         bar.set_description("graphs written")
     return graphs, files
+
+
+def write_graph(
+    folder: Path,
+    name: str,
+    network: Network,
+    interface: Interface,
+    tensors: Mapping[str, torch.Tensor],
+    scheme_of: SchemeOf,
+    cache_dtype: str = "float32",
+    on_layer: Callable[[int, int], object] = lambda number, count: None,
+) -> tuple[Graph, list[FileRecord]]:
+    """Write one graph.
+
+    Args:
+        folder: Where its two files are written.
+        name: Of the graph, such as ``vision_encoder``.
+        network: What it computes.
+        interface: Its inputs, of which the network reads the first, and its outputs, of which it gives the first.
+        tensors: The network's, by name; float32.
+        scheme_of: How each linear layer is quantised.
+        cache_dtype: Of the KV cache, ``float16`` or ``float32``.
+        on_layer: Called with (number, count) before each layer.
+
+    Returns:
+        The manifest's entries for the graph and its two files.
+    """
+    seeing = name == VISION_ENCODER
+    with GraphWriter(folder, name) as graph:
+        graph.contract(interface.inputs, interface.outputs, vit.working_bytes(network.sizes) if seeing else 0)
+        ops = GraphOps(graph, tensors, scheme_of, many_tokens=seeing, cache_dtype=cache_dtype, on_layer=on_layer)
+        result, output = network.part.run(ops, network.sizes, interface.inputs[0].name), interface.outputs[0].name
+        ops.tap(output, result)
+        graph.rename_output(result, output)
+        return graph.finish()
 
 
 def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRecord:
@@ -213,17 +234,16 @@ def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRe
 
 
 def _record(path: Path) -> FileRecord:
-    with path.open("rb") as stream:
-        return FileRecord(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return FileRecord(path.name, path.stat().st_size, sha256_of(path))
 
 
-def _fingerprints(inputs: Checkpoint, calibration: CalibrationSet | None, progress: bool) -> Iterator[Source]:
-    files = inputs.files() + [("calibration", file) for file in (calibration.files if calibration else ())]
+def _fingerprints(model: Model, calibration: CalibrationSet | None, progress: bool) -> Iterator[Source]:
+    files = model.files + [("calibration", file) for file in (calibration.files if calibration else ())]
     total = sum(file.stat().st_size for _, file in files)
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         bar.set_description("hashes of the sources")
         for role, file in files:
-            yield fingerprint(role, file, bar.update)
+            yield Source(role, file.name, file.stat().st_size, sha256_of(file, progress=bar.update))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -237,38 +257,10 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ExportError(f"{target} exists and is not a bundle, so it is not replaced; choose another name")
 
 
-def _check_space(folder: Path, inputs: Checkpoint, precision: str) -> None:
+def _check_space(folder: Path, model: Model, precision: str) -> None:
     """Refuse what cannot fit before hours of work; an int8 weight with its scale takes at most 1.25 bytes."""
-    values = sum(math.prod(inputs.shape(name)) for name in inputs)
+    values = sum(math.prod(model.shape(name)) for name in model)
     needed = int(values * (1.25 if precision == "int8" else 4))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(f"{folder}: {free / 1e6:,.1f} MB free; the bundle takes up to {needed / 1e6:,.1f} MB")
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, whatever happens, unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        folder.chmod(0o755)  # mkdtemp's is private; a bundle is shared like any other file
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, target: Path) -> None:
-    """Rename the finished folder to the target; a bundle that was there is removed once the new one is in its place."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    retired = folder.with_suffix(".replaced")
-    try:
-        target.rename(retired)
-        folder.rename(target)
-    finally:
-        # Wherever an interrupt or an error falls: one of the two bundles is in place, whole.
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            retired.rename(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, PromptTemplate
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, ImagePreprocessing, PromptTemplate
 from tinygptv.runtime.errors import ExportError, ImageError
 from tinygptv.runtime.language.prompt import encode_segments, render
 from tinygptv.runtime.vision.image import open_image, preprocess
@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint
-from .forward import decoder_hidden_states, image_embeds, vision_features
-from .schemes import SchemeOf
-from .smoothing import Group, Smoothing, decoder_groups, find_smoothing, vision_groups
+from .precision import Scheme, SchemeOf
+from .smoothing import Group, Smoothing, find_smoothing, groups_of
+from .sources.model import Model
+from .torch_ops import TorchOps, Value
 
 PACKAGED = Path(__file__).parent / "calibration"
 """Photos and texts that come with the exporter; its README says where they are from."""
@@ -30,9 +30,10 @@ PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 TEXT_SUFFIX = ".txt"
 MAX_PHOTOS = 16
 """More would take hours at the published sizes, and change nothing that was measured."""
-PROMPT_TOKENS = 256
-"""Length of each prompt the decoder sees, the image's 32 included, or the model's whole context where that is less."""
-QUESTION = "[caption]"
+PROMPT_TOKENS, TEXT_TOKENS = 256, 224
+"""Least length of each prompt the decoder sees, and of what it holds besides its image's tokens, as far as the context
+has room."""
+SMOOTHED = (VISION_ENCODER, DECODER)
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def find_calibration_set(folder: Path) -> CalibrationSet:
     return CalibrationSet(photos, texts)
 
 
+@torch.inference_mode()
 def calibrate(
-    inputs: Checkpoint,
-    image: ImagePreprocessing,
+    model: Model,
     template: PromptTemplate,
     tokenizer: Tokenizer,
     calibration: CalibrationSet,
@@ -80,8 +81,7 @@ def calibrate(
     Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
 
     Args:
-        inputs: The model.
-        image: How pictures become pixel_values.
+        model: The model.
         template: Prompt format that the decoder is calibrated in.
         tokenizer: Of the model.
         calibration: What to show it.
@@ -91,24 +91,31 @@ def calibrate(
     Raises:
         ExportError: A file of the set cannot be read.
     """
-    pixel_values = torch.cat([_pixel_values(path, image) for path in calibration.photos])
+    pixel_values = torch.cat([_pixel_values(path, model.description.image) for path in calibration.photos])
     texts = " ".join(_read_text(path) for path in calibration.texts)
-    architecture = inputs.architecture
-    groups = (*vision_groups(architecture.vision), *decoder_groups(architecture.language))
-    finder = Finder(inputs, groups, bar)
-    features = vision_features(inputs, architecture.vision, pixel_values, finder.watching(scheme_of[VISION_ENCODER]))
-    images = image_embeds(inputs, architecture.qformer, features)
-    del features
-    before, after = encode_segments(tokenizer, render(template, [(QUESTION, None)]))
+    networks = model.networks
+    groups = [group for name in SMOOTHED for group in groups_of(networks[name].part, networks[name].sizes)]
+    finder = Finder(model, groups, bar)
+
+    def computed(graph: str, x: Tensor) -> Tensor:
+        network, observe = networks[graph], finder.observer(scheme_of[graph]) if graph in SMOOTHED else _unobserved
+        return network.part.run(TorchOps(model, observe), network.sizes, Value(x)).data
+
+    images = computed(PROJECTOR, computed(VISION_ENCODER, pixel_values))
+    before, after = encode_segments(tokenizer, render(template, [(model.description.family.caption_question, None)]))
     inputs_embeds = _prompts(
-        inputs["model.embed_tokens.weight"],
+        model["model.embed_tokens.weight"],
         images,
         (before, after),
         tokenizer.encode(texts, add_special_tokens=False).ids,
-        min(PROMPT_TOKENS, architecture.language.max_position_embeddings),
+        (max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings),
     )
-    decoder_hidden_states(inputs, architecture.language, inputs_embeds, finder.watching(scheme_of[DECODER]))
+    computed(DECODER, inputs_embeds)
     return finder.smoothings
+
+
+def _unobserved(name: str, x: Value) -> None:
+    """Of a part that is not smoothed."""
 
 
 class Finder:
@@ -127,31 +134,41 @@ class Finder:
         self._groups = {group.linears[0]: group for group in groups}
         bar.reset(len(groups))
 
-    def watching(self, scheme_of: SchemeOf) -> Callable[[str, Tensor], None]:
-        """The observer of a forward pass whose layers are quantised so."""
+    def observer(self, scheme_of: SchemeOf) -> Callable[[str, Value], None]:
+        """What watches a part whose layers are quantised so."""
 
-        def observe(name: str, x: Tensor) -> None:
+        def observe(name: str, x: Value) -> None:
             group = self._groups.get(name)
-            scheme = scheme_of(name)
-            if group is None or scheme is None:
+            if group is None:
                 return
-            weights = (self._tensors[f"{linear}.weight"] for linear in group.linears)
-            smoothing = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
-            if smoothing is not None:
-                self.smoothings[group] = smoothing
+            if (scheme := scheme_of(name)) is not None:
+                self._find(group, scheme, x.data.flatten(0, -2))
             self._bar.update()
 
         return observe
 
+    def _find(self, group: Group, scheme: Scheme, x: Tensor) -> None:
+        if group.least is not None:
+            scheme = scheme.above(group.least)
+        weights = (self._tensors[f"{linear}.weight"] for linear in group.linears)
+        smoothing = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
+        if smoothing is not None:
+            self.smoothings[group] = smoothing
+
 
 def _prompts(
-    table: Tensor, images: Tensor, question: tuple[list[int], list[int]], text: list[int], length: int
+    table: Tensor,
+    images: Tensor,
+    question: tuple[list[int], list[int]],
+    text: list[int],
+    lengths: tuple[int, int],
 ) -> Tensor:
     """A prompt for each image, [images, length, hidden]: the question about it, answered by a piece of the text.
 
-    The text is begun again where it is too short.
+    The text is begun again where it is too short. ``lengths`` are the one wanted and the context.
     """
     before, after = question
+    length = min(lengths)
     room = length - len(before) - images.shape[1] - len(after)
     if room < 1 or not text:
         raise ExportError(f"a context of {length} tokens has no room to calibrate in; pass --calibration none")

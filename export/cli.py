@@ -14,15 +14,19 @@ from types import FrameType
 from tinygptv.runtime.errors import ExportError
 from tinygptv.runtime.system.process import peak_rss
 
-from .architecture import STAGES
-from .bundle import BLOCK_SIZES, DEFAULT_BLOCK_SIZE, PRECISIONS, TEMPLATE_NAMES, Exported, export_bundle
+from .bundle import DEFAULT_GROUP_SIZE, GROUP_SIZES, PRECISIONS, Exported, export_bundle
 from .calibration import PACKAGED
 from .options import add_source_files
-from .verify_cli import main as verify
+from .sources import SourceFiles, problem_with
+from .sources.families import TEMPLATE_NAMES
+from .verify.command import main as verify
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 EXAMPLES = """\
-example, with the four published files:
+examples:
+  tinygptv-export --model Mipha-3B -o mipha
+  tinygptv-export --model TinyLLaVA-Phi-2-SigLIP-3.1B -o tinyllava
+  tinygptv-export --model bunny-phi-2-siglip-lora --phi phi-2 --tower siglip-so400m-patch14-384 -o bunny
   tinygptv-export --phi phi-2 --vision eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
       --checkpoint TinyGPT-V_for_Stage4.pth --stage 4 -o tinygptv-stage4
 
@@ -32,14 +36,18 @@ to compare a bundle with the files it was made from: tinygptv-export verify --he
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one bundle; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["verify"]:
         return verify(arguments[1:])
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    sources: SourceFiles = {name: options[name] for name in SourceFiles.__annotations__}  # type: ignore[assignment]
+    if problem := problem_with(**sources):
+        parser.error(problem)
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
-        exported = export_bundle(**vars(options), progress=True)
+        exported = export_bundle(**options, progress=True)
     except (ExportError, OSError) as error:
         print(f"tinygptv-export: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -61,27 +69,26 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinygptv-export",
-        description="Turn the published TinyGPT-V weights into a bundle that the tinygptv runtime loads.",
+        description="Turn published weights of TinyGPT-V, LLaVA-Phi, Mipha, TinyLLaVA or Bunny into a bundle that the "
+        "tinygptv runtime loads.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
     add_source_files(parser)
-    parser.add_argument(
-        "--stage", type=int, choices=STAGES, required=True, help="of the checkpoint: 1-3 see 224 px, 4 sees 448 px"
-    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="int8", help="fp32 is for comparison (default: int8)"
     )
     parser.add_argument(
+        "--group-size",
         "--block-size",
         type=int,
-        choices=BLOCK_SIZES,
-        default=DEFAULT_BLOCK_SIZE,
+        choices=GROUP_SIZES,
+        default=DEFAULT_GROUP_SIZE,
         help="weights of the decoder that share one int8 scale: smaller is closer, larger is faster "
-        f"(default: {DEFAULT_BLOCK_SIZE})",
+        f"(default: {DEFAULT_GROUP_SIZE})",
     )
     parser.add_argument(
         "--calibration",
@@ -94,13 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--template",
         choices=TEMPLATE_NAMES,
-        help="default prompt template (default: that of the stage's released demo)",
-    )
-    parser.add_argument(
-        "--architecture",
-        type=Path,
-        metavar="FILE",
-        help="JSON with image_size, patch_size, vision_layers, vision_heads, qformer_heads, if not the published ones",
+        help="default prompt template (default: that of the released demo)",
     )
     return parser
 

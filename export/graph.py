@@ -6,6 +6,7 @@ Operators of the ``com.microsoft`` domain are ONNX Runtime's own fused ones.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ CONTRIB = "com.microsoft"
 OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
 ALIGNMENT = 4096
 """Bytes; external data must start at a page to be memory-mapped, and 4 KiB is every platform's smallest page."""
+TAPS = "tinygptv.taps"
+"""Of a graph's metadata: JSON, the row that ``verify`` shows for each of some tensors, to the tensor's name."""
 INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
 DTYPES = {
@@ -44,11 +47,11 @@ class GraphWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
         self._folder = folder
+        self._taps: dict[str, str] = {}
         self._quantized: Counter[Quantization] = Counter()
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
-        self._inputs: list[TensorSpec] = []
-        self._outputs: list[TensorSpec] = []
+        self._working_bytes = 0
         self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
         self._data_file = f"{name}.onnx.data"
         self._data: BinaryIO = (folder / self._data_file).open("wb")
@@ -63,21 +66,31 @@ class GraphWriter:
     ) -> None:
         self._data.close()
 
-    def contract(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], layers: int = 0) -> None:
-        """Declare the graph's inputs and outputs; names with ``{i}`` become one tensor for each of ``layers``."""
-        self._specs = (tuple(inputs), tuple(outputs))
-        self._inputs, self._outputs = (_expand(specs, layers) for specs in (inputs, outputs))
+    def contract(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], working_bytes: int) -> None:
+        """Declare the graph's inputs and outputs, and the memory that a run takes by estimate."""
+        self._specs, self._working_bytes = (tuple(inputs), tuple(outputs)), working_bytes
 
     def op(
-        self, kind: str, inputs: Sequence[str], *, name: str, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> Any:
-        """Add a node; returns its output's name, or a list of them where ``outputs`` is more than one.
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        *,
+        name: str,
+        outputs: Sequence[str] = (),
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node; returns its first output's name, which is the node's own unless ``outputs`` names all of them.
 
-        An unused optional input is an empty string.
+        An unused optional input or output is an empty string.
         """
-        names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
+        names = list(outputs) or [name]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
-        return names[0] if outputs == 1 else names
+        return names[0]
+
+    def tap(self, row: str, tensor: str) -> None:
+        """Note in the graph's metadata which tensor ``verify`` finds under the name ``row``."""
+        self._taps[row] = tensor
 
     def rename_output(self, old: str, new: str) -> None:
         """Give the tensor ``old`` the name ``new`` that the contract promises."""
@@ -86,6 +99,7 @@ class GraphWriter:
                 for i, name in enumerate(names):
                     if name == old:
                         names[i] = new
+        self._taps = {row: new if name == old else name for row, name in self._taps.items()}
 
     def constant(self, name: str, value: torch.Tensor | np.ndarray[Any, Any] | np.generic | Sequence[int]) -> str:
         """Add an initializer under ``name`` unless it is there already."""
@@ -112,34 +126,6 @@ class GraphWriter:
     def cast(self, x: str, name: str, dtype: str) -> str:
         """Convert to another dtype, such as ``float16``."""
         return str(self.op("Cast", [x], name=name, to=DTYPES[dtype]))
-
-    def layer_norm(self, x: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> str:
-        """LayerNorm over the last axis."""
-        inputs = [x, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
-        return str(self.op("LayerNormalization", inputs, name=name, axis=-1, epsilon=epsilon))
-
-    def skip_layer_norm(
-        self, x: str, skip: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
-    ) -> tuple[str, str]:
-        """LayerNorm of ``x + skip`` in one pass; returns (the norm, the sum)."""
-        total = f"{name}.sum"
-        inputs = [x, skip, self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
-        self._nodes.append(
-            helper.make_node(
-                "SkipLayerNormalization", inputs, [name, "", "", total], name=name, domain=CONTRIB, epsilon=epsilon
-            )
-        )
-        return name, total
-
-    def sum_and_layer_norm(
-        self, x: str, skip: str, name: str, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
-    ) -> tuple[str, str]:
-        """The same by two operators, which for many tokens are several times as fast; returns (the norm, the sum).
-
-        ``Sum``, since ONNX Runtime would fuse an ``Add`` into the slow one.
-        """
-        total = self.op("Sum", [x, skip], name=f"{name}.sum")
-        return self.layer_norm(total, name, weight, bias, epsilon), total
 
     def by_chunks(self, x: str, name: str, sizes: tuple[int, int], chunk: int, body: Callable[[str], str]) -> str:
         """``body`` of x, so many tokens at a time: what is between its operators then stays in the CPU's cache.
@@ -174,11 +160,12 @@ class GraphWriter:
     def finish(self) -> tuple[Graph, list[FileRecord]]:
         """Write ``<name>.onnx``; returns the manifest's entries for the graph and its two files."""
         self._data.close()
+        inputs, outputs = self._specs
         graph = helper.make_graph(
             self._nodes,
             self.name,
-            [_value_info(spec) for spec in self._inputs],
-            [_value_info(spec) for spec in self._outputs],
+            [info for spec in inputs for info in _value_infos(spec)],
+            [info for spec in outputs for info in _value_infos(spec)],
             list(self._initializers.values()),
         )
         model = helper.make_model(
@@ -187,11 +174,14 @@ class GraphWriter:
             ir_version=IR_VERSION,
             producer_name="tinygptv-export",
         )
+        model.metadata_props.add(key=TAPS, value=json.dumps(self._taps))
         content = model.SerializeToString(deterministic=True)
         file = f"{self.name}.onnx"
         (self._folder / file).write_bytes(content)
         quantization = tuple(replace(how, layers=count) for how, count in self._quantized.items())
-        described = Graph(file, self._data_file, "int8" if quantization else "fp32", quantization, *self._specs)
+        described = Graph(
+            file, self._data_file, "int8" if quantization else "fp32", quantization, *self._specs, self._working_bytes
+        )
         return described, [
             FileRecord(file, len(content), hashlib.sha256(content).hexdigest()),
             FileRecord(self._data_file, self._offset, self._digest.hexdigest()),
@@ -203,18 +193,7 @@ class GraphWriter:
         self._offset += len(content)
 
 
-def _expand(specs: Sequence[TensorSpec], layers: int) -> list[TensorSpec]:
-    expanded: list[TensorSpec] = []
-    repeated = [spec for spec in specs if "{i}" in spec.name]
-    for spec in specs:
-        if spec not in repeated:
-            expanded.append(spec)
-    for i in range(layers):
-        expanded += [TensorSpec(spec.name.replace("{i}", str(i)), spec.dtype, spec.axes) for spec in repeated]
-    return expanded
-
-
-def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(
-        spec.name, DTYPES[spec.dtype], [a.name if a.size is None else a.size for a in spec.axes]
-    )
+def _value_infos(spec: TensorSpec) -> list[onnx.ValueInfoProto]:
+    shape = [axis.name if axis.size is None else axis.size for axis in spec.axes]
+    names = [spec.name.replace("{i}", str(i)) for i in range(spec.count)]
+    return [helper.make_tensor_value_info(name, DTYPES[spec.dtype], shape) for name in names]

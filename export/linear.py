@@ -11,8 +11,17 @@ from tinygptv.runtime.bundle.manifest import Quantization
 from torch import Tensor
 
 from .graph import CONTRIB, GraphWriter
-from .quantize import LARGEST, LARGEST_UNSIGNED, SMALLEST_STEP, ZERO_POINT, quantize_blocks, quantize_rows
-from .schemes import Blocks, Rows, SchemeOf
+from .precision import (
+    LARGEST,
+    LARGEST_UNSIGNED,
+    SMALLEST_STEP,
+    ZERO_POINT,
+    GroupWise,
+    PerChannel,
+    Scheme,
+    quantize_channels,
+    quantize_groups,
+)
 from .smoothing import INPUT_FACTOR
 
 ACCURACY_LEVEL_INT8 = 4
@@ -24,38 +33,28 @@ class Linears:
 
     Args:
         graph: Where to.
-        tensors: Weights and biases, ``<name>.weight`` float32 [rows, columns] and ``<name>.bias`` float32 [rows], and
+        tensors: ``<name>.weight`` float32 [rows, columns], ``<name>.bias`` float32 [rows] where the layer has one, and
             where smoothing needs one ``<name>.input_factor`` float32 [columns], that the input is multiplied by.
-        scheme_of: How each layer is quantised.
     """
 
-    def __init__(self, graph: GraphWriter, tensors: Mapping[str, Tensor], scheme_of: SchemeOf) -> None:
-        self._graph, self._tensors, self._scheme_of = graph, tensors, scheme_of
+    def __init__(self, graph: GraphWriter, tensors: Mapping[str, Tensor]) -> None:
+        self._graph, self._tensors = graph, tensors
 
-    def __call__(self, x: str, name: str) -> str:
-        """``x @ weight.T + bias`` as the tensor ``name``.
+    def __call__(self, x: str, name: str, outputs: Sequence[str], scheme: Scheme | None) -> list[str]:
+        """``x @ weight.T + bias``, in as many equal parts along the last axis as there are ``outputs``.
 
         Args:
             x: Tensor [..., columns].
-            name: Of the layer, and of the result.
+            name: Of the layer.
+            outputs: Names of the results.
+            scheme: How it is quantised; None: not at all.
         """
-        (output,) = self._parts(x, name, (name,))
-        return output
-
-    def parts(self, x: str, name: str, count: int) -> list[str]:
-        """The same, as ``count`` tensors that follow one another along the last axis: ``name.0``, ``name.1`` and so on.
-
-        By a product for each, so that nothing need be cut and copied afterwards.
-        """
-        return self._parts(x, name, [f"{name}.{i}" for i in range(count)])
-
-    def _parts(self, x: str, name: str, outputs: Sequence[str]) -> list[str]:
-        weight, bias = (self._tensors[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        parts = list(zip(outputs, weight.tensor_split(len(outputs)), bias.tensor_split(len(outputs)), strict=True))
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias")
+        biases = [None] * len(outputs) if bias is None else bias.tensor_split(len(outputs))
+        parts = list(zip(outputs, weight.tensor_split(len(outputs)), biases, strict=True))
         factor = f"{name}.{INPUT_FACTOR}"
         divisor = torch.ones(weight.shape[1])
-        scheme = self._scheme_of(name)
-        minimum = scheme.minimum if isinstance(scheme, Rows) else None
+        minimum = scheme.minimum if isinstance(scheme, PerChannel) else None
         if minimum is not None:
             # Shifted by a constant, so that the steps begin at 0; the bias takes the constant back.
             least = self._graph.constant(f"minimum_{minimum}", np.float32(minimum))
@@ -63,28 +62,33 @@ class Linears:
         if factor in self._tensors:
             divisor = self._tensors[factor]
             x = self._graph.op("Mul", [x, self._graph.constant(factor, divisor)], name=f"{name}.smooth")
-        if isinstance(scheme, Blocks):
-            return [self._blocks(x, *part, scheme.size) for part in parts]
-        if isinstance(scheme, Rows):
+        if isinstance(scheme, GroupWise):
+            return [self._group_wise(x, *part, scheme.size) for part in parts]
+        if isinstance(scheme, PerChannel):
             tokens = self._quantized_tokens(x, name, None if minimum is None else minimum * divisor)
-            return [self._rows(tokens, *part) for part in parts]
+            return [self._per_channel(tokens, *part) for part in parts]
         return [self._floats(x, *part) for part in parts]
 
-    def _floats(self, x: str, name: str, weight: Tensor, bias: Tensor) -> str:
-        graph = self._graph
-        product = graph.op("MatMul", [x, graph.constant(f"{name}.weight", weight.t())], name=f"{name}.product")
-        return str(graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name))
+    def _floats(self, x: str, name: str, weight: Tensor, bias: Tensor | None) -> str:
+        inputs = [x, self._graph.constant(f"{name}.weight", weight.t())]
+        return self._biased(self._graph.op("MatMul", inputs, name=f"{name}.product"), name, bias)
 
-    def _blocks(self, x: str, name: str, weight: Tensor, bias: Tensor, size: int) -> str:
+    def _biased(self, product: str, name: str, bias: Tensor | None) -> str:
+        graph = self._graph
+        if bias is None:
+            return graph.op("Identity", [product], name=name)
+        return graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name)
+
+    def _group_wise(self, x: str, name: str, weight: Tensor, bias: Tensor | None, size: int) -> str:
         graph = self._graph
         rows, columns = weight.shape
-        packed, scales = quantize_blocks(weight, size)
+        packed, scales = quantize_groups(weight, size)
         graph.quantized(Quantization(bits=8, block_size=size, symmetric=True, operator="MatMulNBits", layers=1))
         inputs = [x, graph.constant(f"{name}.weight_int8", packed), graph.constant(f"{name}.scales", scales)]
         return str(
             graph.op(
                 "MatMulNBits",
-                [*inputs, "", "", graph.constant(f"{name}.bias", bias)],
+                inputs if bias is None else [*inputs, "", "", graph.constant(f"{name}.bias", bias)],
                 name=name,
                 domain=CONTRIB,
                 K=columns,
@@ -111,14 +115,15 @@ class Linears:
         steps_taken = graph.op("QuantizeLinear", [scaled, one, zero_point], name=f"{name}.uint8")
         return _Tokens(steps_taken, step, zero_point, minimum)
 
-    def _rows(self, tokens: _Tokens, name: str, weight: Tensor, bias: Tensor) -> str:
+    def _per_channel(self, tokens: _Tokens, name: str, weight: Tensor, bias: Tensor | None) -> str:
         graph = self._graph
-        packed, scales = quantize_rows(weight)
+        packed, scales = quantize_channels(weight)
         graph.quantized(
             Quantization(bits=8, block_size=None, symmetric=True, operator="MatMulIntegerToFloat", layers=1)
         )
         if tokens.minimum is not None:
-            bias = bias + (packed.float() @ tokens.minimum) * scales
+            given_back = (packed.float() @ tokens.minimum) * scales
+            bias = given_back if bias is None else bias + given_back
         product = graph.op(
             "MatMulIntegerToFloat",
             [
@@ -131,8 +136,7 @@ class Linears:
             name=f"{name}.product",
             domain=CONTRIB,
         )
-        product = graph.op("Mul", [product, tokens.step], name=f"{name}.restored")
-        return str(graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name))
+        return self._biased(graph.op("Mul", [product, tokens.step], name=f"{name}.restored"), name, bias)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ which the layer's bias takes back. Both cost nothing where a norm, or the values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from tinygptv.runtime.architecture import LanguageArchitecture, VisionArchitecture
 from torch import Tensor
+
+from .parts import Part
+from .torch_ops import TorchOps, Value
 
 INPUT_FACTOR = "input_factor"
 """Suffix of the tensor a linear layer's input is multiplied by, where nothing before it could take the division."""
@@ -40,6 +43,8 @@ class Group:
     """An RMSNorm has none, and can divide but not move."""
     values: str = ""
     """The fused q, k, v layer of the attention that the tensor comes from: each channel mixes one row of v."""
+    least: float | None = None
+    """No value of the tensor is less."""
 
 
 @dataclass(frozen=True)
@@ -52,61 +57,79 @@ class Smoothing:
     """What the shift takes off each linear layer's output and its bias gives back, float32 [rows]."""
 
 
-def vision_groups(sizes: VisionArchitecture) -> Iterator[Group]:
-    """The groups of the vision encoder, in the order of computation; names as in :mod:`.checkpoint`."""
-    for i in range(sizes.num_hidden_layers):
-        block = f"visual.blocks.{i}"
-        yield Group((f"{block}.attn.qkv",), norm=f"{block}.norm1")
-        yield Group((f"{block}.attn.proj",), values=f"{block}.attn.qkv")
-        yield Group((f"{block}.mlp.fc1",), norm=f"{block}.norm2")
-        yield Group((f"{block}.mlp.fc2",))
+def groups_of(part: Part, sizes: Any) -> tuple[Group, ...]:
+    """The groups of a part, in the order of computation: what its ``run`` does on the meta device tells."""
+    shapes = part.tensors(sizes)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    readers: dict[Value, list[str]] = {}
+    ops: Any = _Listening(TorchOps(tensors, lambda name, x: readers.setdefault(x, []).append(name)))
+    result = part.run(ops, sizes, Value(torch.empty(part.example_input(sizes), device="meta")))
+    return tuple(_group(x, linears, x in ops.read_otherwise or x is result) for x, linears in readers.items())
 
 
-def decoder_groups(sizes: LanguageArchitecture) -> Iterator[Group]:
-    """The groups of the decoder: one norm feeds both of a layer's branches."""
-    for i in range(sizes.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        qkv = f"{layer}.self_attn.qkv"
-        yield Group((qkv, f"{layer}.mlp.fc1"), norm=f"{layer}.input_layernorm")
-        yield Group((f"{layer}.self_attn.dense",), values=qkv)
-        yield Group((f"{layer}.mlp.fc2",))
-    yield Group(("lm_head",), norm="model.final_layernorm")
+def _group(x: Value, linears: Sequence[str], read_otherwise: bool) -> Group:
+    if read_otherwise:  # what reads it so would get the divided channels, too
+        return Group(tuple(linears), least=x.origin.least)
+    origin = x.origin
+    return Group(tuple(linears), origin.norm, origin.norm_has_bias, origin.values, origin.least)
+
+
+class _Listening:
+    """Passes the verbs on, and keeps the tensors that any other than a linear layer reads."""
+
+    def __init__(self, ops: TorchOps) -> None:
+        self._ops = ops
+        self.read_otherwise: set[Value] = set()
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        def listening(*arguments: Any) -> Any:
+            if verb not in PASSING:
+                self.read_otherwise |= {x for x in arguments if isinstance(x, Value)}
+            return getattr(self._ops, verb)(*arguments)
+
+        return listening
+
+
+PASSING = ("linear", "split_linear", "wide_linear", "chunked", "last_positions", "tap")
+"""Verbs that read nothing but linear layers' inputs, or only hand a tensor on."""
 
 
 class Smoothed(Mapping[str, Tensor]):
-    """A checkpoint's tensors with smoothing folded in: the same function, of weights that quantise better.
+    """A model's tensors with smoothing folded in: the same function, of weights that quantise better.
 
     Args:
-        tensors: As :class:`.checkpoint.Checkpoint` gives them.
+        tensors: The model's, by name; float32.
         smoothings: Of the groups that have one.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], smoothings: Mapping[Group, Smoothing]) -> None:
         self._tensors = tensors
         self._edits: dict[str, list[Callable[[Tensor], Tensor]]] = {}
-        self._factors: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = {}
         for group, smoothing in smoothings.items():
             self._fold(group, smoothing)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._factors:
-            return self._factors[name]
-        tensor = self._tensors[name]
+        tensor = self._added[name] if name in self._added else self._tensors[name]
         for edit in self._edits.get(name, ()):
             tensor = edit(tensor)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._added or name in self._tensors
+
     def __iter__(self) -> Iterator[str]:
         yield from self._tensors
-        yield from self._factors
+        yield from self._added
 
     def __len__(self) -> int:
-        return len(self._tensors) + len(self._factors)
+        return len(self._tensors) + len(self._added)
 
     def _fold(self, group: Group, smoothing: Smoothing) -> None:
         shift, factor = smoothing.shift, smoothing.factor
         for linear, given_back in zip(group.linears, smoothing.biases, strict=True):
             self._edit(f"{linear}.weight", lambda tensor: tensor * factor)
+            self._need_bias(linear, len(given_back), shift)
             # First: another group may divide the bias with the rest of a row.
             self._edits.setdefault(f"{linear}.bias", []).insert(0, partial(torch.add, given_back))
         if group.norm:
@@ -117,10 +140,16 @@ class Smoothed(Mapping[str, Tensor]):
             rest = 2 * len(factor)
             moved, divisor = torch.cat((torch.zeros(rest), shift)), torch.cat((torch.ones(rest), factor))
             self._edit(f"{group.values}.weight", lambda tensor: tensor / divisor[:, None])
+            self._need_bias(group.values, len(divisor), shift)
             self._edit(f"{group.values}.bias", lambda tensor: (tensor - moved) / divisor)
         else:
             for linear in group.linears:
-                self._factors[f"{linear}.{INPUT_FACTOR}"] = 1 / factor
+                self._added[f"{linear}.{INPUT_FACTOR}"] = 1 / factor
+
+    def _need_bias(self, linear: str, rows: int, shift: Tensor) -> None:
+        """A layer without a bias gets one, of zeros, that the edits of a shift begin with."""
+        if shift.any() and f"{linear}.bias" not in self:
+            self._added[f"{linear}.bias"] = torch.zeros(rows)
 
     def _edit(self, name: str, edit: Callable[[Tensor], Tensor]) -> None:
         self._edits.setdefault(name, []).append(edit)

@@ -1,6 +1,9 @@
-"""TinyGPT-V on the CPU: load a bundle, show it an image, ask. Needs numpy, onnxruntime, pillow and tokenizers only."""
+"""Small vision-language models on the CPU: load a bundle, show it an image, ask.
 
-from .answer import Answer, AnswerStream, EncodedImage, Timings
+Needs numpy, onnxruntime, pillow and tokenizers, and filelock, protobuf and tqdm, which come with those.
+"""
+
+from .answer import Answer, AnswerStream, Timings
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
 from .chat import Chat
@@ -15,11 +18,15 @@ from .errors import (
 )
 from .language.sampling import PUBLISHED_DEMO, Sampling
 from .model import TinyGPTV
+from .options import AnswerKeywords, AnswerOptions
+from .vision.encoded import EncodedImage
 from .vision.image import ImageSource
 
 __all__ = [
     "PUBLISHED_DEMO",
     "Answer",
+    "AnswerKeywords",
+    "AnswerOptions",
     "AnswerStream",
     "ArgumentError",
     "AsyncAnswerStream",

@@ -1,44 +1,19 @@
-"""An answer while it is being written, and once it is whole."""
+"""An answer while it is being written, and once it is complete."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from types import TracebackType
+from typing import Literal, Self
 
 from .cancel import Cancellation
 from .errors import CancellationError
 from .language.detokenize import Detokenizer
+from .vision.encoded import EncodedImage
 
 FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image the model has seen: encode once, ask many times."""
-
-    embeds: NDArray[np.float32]
-    """What the decoder reads, float32 [queries, hidden]."""
-    width: int
-    """Of the original picture, upright, in pixels."""
-    height: int
-    preprocess_seconds: float
-    """Reading, decoding and resizing the picture."""
-    encode_seconds: float
-    """Vision encoder."""
-    project_seconds: float
-    """Projector. All three are what was spent: for an image that was known, next to nothing."""
-
-    @cached_property
-    def key(self) -> str:
-        """The same for the same embeddings, whatever file they came from."""
-        return hashlib.sha256(self.embeds.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,9 +25,9 @@ class Timings:
     image_encode: float
     projector: float
     prefill: float
-    """Feeding the whole prompt, until the first token is known."""
+    """Running the decoder on the prompt, until the first token is sampled."""
     time_to_first_token: float
-    """The four before together: what a user waits for."""
+    """The sum of the four before: what a user waits for."""
     decode: float
     """From the first token to the last."""
     decode_tokens_per_second: float
@@ -61,11 +36,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     token_ids: tuple[int, ...]
-    """As generated: they may spell out a stop string that ``text`` is cut at."""
+    """As generated: their text may go on with a stop string, at which ``text`` is cut."""
     finish_reason: FinishReason
     """``stop`` (end of text or a stop string), ``length`` (max_new_tokens) or ``cancelled``."""
     prompt_tokens: int
@@ -73,7 +48,7 @@ class Answer:
     cached_tokens: int
     """How many of them had been computed before, for another turn or another question about the same images."""
     truncated_turns: int
-    """Turns of a chat, from the oldest on, that no longer fit in the context: the model did not see them."""
+    """Turns of a conversation, from the oldest on, that no longer fit in the context: the model did not see them."""
     timings: Timings
 
 
@@ -95,7 +70,7 @@ class AnswerWriter:
         self.max_new_tokens = max_new_tokens
         self._truncated_turns = truncated_turns
         self.cached_tokens = 0
-        """Positions of the prompt that need not be fed; whoever feeds it says so."""
+        """Positions of the prompt that need not be computed; set by whoever runs the decoder."""
         self._encoded: Sequence[EncodedImage] = ()
         self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
@@ -107,7 +82,7 @@ class AnswerWriter:
         return self._detokenizer.stopped or len(self._token_ids) == self.max_new_tokens
 
     def begin(self, encoded: Sequence[EncodedImage]) -> None:
-        """Start the clock: the prompt is about to be fed.
+        """Start the clock: prefill is about to begin.
 
         Args:
             encoded: The images that were encoded for this very answer; their time is part of the answer's.
@@ -125,8 +100,8 @@ class AnswerWriter:
         return piece
 
     def finish(self, cancelled: bool = False) -> tuple[str, Answer]:
-        """The text held back until now, and the whole answer."""
-        # An answer may be over before its first token, or before its prompt was fed.
+        """The text held back until now, and the complete answer."""
+        # An answer may be over before its first token, or before prefill.
         first = self._first or time.perf_counter()
         self._asked = self._asked or first
         rest = self._detokenizer.finish()
@@ -157,31 +132,52 @@ class AnswerWriter:
 
 
 class AnswerStream(Iterator[str]):
-    """Yields an answer's text as it comes; afterwards :attr:`answer` is the whole of it."""
+    """Yields an answer's text as it is generated; afterwards :attr:`answer` is all of it.
+
+    Read it to its end, or :meth:`close` it, or use it as a context manager: its KV cache is free for the next question
+    from then on. For one thread at a time, but for :meth:`cancel`.
+
+    Example:
+        >>> with model.stream(image, "What is this?") as stream:
+        ...     for piece in stream:
+        ...         print(piece, end="", flush=True)
+    """
 
     def __init__(
         self,
-        ids: Iterator[int],
+        ids: Generator[int, None, None],
         writer: AnswerWriter,
+        images: Sequence[EncodedImage],
         encoded: Sequence[EncodedImage],
         cancellation: Cancellation,
-        whole: Callable[[Answer], object] = lambda answer: None,
+        callback: Callable[[Answer], object] = lambda answer: None,
     ) -> None:
         """
         Args:
-            ids: Token ids as they are decoded; the first ``next`` feeds the prompt.
+            ids: Token ids as they are decoded; the first ``next`` is the prefill.
             writer: A fresh one.
-            encoded: The images that this very call encoded.
+            images: Those that the answer is about.
+            encoded: Those of them that this very call encoded.
             cancellation: What ``ids`` are cancelled by.
-            whole: Told the answer as soon as it is whole, and before it is given to anybody else.
+            callback: Called with the answer as soon as it is complete, before anybody else gets it.
         """
         self._ids = ids
         self._writer = writer
+        self.images: tuple[EncodedImage, ...] = tuple(images)
+        """What the answer is about; none if it was cancelled before all images were encoded."""
         self._encoded = encoded
         self._cancellation = cancellation
-        self._whole = whole
+        self._callback = callback
         self._begun = False
         self._answer: Answer | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __next__(self) -> str:
         """The next piece of text, never empty."""
@@ -196,7 +192,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; what has not been generated yet is generated now."""
+        """The complete answer; what has not been generated yet is generated now."""
         for _ in self:
             pass
         assert self._answer is not None
@@ -206,16 +202,27 @@ class AnswerStream(Iterator[str]):
         """End the answer where it is, from any thread: its ``finish_reason`` is then ``cancelled``."""
         self._cancellation.cancel()
 
+    def close(self) -> None:
+        """End the answer where it is, unless it is complete, and give its KV cache back; in the thread that reads it.
+
+        Its ``finish_reason`` is then ``cancelled``. An error that reading raises does the same.
+        """
+        if self._answer is None:
+            self._finish(interrupted=True)
+
     def _step(self) -> str:
-        cancelled = False
         try:
             self._cancellation.check()
             token = None if self._writer.complete else next(self._ids, None)
+            return self._finish() if token is None else self._writer.push(token)
         except CancellationError:
-            token, cancelled = None, not self._writer.complete
-        if token is not None:
-            return self._writer.push(token)
-        self._ids = iter(())  # the KV cache goes with it
-        rest, self._answer = self._writer.finish(cancelled)
-        self._whole(self._answer)
+            return self._finish(interrupted=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def _finish(self, interrupted: bool = False) -> str:
+        self._ids.close()
+        rest, self._answer = self._writer.finish(cancelled=interrupted and not self._writer.complete)
+        self._callback(self._answer)
         return rest

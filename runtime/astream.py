@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 
 from .answer import Answer, AnswerStream
@@ -10,9 +11,9 @@ from .errors import TinyGPTVError
 
 
 class AsyncAnswerStream(AsyncIterator[str]):
-    """Yields an answer's text as it comes; afterwards :attr:`answer` is the whole of it.
+    """Yields an answer's text as it is generated; afterwards :attr:`answer` is all of it.
 
-    The event loop is never blocked. Where the task that reads it is cancelled, so is the answer.
+    The event loop is never blocked. If the task that reads it is cancelled, so is the answer.
     """
 
     def __init__(self, start: Callable[[Cancellation], AnswerStream]) -> None:
@@ -22,6 +23,8 @@ class AsyncAnswerStream(AsyncIterator[str]):
         """
         self._start = start
         self._cancellation = Cancellation()
+        self._lock = threading.Lock()
+        """Held while a thread works on the stream: a task that was cancelled leaves its thread behind."""
         self._stream: AnswerStream | None = None
         self._answer: Answer | None = None
 
@@ -39,6 +42,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
             piece = await asyncio.to_thread(self._next)
         except asyncio.CancelledError:
             self.cancel()
+            asyncio.get_running_loop().run_in_executor(None, self._close)  # nobody is left to wait for it
             raise
         if piece:
             return piece
@@ -48,13 +52,13 @@ class AsyncAnswerStream(AsyncIterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer.
+        """The complete answer.
 
         Raises:
             TinyGPTVError: It was not read to its end.
         """
         if self._answer is None:
-            raise TinyGPTVError("the answer is not whole yet; read the stream to its end first")
+            raise TinyGPTVError("the answer is not complete yet; read the stream to its end first")
         return self._answer
 
     def cancel(self) -> None:
@@ -62,10 +66,19 @@ class AsyncAnswerStream(AsyncIterator[str]):
         self._cancellation.cancel()
 
     async def aclose(self) -> None:
-        """End the answer, as ``contextlib.aclosing`` does for a reader who leaves early."""
+        """End the answer, as ``contextlib.aclosing`` does for a reader who leaves early, and give its KV cache back."""
+        import asyncio
+
         self.cancel()
+        await asyncio.to_thread(self._close)
 
     def _next(self) -> str:
-        if self._stream is None:
-            self._stream = self._start(self._cancellation)
-        return next(self._stream, "")
+        with self._lock:
+            if self._stream is None:
+                self._stream = self._start(self._cancellation)
+            return next(self._stream, "")
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.close()

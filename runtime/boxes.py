@@ -1,7 +1,8 @@
 """Boxes in answers and questions: the published text form, and pixels of the picture it speaks of.
 
-A box is ``{<x1><y1><x2><y2>}``, integers from 0 to 100 of the picture's width and height. A phrase stands before its
-boxes, ``<p>dogs</p> {<1><2><30><40>}<delim>{<50><2><80><40>}``; answers to ``[refer]`` are boxes alone.
+A box is ``{<x1><y1><x2><y2>}``, integers from 0 to 100 of the width and height of what the model was shown: the whole
+picture, or another rectangle where it was padded or cropped. A phrase stands before its boxes,
+``<p>dogs</p> {<1><2><30><40>}<delim>{<50><2><80><40>}``; answers to ``[refer]`` are boxes alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ _SYNTAX = re.compile(
 )
 
 
+View = tuple[float, float, float, float]
+"""Left, top, right and bottom of what the model was shown, in pixels of the picture: :attr:`EncodedImage.view`."""
+
+
 class Box(NamedTuple):
     """A rectangle in pixels of the upright picture, never empty and never beyond its edges.
 
@@ -50,7 +55,7 @@ class Region:
     """One or more, in the answer's order."""
 
 
-def parse_boxes(text: str, width: int, height: int) -> tuple[Region, ...]:
+def parse_boxes(text: str, width: int, height: int, view: View | None = None) -> tuple[Region, ...]:
     """Read the boxes of an answer.
 
     Models do not always keep to the form. Blanks between its parts do not matter, numbers beyond 0 to 100 are moved
@@ -63,14 +68,15 @@ def parse_boxes(text: str, width: int, height: int) -> tuple[Region, ...]:
         text: Any text; what is no box is passed over.
         width: Of the upright picture in pixels, such as :attr:`EncodedImage.width`.
         height: Likewise.
+        view: What the model was shown, such as :attr:`EncodedImage.view`; the whole picture if None.
 
     Returns:
-        The regions in the answer's order; edges are rounded to the nearest pixel.
+        The regions in the answer's order; edges are rounded to the nearest pixel, and moved into the picture.
 
     Raises:
         ArgumentError: ``width`` or ``height`` is less than 1. No text raises anything.
     """
-    _check_size(width, height)
+    across, down = _extents(width, height, view)
     groups: list[tuple[str | None, list[Box]]] = [(None, [])]
     opened: int | None = None  # where the words behind a <p> begin, until they end
     end = 0
@@ -88,7 +94,8 @@ def parse_boxes(text: str, width: int, height: int) -> tuple[Region, ...]:
             opened = end
         elif kind == "box":
             x1, y1, x2, y2 = (int(number) for number in part.groups()[1:5])
-            (left, right), (top, bottom) = _pixels(x1, x2, width), _pixels(y1, y2, height)
+            left, right = _pixels(x1, x2, width, across)
+            top, bottom = _pixels(y1, y2, height, down)
             groups[-1][1].append(Box(left, top, right, bottom))
     return tuple(Region(phrase, tuple(boxes)) for phrase, boxes in groups if boxes)
 
@@ -124,7 +131,9 @@ def plain_text(text: str) -> str:
     return "".join(words)
 
 
-def format_box(left: float, top: float, right: float, bottom: float, width: int, height: int) -> str:
+def format_box(
+    left: float, top: float, right: float, bottom: float, width: int, height: int, view: View | None = None
+) -> str:
     """Write a box as the model reads it.
 
     Args:
@@ -134,48 +143,72 @@ def format_box(left: float, top: float, right: float, bottom: float, width: int,
         bottom: Likewise.
         width: Of the upright picture in pixels.
         height: Likewise.
+        view: What the model is shown, such as :attr:`EncodedImage.view`; the whole picture if None. Of a box that
+            reaches beyond it, the part within it.
 
     Returns:
         ``{<x1><y1><x2><y2>}``, each number rounded to the nearest hundredth; where that would leave no area, outwards.
 
     Raises:
-        ArgumentError: The box is empty, turned inside out, not finite or not within the picture, or ``width`` or
-            ``height`` is less than 1.
+        ArgumentError: The box is empty, turned inside out, not finite, not within the picture or outside of what the
+            model is shown, or ``width`` or ``height`` is less than 1.
     """
-    _check_size(width, height)
-    x1, x2 = _hundredths("left", left, "right", right, "width", width)
-    y1, y2 = _hundredths("top", top, "bottom", bottom, "height", height)
+    across, down = _extents(width, height, view)
+    x1, x2 = _hundredths("left", left, "right", right, "width", width, across)
+    y1, y2 = _hundredths("top", top, "bottom", bottom, "height", height, down)
     return f"{{<{x1}><{y1}><{x2}><{y2}>}}"
 
 
-def identify_question(left: float, top: float, right: float, bottom: float, width: int, height: int) -> str:
+def identify_question(
+    left: float, top: float, right: float, bottom: float, width: int, height: int, view: View | None = None
+) -> str:
     """Ask what is in a box: ``[identify] what is this {<x1><y1><x2><y2>}``, as the released demo words it.
 
     Arguments and errors are those of :func:`format_box`.
     """
-    return f"[identify] what is this {format_box(left, top, right, bottom, width, height)}"
+    return f"[identify] what is this {format_box(left, top, right, bottom, width, height, view)}"
 
 
-def _check_size(width: int, height: int) -> None:
+def _extents(width: int, height: int, view: View | None) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where 0 and 100 are, across and down."""
     if width < 1 or height < 1:
         raise ArgumentError(f"the picture's size is {width} x {height}; expected at least one pixel each way")
+    left, top, right, bottom = view or (0, 0, width, height)
+    return (left, right), (top, bottom)
 
 
-def _pixels(one: int, other: int, size: int) -> tuple[int, int]:
+def _pixels(one: int, other: int, size: int, extent: tuple[float, float]) -> tuple[int, int]:
     """Two edges in hundredths, in any order, as the first pixel inside and the first one beyond."""
+    start, end = extent
     low, high = sorted(min(max(edge, 0), 100) for edge in (one, other))
-    start = min((low * size + 50) // 100, size - 1)
-    return start, max((high * size + 50) // 100, start + 1)
+    first, last = (math.floor(start + edge * (end - start) / 100 + 0.5) for edge in (low, high))
+    first = min(max(first, 0), size - 1)
+    return first, min(max(last, first + 1), size)
 
 
-def _hundredths(low_name: str, low: float, high_name: str, high: float, size_name: str, size: int) -> tuple[int, int]:
+def _hundredths(
+    low_name: str,
+    low: float,
+    high_name: str,
+    high: float,
+    size_name: str,
+    size: int,
+    extent: tuple[float, float],
+) -> tuple[int, int]:
     if not 0 <= low < high <= size:  # not a number is neither
         raise ArgumentError(
             f"the box's {low_name} is {low} and its {high_name} {high}; "
             f"expected 0 <= {low_name} < {high_name} <= {size}, the picture's {size_name} in pixels"
         )
-    first, last = round(100 * low / size), round(100 * high / size)
-    return (first, last) if first < last else (math.floor(100 * low / size), math.ceil(100 * high / size))
+    start, end = extent
+    first, last = (min(max(100 * (edge - start) / (end - start), 0), 100) for edge in (low, high))
+    if first >= last:
+        raise ArgumentError(
+            f"the box's {low_name} is {low} and its {high_name} {high}; this model is shown {start:g} to {end:g} of "
+            f"the picture's {size_name}: choose a box within that"
+        )
+    nearest = round(first), round(last)
+    return nearest if nearest[0] < nearest[1] else (math.floor(first), math.ceil(last))
 
 
 def _joint(blanks: str, after: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
-from .answer import Answer, AnswerStream, EncodedImage
+from .answer import Answer, AnswerStream
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
-from .engine import Engine, Request, Turn
-from .language.prefix_cache import Fed, Position
-from .language.sampling import GREEDY, Sampling
+from .engine import Engine
+from .errors import ArgumentError
+from .language.prefix_cache import CachedSequence, Position, PrefixCache
+from .language.prompt import Turn
+from .options import AnswerKeywords, AnswerOptions, merged
+from .vision.encoded import EncodedImage
 
 
 class Chat:
@@ -30,11 +34,11 @@ class Chat:
         turns: Sequence[Turn] = (),
     ) -> None:
         self._engine = engine
-        self.images = tuple(images)
+        self.images: tuple[EncodedImage, ...] = tuple(images)
         """What the chat is about; none for a chat about text alone."""
-        self._template = template
+        self._template = engine.manifest.template(template).name
         self._turns = list(turns)
-        self._memory = _ChatMemory(engine)
+        self._cache = _ChatCache(engine.prefixes)
         self._stream: AnswerStream | None = None
         self._cancellation = Cancellation()
 
@@ -44,10 +48,10 @@ class Chat:
         return tuple((turn.question, turn.answer or "") for turn in self._turns)
 
     def reset(self) -> None:
-        """Begin anew with the same images; they stay known, and the memory that the turns took is given back."""
+        """Begin anew with the same images; they stay cached, and the memory that the turns took is given back."""
         self._end()
         self._turns.clear()
-        self._memory.forget_turns()
+        self._cache.forget_turns()
 
     def cancel(self) -> None:
         """End the answer that is being written, from any thread; the chat goes on with what there was of it."""
@@ -57,92 +61,90 @@ class Chat:
         self,
         question: str,
         *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> AnswerStream:
-        """Ask, and get the answer's text as it comes.
+        """Ask, and get the answer's text as it is generated.
 
-        An answer that was not read to its end is cancelled by the next question.
+        An answer that was not read to its end is closed by the next question.
 
         Args:
             question: May begin with a task tag such as ``[vqa]``.
-            max_new_tokens: At most so many tokens; 300 if None, for which older turns make room.
-            sampling: How tokens are chosen; greedily if not given.
-            stop: Texts that end the answer and are not part of it.
+            options: How the answer is to be written; its template is the chat's.
             cancellation: Ends the answer from another thread, as :meth:`cancel` does.
+            keywords: Fields of :class:`AnswerOptions`, such as ``max_new_tokens=40``; they replace those of
+                ``options``.
 
         Raises:
             ContextOverflowError: Images, question and answer do not fit in the context, even alone.
-            ArgumentError: The question is empty, or another argument out of range.
+            ArgumentError: The question is empty, an option is out of range, or its template is not the chat's.
+            TypeError: A keyword is not a field of :class:`AnswerOptions`, or an argument is of another type.
         """
+        options = self._merged(options, keywords)
         self._end()
-        request = Request(max_new_tokens, self._template, sampling, stop)
-        prepared = self._engine.prepare([*self._turns, Turn(question)], len(self.images), request)
+        prepared = self._engine.prepare([*self._turns, Turn(question)], len(self.images), options)
         self._cancellation = cancellation or Cancellation()
 
-        def whole(answer: Answer) -> None:
+        def keep(answer: Answer) -> None:
             self._stream = None
             if answer.token_ids or answer.finish_reason != "cancelled":
-                self._turns.append(Turn(question, answer.text, self._engine.spelling(answer)))
+                token_ids = self._engine.text_token_ids(answer, self._template)
+                self._turns.append(Turn(question, answer.text, token_ids))
 
-        self._stream = self._engine.answer(prepared, self.images, (), self._cancellation, self._memory, whole)
+        self._stream = self._engine.answer(prepared, self.images, (), self._cancellation, self._cache, keep)
         return self._stream
 
     def ask(
         self,
         question: str,
         *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> Answer:
-        """Ask, and wait for the whole answer; arguments and errors as for :meth:`stream`."""
-        return self.stream(
-            question, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cancellation=cancellation
-        ).answer
+        """Ask, and wait for the complete answer; arguments and errors as for :meth:`stream`."""
+        return self.stream(question, options=merged(options, keywords), cancellation=cancellation).answer
 
     def astream(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        self, question: str, *, options: AnswerOptions | None = None, **keywords: Unpack[AnswerKeywords]
     ) -> AsyncAnswerStream:
-        """The same for asyncio programs: ``async for piece in chat.astream(...)``; arguments as for :meth:`stream`."""
-        return AsyncAnswerStream(
-            lambda cancellation: self.stream(
-                question, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, cancellation=cancellation
+        """The same for asyncio programs: ``async for piece in chat.astream(...)``; arguments as for :meth:`stream`.
+
+        What is wrong with the options is raised at once, all else that :meth:`stream` raises by the first piece.
+        """
+        chosen = self._merged(options, keywords)
+        return AsyncAnswerStream(lambda cancellation: self.stream(question, options=chosen, cancellation=cancellation))
+
+    def _merged(self, options: AnswerOptions | None, keywords: AnswerKeywords) -> AnswerOptions:
+        chosen = merged(options, keywords)
+        if chosen.template not in (None, self._template):
+            raise ArgumentError(
+                f"template is {chosen.template!r}; this chat's is {self._template!r}: leave it out or begin another"
             )
-        )
+        return merged(chosen, {"template": self._template})
 
     def _end(self) -> None:
-        """Cancel an answer that nobody reads any more."""
+        """Close an answer that nobody reads any more."""
         if self._stream is not None:
-            self._stream.cancel()
-            _ = self._stream.answer
+            self._stream.close()
 
 
-class _ChatMemory:
-    """A chat keeps its cache for itself, all of it; the first comes from what other questions left."""
+class _ChatCache:
+    """Keeps a chat's sequence for it, all of it; the first comes from what other questions left."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._fed: Fed | None = None
-        self._shared = 0
-        """Positions that every question about the same images begins with."""
+    def __init__(self, prefixes: PrefixCache) -> None:
+        self._prefixes = prefixes
+        self._sequence: CachedSequence | None = None
 
-    def take(self, wanted: Sequence[Position]) -> Fed | None:
-        fed, self._fed = self._fed, None
-        return fed or self._engine.prefixes.take(wanted)
+    def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
+        sequence, self._sequence = self._sequence, None
+        return sequence or self._prefixes.take(wanted)
 
-    def put(self, fed: Fed, shared: int) -> None:
-        self._fed, self._shared = fed, shared
+    def put(self, sequence: CachedSequence) -> None:
+        self._sequence = sequence
 
     def forget_turns(self) -> None:
         """Keep what any first question begins with."""
-        if self._fed:
-            self._fed.keep(self._shared)
+        if self._sequence:
+            self._sequence.shrink()

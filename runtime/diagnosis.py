@@ -8,24 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .bundle.checksums import damaged_files
-from .bundle.manifest import GRAPHS, Manifest, read_manifest
-from .bundle.sessions import products_saturate, telemetry_is_off
+from .bundle.manifest import GRAPHS, Contract, Manifest, read_manifest
+from .bundle.sessions import import_onnxruntime, products_saturate, telemetry_is_off
 from .errors import TinyGPTVError
-from .system.machine import Kernels, Memory, Processor, int8_kernels, memory, processor
-from .tuning.find import Tuned, cache_home, is_intact, key_of, read_index
+from .system.machine import Kernels, Processor, SystemMemory, int8_kernels, processor, system_memory
+from .tuning.find import Tuned, homes_of, is_intact, read_index
 
 PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers")
 PROCESS_BYTES = 120_000_000
 """Python, numpy and onnxruntime by themselves."""
 PACKING_OVERHEAD = 1.07
 """Packed weights over weights as they are in the bundle (measured: 1.01 to 1.06)."""
-TYPICAL_POSITIONS = 512
-"""Of a question about an image and its answer: what the KV cache is reckoned for."""
+TEXT_POSITIONS = 480
+"""Of a question and its answer, without pictures: what the KV cache is reckoned for."""
+MOST_PICTURES = 3
+"""As many as the report speaks of; more may fit in the context."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Memory for one question about an image, estimated, in bytes."""
+    """Memory for one question about one picture, estimated, in bytes."""
 
     memory: str
     """``default`` or ``low``, as for :meth:`TinyGPTV.load`."""
@@ -33,8 +35,18 @@ class Need:
     """At the most at once, weights included."""
     unbacked: int
     """Of it, what no file backs: the rest can be read again from the disk, if slowly."""
-    fits: bool
-    """Whether ``peak`` is available now."""
+    fits: bool | None
+    """Whether ``peak`` is available now; None if the system does not tell what is."""
+
+
+@dataclass(frozen=True)
+class CacheNeed:
+    """Memory of the KV cache for one question about some pictures and its answer."""
+
+    pictures: int
+    positions: int
+    """Of the pictures, the question and the answer; at most the context."""
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -48,57 +60,68 @@ class TunedState:
 
 
 @dataclass(frozen=True)
-class BundleReport:
+class BundleDiagnosis:
     """A bundle that can be read."""
 
     folder: str
     name: str
-    stage: int
+    family: str
+    stage: int | None
+    """Of TinyGPT-V's training; None for the other families."""
     precision: dict[str, str]
     """Of each graph."""
     bytes: int
     tuned: tuple[TunedState, ...]
     needs: tuple[Need, ...]
+    context: int
+    """Positions of the model, of image tokens too."""
+    image_tokens: int
+    """Positions that one picture takes."""
+    kv_cache: tuple[CacheNeed, ...]
+    """For one picture, two and three, as many as fit in the context."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What :func:`examine` found."""
+class Diagnosis:
+    """What :func:`diagnose` found."""
 
     cpu: Processor
     int8: Kernels
     int8_saturates: bool
     """Whether products of uint8 and int8 would overflow, so that uint8 weights are used instead (tried out)."""
-    memory: Memory
+    memory: SystemMemory
     versions: dict[str, str]
     python: str
     threads: int
     """That will compute."""
     telemetry_off: bool
-    bundle: BundleReport | None
+    bundle: BundleDiagnosis | None
     problems: tuple[str, ...]
     """What stands in the way of an answer; none if it is empty."""
     advice: tuple[str, ...]
 
 
-def examine(folder: Path) -> Report:
+def diagnose(folder: Path) -> Diagnosis:
     """Look at this machine and a bundle; every file of the bundle is read and compared with its SHA-256.
 
     Args:
         folder: The bundle.
     """
     telemetry_off = telemetry_is_off()  # before anything imports onnxruntime
-    cpu, mem = processor(), memory()
+    import_onnxruntime()
+    cpu, mem = processor(), system_memory()
     problems: list[str] = []
     advice: list[str] = []
     bundle = None
     try:
-        bundle = _bundle(folder, mem, problems)
+        bundle = _diagnose_bundle(folder, mem, problems)
     except (TinyGPTVError, OSError) as error:
         problems.append(str(error))
     else:
         default, low = bundle.needs
-        if not low.fits:
+        if mem.available is None:
+            advice.append("see for yourself that there is enough memory: this system does not tell")
+        elif not low.fits:
             problems.append(
                 f"about {low.peak / 1e9:.1f} GB of memory are needed (--memory low), {mem.available / 1e9:.1f} GB are "
                 "available: close other programs"
@@ -109,7 +132,7 @@ def examine(folder: Path) -> Report:
             advice.append("tinygptv tune lets weights be mapped from the disk instead of filling memory")
     if not telemetry_off:
         advice.append("set ORT_DISABLE_TELEMETRY=1 before onnxruntime is imported")
-    return Report(
+    return Diagnosis(
         cpu=cpu,
         int8=int8_kernels(cpu),
         int8_saturates=products_saturate(),
@@ -124,14 +147,13 @@ def examine(folder: Path) -> Report:
     )
 
 
-def _bundle(folder: Path, mem: Memory, problems: list[str]) -> BundleReport:
+def _diagnose_bundle(folder: Path, mem: SystemMemory, problems: list[str]) -> BundleDiagnosis:
     manifest = read_manifest(folder)
     if damaged := damaged_files(folder, manifest.files):
         problems.append(f"{', '.join(damaged)} of {folder} is damaged; copy the bundle again")
-    key = key_of(folder)
     places = []
-    for home in (folder, cache_home(key)):
-        found = read_index(home, manifest, key)
+    for home in homes_of(folder):
+        found = read_index(home, folder, manifest)
         intact = isinstance(found, Tuned) and is_intact(found, manifest)
         reason = found if isinstance(found, str) else "" if intact else "damaged: run tinygptv tune again"
         places.append(TunedState(str(home), intact, reason))
@@ -140,37 +162,55 @@ def _bundle(folder: Path, mem: Memory, problems: list[str]) -> BundleReport:
                 problems.append(f"the tuned copy in {home} is damaged: run tinygptv tune again")
             break  # the first that fits is used
     is_tuned = places[-1].usable
-    return BundleReport(
+    return BundleDiagnosis(
         folder=str(folder),
         name=manifest.name,
+        family=manifest.family,
         stage=manifest.stage,
         precision={name: manifest.graphs[name].precision for name in GRAPHS},
         bytes=sum(record.size for record in manifest.files),
         tuned=tuple(places),
         needs=tuple(_need(manifest, mode, is_tuned, mem) for mode in ("default", "low")),
+        context=manifest.contract.context,
+        image_tokens=manifest.contract.image_tokens,
+        kv_cache=_caches(manifest.contract),
     )
 
 
-def _need(manifest: Manifest, mode: str, is_tuned: bool, mem: Memory) -> Need:
+def _need(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
     sizes = {record.name: record.size for record in manifest.files}
     weights = [int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS]
-    vision, language = manifest.architecture.vision, manifest.architecture.language
-    tokens = vision.num_tokens
-    seeing = 8 * tokens * (vision.num_attention_heads * tokens + vision.intermediate_size)
-    cached = 4 * language.num_hidden_layers * language.hidden_size * TYPICAL_POSITIONS
-    work = PROCESS_BYTES + seeing + cached
+    computing = max(graph.working_bytes for graph in manifest.graphs.values())
+    work = PROCESS_BYTES + computing + _caches(manifest.contract)[0].bytes
     held = sum(weights) if mode == "default" else max(weights)
     peak = held + work
-    return Need(mode, peak, work if is_tuned else peak, peak <= mem.available)
+    fits = None if mem.available is None else peak <= mem.available
+    return Need(mode, peak, work if is_tuned else peak, fits)
 
 
-def render(report: Report) -> str:
+def _caches(contract: Contract) -> tuple[CacheNeed, ...]:
+    found = []
+    for pictures in range(1, MOST_PICTURES + 1):
+        positions = pictures * contract.image_tokens + TEXT_POSITIONS
+        if positions > contract.context and pictures > 1:
+            break
+        positions = min(positions, contract.context)
+        found.append(CacheNeed(pictures, positions, positions * contract.cache_bytes_per_position))
+    return tuple(found)
+
+
+def render(report: Diagnosis) -> str:
     """The report for a person, a line for each thing."""
     cpu, mem, bundle = report.cpu, report.memory, report.bundle
-    limit = f", this container's limit {mem.limit / 1e9:.1f}" if mem.limit else ""
+    available = "unknown how much is" if mem.available is None else f"{mem.available / 1e9:.1f} GB"
+    total = "" if mem.total is None else f" of {mem.total / 1e9:.1f} GB"
+    limit = f", this container's limit {mem.limit / 1e9:.1f} GB" if mem.limit else ""
+    features = " ".join(cpu.features) or "none that matter"
+    if not cpu.all_features:
+        features += " (there may be more: this system does not list them)"
     rows = [
         ("CPU", f"{cpu.name} ({cpu.architecture})"),
-        ("features", " ".join(cpu.features) or "none that matter, or none that this system tells of"),
+        ("features", features),
         ("int8 kernels", f"{report.int8.name}: {report.int8.note}"),
         (
             "int8 products",
@@ -179,23 +219,33 @@ def render(report: Report) -> str:
             else "exact (tried out)",
         ),
         ("threads", f"{report.threads} (physical cores; {cpu.threads} logical ones are ours to use)"),
-        ("memory", f"{mem.available / 1e9:.1f} GB available of {mem.total / 1e9:.1f} GB{limit}"),
+        ("memory", f"{available} available{total}{limit}"),
         ("versions", f"Python {report.python}, " + ", ".join(f"{k} {v}" for k, v in report.versions.items())),
         ("telemetry", "off" if report.telemetry_off else "on: onnxruntime was imported before tinygptv"),
     ]
     if bundle is not None:
+        stage = "" if bundle.stage is None else f", stage {bundle.stage}"
+        caches = ", ".join(
+            f"{cache.pictures} picture{'s' * (cache.pictures > 1)} {cache.bytes / 1e6:,.1f} MB"
+            for cache in bundle.kv_cache
+        )
         precisions = " ".join(f"{name} {precision}" for name, precision in bundle.precision.items())
         rows += [
-            ("bundle", f"{bundle.folder} ({bundle.name}, stage {bundle.stage}, {bundle.bytes / 1e9:.2f} GB)"),
+            ("bundle", f"{bundle.folder} ({bundle.name}, {bundle.family}{stage}, {bundle.bytes / 1e9:.2f} GB)"),
             ("precision", precisions),
             *(("tuned", f"{place.folder}: {place.reason or 'yes, will be used'}") for place in bundle.tuned),
             *(
                 (
                     f"memory {need.memory}",
                     f"needs about {need.peak / 1e9:.1f} GB ({need.unbacked / 1e9:.1f} GB not backed by files): "
-                    + ("fits" if need.fits else "does not fit"),
+                    + {True: "fits", False: "does not fit", None: "whether it fits is unknown"}[need.fits],
                 )
                 for need in bundle.needs
+            ),
+            (
+                "KV cache",
+                f"{caches}, each with a question and its answer ({bundle.image_tokens} tokens a picture, context of "
+                f"{bundle.context:,})",
             ),
         ]
     rows += [("advice", text) for text in report.advice]

@@ -14,8 +14,8 @@ from .bundle.manifest import EMBEDDINGS, TOKENIZER, read_manifest
 from .bundle.sessions import import_onnxruntime
 from .engine import Engine
 from .errors import ArgumentError, BundleError
-from .graphs import Graphs, open_graph
 from .language.embeddings import TokenEmbeddings
+from .open_sessions import OpenSessions, open_graph
 from .tuning.find import find_tuned
 from .tuning.make import tune_if_possible
 from .vision.cache import ImageCache
@@ -44,10 +44,10 @@ def load_engine(
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
     opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        graphs = pool.submit(Graphs, opened, manifest, memory == "low")
-        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.architecture.language)
+        sessions = pool.submit(OpenSessions, opened, manifest, memory == "low")
+        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
         tokenizer = _read_tokenizer(folder / TOKENIZER)
-    return Engine(manifest, graphs.result(), table, tokenizer, images)
+    return Engine(manifest, sessions.result(), table, tokenizer, images)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

@@ -1,45 +1,58 @@
-"""Many questions at once, each answer given as soon as it is whole."""
+"""Many questions at once, each answer given as soon as it is complete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .answer import Answer, EncodedImage
+from .answer import Answer
 from .cancel import Cancellation
 from .engine import Engine, Prepared
-from .language.batch import greedy_batch
+from .language.batch import decode_batch
 from .language.embeddings import assemble
+from .language.sampling import sampler
+from .vision.encoded import EncodedImage
 from .vision.image import ImageSource
 
 IMAGES_AHEAD = 32
 """Encoded one after the other with little memory, where each change between images and text takes seconds."""
 
 
-@dataclass
 class _Question:
-    """One row of the batch."""
+    """One row of the batch; it samples for itself, whatever is in the other rows."""
 
-    engine: Engine
-    number: int
-    image: ImageSource | EncodedImage
-    prepared: Prepared
-    cancellation: Cancellation
-    encoded: EncodedImage | None = None
+    def __init__(
+        self,
+        engine: Engine,
+        number: int,
+        image: ImageSource | EncodedImage,
+        prepared: Prepared,
+        cancellation: Cancellation,
+    ) -> None:
+        self._engine = engine
+        self.number = number
+        self._image = image
+        self.prepared = prepared
+        self._cancellation = cancellation
+        self._encoded: EncodedImage | None = None
+        self._sample = sampler(prepared.sampling)
 
     def encode(self) -> EncodedImage:
         """The image, encoded now if it was not."""
-        self.encoded = self.encoded or self.engine.encode_image(self.image, self.cancellation)
-        return self.encoded
+        self._encoded = self._encoded or self._engine.encode_image(self._image, self._cancellation)
+        return self._encoded
 
     def inputs_embeds(self) -> NDArray[np.float32]:
         image = self.encode()
-        self.prepared.writer.begin([image] if image is not self.image else [])
-        return assemble(self.engine.table, self.prepared.segments, [image.embeds])
+        self.prepared.writer.begin([image] if image is not self._image else [])
+        return assemble(self._engine.table, self.prepared.segments, [image.embeds])
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        return self._sample(logits)
 
     def push(self, token_id: int) -> bool:
         self.prepared.writer.push(token_id)
@@ -51,17 +64,17 @@ def answer_each(
     asked: Iterable[tuple[ImageSource | EncodedImage, Prepared]],
     batch_size: int,
     cancellation: Cancellation,
-) -> Iterator[tuple[int, Answer]]:
-    """Answer questions in step.
+) -> Generator[tuple[int, Answer], None, None]:
+    """Answer questions in batches.
 
     Args:
         engine: The model's.
         asked: Images and prompts, taken as there is room for them.
-        batch_size: Answers written in step, at least 1.
+        batch_size: Answers written at a time, at least 1.
         cancellation: Ends it from another thread.
 
     Yields:
-        A question's number, from 0, and its answer, as soon as that is whole.
+        A question's number, from 0, and its answer, as soon as that is complete.
 
     Raises:
         ImageError: An image cannot be read.
@@ -70,19 +83,21 @@ def answer_each(
     questions = (
         _Question(engine, number, image, prepared, cancellation) for number, (image, prepared) in enumerate(asked)
     )
-    if not engine.graphs.low_memory:
-        yield from _in_step(engine, questions, batch_size, cancellation)
+    if not engine.sessions.low_memory:
+        yield from _batched(engine, questions, batch_size, cancellation)
         return
     # Graphs don't share the memory: a number of images first, then the text about them.
     while some := list(islice(questions, IMAGES_AHEAD)):
         for question in some:
             question.encode()
-        yield from _in_step(engine, some, batch_size, cancellation)
+        yield from _batched(engine, some, batch_size, cancellation)
 
 
-def _in_step(
+def _batched(
     engine: Engine, questions: Iterable[_Question], batch_size: int, cancellation: Cancellation
-) -> Iterator[tuple[int, Answer]]:
+) -> Generator[tuple[int, Answer], None, None]:
     ends = engine.manifest.eos_token_ids
-    for whole in greedy_batch(engine.graphs.decoder(), questions, engine.table.rows, ends, batch_size, cancellation):
-        yield whole.number, whole.prepared.writer.finish()[1]
+    rows = decode_batch(engine.sessions.decoder(), questions, engine.table.rows, ends, batch_size, cancellation)
+    with closing(rows):
+        for row in rows:
+            yield row.number, row.prepared.writer.finish()[1]

@@ -1,28 +1,31 @@
-"""The whole model: the one module that knows every stage, and the public API of the package."""
+"""A loaded model, the public API of the package: ids, text as it is generated, complete answers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .answer import Answer, AnswerStream, EncodedImage
+from .answer import Answer, AnswerStream
 from .astream import AsyncAnswerStream
 from .cancel import Cancellation
 from .chat import Chat
-from .engine import DEFAULT_MAX_NEW_TOKENS, Engine, Request, Turn
+from .engine import Engine, Prepared
 from .errors import ArgumentError, CancellationError, TinyGPTVError
 from .language.decoder import Decoder, check_embeds
 from .language.embeddings import assemble
 from .language.generate import check_room, decode
-from .language.sampling import GREEDY, Sampling
+from .language.prefix_cache import CacheStore
+from .language.prompt import Turn
 from .loading import DEMO_BUNDLE, MemoryMode, load_engine
 from .many import answer_each
+from .options import DEFAULT_MAX_NEW_TOKENS, AnswerKeywords, AnswerOptions, merged
+from .vision.encoded import EncodedImage
 from .vision.encoder import Vision
 from .vision.image import ImageSource
 
@@ -37,6 +40,8 @@ Pictures = Picture | Sequence[Picture] | None
 class TinyGPTV:
     """A loaded bundle. Immutable, and may be shared by threads: each generation owns its state.
 
+    Three layers: :meth:`generate_ids` yields token ids, :meth:`stream` yields text, :meth:`ask` returns the answer.
+
     Example:
         >>> with TinyGPTV.load("bundle") as model:
         ...     image = model.encode_image("photo.jpg")
@@ -44,7 +49,7 @@ class TinyGPTV:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Put together from loaded parts; :meth:`load` is the usual way."""
+        """Made of loaded parts; :meth:`load` is the usual way."""
         self.manifest = engine.manifest
         self._open: Engine | None = engine
 
@@ -70,8 +75,9 @@ class TinyGPTV:
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be
                 written. Where it is impossible, a warning says why.
-            image_cache: Folder that remembers encoded images beyond this process, 0.3 MB each at the published sizes;
-                the last 64 are always remembered in memory. Without these two, nothing is ever written.
+            image_cache: Folder that remembers encoded images beyond this process, 4 bytes times the image tokens times
+                the hidden size each (TinyGPT-V's 0.33 MB, with 729 tokens 7.5 MB); the last ones, 64 MB of them, are
+                always remembered in memory. Without this and ``tune``, nothing is ever written.
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
@@ -99,11 +105,11 @@ class TinyGPTV:
 
     @property
     def _vision(self) -> Vision:
-        return self._engine.graphs.vision
+        return self._engine.sessions.vision
 
     @property
     def _decoder(self) -> Decoder:
-        return self._engine.graphs.decoder()
+        return self._engine.sessions.decoder()
 
     def encode_image(self, image: Picture, *, cancellation: Cancellation | None = None) -> EncodedImage:
         """Show the model an image, once for many questions.
@@ -134,25 +140,30 @@ class TinyGPTV:
         engine = self._engine
         return assemble(engine.table, engine.segments([Turn(question)], 1, template), [image.embeds])
 
-    def generate_ids(self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS) -> Iterator[int]:
+    def generate_ids(
+        self, inputs_embeds: Float32Array, max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    ) -> Generator[int, None, None]:
         """Decode greedily: token ids as they come, until end of text.
 
         Args:
             inputs_embeds: float32 [1, sequence, hidden].
             max_new_tokens: At most so many ids; at least 1.
 
+        Returns:
+            A generator. Its KV cache lives until its last id: call its ``close()`` to leave earlier.
+
         Raises:
             ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
             ArgumentError: The shape is another one, or ``max_new_tokens`` is less than 1.
         """
         engine = self._engine
-        sizes = engine.manifest.architecture.language
-        check_embeds(inputs_embeds, sizes)
-        check_room(inputs_embeds.shape[1], max_new_tokens, sizes.max_position_embeddings)
+        contract = engine.manifest.contract
+        check_embeds(inputs_embeds, contract)
+        check_room(inputs_embeds.shape[1], max_new_tokens, contract.context)
 
-        def ids() -> Iterator[int]:
+        def ids() -> Generator[int, None, None]:
             # The decoder may have to be opened: that is part of what a prompt takes.
-            state = engine.graphs.decoder().start()
+            state = engine.sessions.decoder().start()
             embed = lambda token: engine.table.rows([token])  # noqa: E731
             yield from decode(state, inputs_embeds, embed, max_new_tokens, engine.manifest.eos_token_ids)
 
@@ -163,95 +174,74 @@ class TinyGPTV:
         image: Pictures,
         question: str,
         *,
-        max_new_tokens: int | None = None,
-        template: str | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        turns: Sequence[tuple[str, str]] = (),
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> AnswerStream:
-        """Ask about an image and get the answer's text as it comes.
+        """Ask about an image and get the answer's text as it is generated.
 
         Another question about the same images need not compute their part of the prompt again: the last two answers'
-        keys and values are kept for that.
+        keys and values are kept for that. With ``turns``, those of the prompt are kept for the conversation's next
+        question, until another conversation takes their place: 0.33 MB a token at the published sizes.
 
         Args:
             image: A path, bytes, a PIL image, or an :class:`EncodedImage`; a list of several, which come before the
-                question in this order; or None to ask without any.
+                first question in this order; or None to ask without any.
             question: May begin with a task tag such as ``[vqa]`` or ``[caption]``.
-            max_new_tokens: At most so many tokens. If None, 300 or what the context has room for.
-            template: Name of a prompt template of the bundle; its default one if None.
-            sampling: How tokens are chosen; greedily if not given, which gives the same answer each time.
-            stop: Texts that end the answer and are not part of it.
+            turns: (question, answer) pairs that came before, oldest first, for programs that keep conversations
+                themselves. Answers are tokenised from their text, so the same arguments always mean the same prompt
+                (a :class:`Chat` keeps the tokens of its own answers). If not all turns fit in the context, the oldest
+                are left out.
+            options: How the answer is to be written.
             cancellation: Ends it from another thread, within one operator, image encoding and prefill included: the
                 answer's ``finish_reason`` is then ``cancelled``.
+            keywords: Fields of :class:`AnswerOptions`, such as ``max_new_tokens=40``; they replace those of
+                ``options``.
 
         Returns:
-            An iterator of pieces of text; its ``answer`` is the whole, with token ids and timings.
+            An iterator of pieces of text; its ``answer`` is the complete one, with token ids and timings.
 
         Raises:
             ImageError: The image cannot be read.
             ContextOverflowError: Prompt and new tokens do not fit in the context.
-            ArgumentError: The question is empty, or another argument out of range.
+            ArgumentError: The question is empty, or an option is out of range.
+            TypeError: A keyword is not a field of :class:`AnswerOptions`, or an argument is of another type.
         """
-        engine, pictures = self._engine, _several(image)
-        # What is wrong with the question should not cost the seconds that an image takes.
-        request = Request(max_new_tokens, template, sampling, stop)
-        prepared = engine.prepare([Turn(question)], len(pictures), request)
-        cancellation = cancellation or Cancellation()
-        try:
-            images = [engine.encode_image(picture, cancellation) for picture in pictures]
-        except CancellationError:
-            return AnswerStream(iter(()), prepared.writer, (), cancellation)
-        encoded = [image for image, picture in zip(images, pictures, strict=True) if image is not picture]
-        return engine.answer(prepared, images, encoded, cancellation)
+        pictures = _several(image)
+        prepared = self._prepare(pictures, question, turns, merged(options, keywords))
+        return self._begin(pictures, prepared, bool(turns), cancellation or Cancellation())
 
     def ask(
         self,
         image: Pictures,
         question: str,
         *,
-        max_new_tokens: int | None = None,
-        template: str | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        turns: Sequence[tuple[str, str]] = (),
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> Answer:
-        """Ask about an image and wait for the whole answer; arguments and errors as for :meth:`stream`."""
-        return self.stream(
-            image,
-            question,
-            max_new_tokens=max_new_tokens,
-            template=template,
-            sampling=sampling,
-            stop=stop,
-            cancellation=cancellation,
-        ).answer
+        """Ask about an image and wait for the complete answer; arguments and errors as for :meth:`stream`."""
+        chosen = merged(options, keywords)
+        return self.stream(image, question, turns=turns, options=chosen, cancellation=cancellation).answer
 
     def astream(
         self,
         image: Pictures,
         question: str,
         *,
-        max_new_tokens: int | None = None,
-        template: str | None = None,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        turns: Sequence[tuple[str, str]] = (),
+        options: AnswerOptions | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> AsyncAnswerStream:
         """The same for asyncio programs: ``async for piece in model.astream(...)``; arguments as for :meth:`stream`.
 
-        What :meth:`stream` raises, the first piece raises here.
+        What is wrong with an image is raised by the first piece, all else at once.
         """
-        return AsyncAnswerStream(
-            lambda cancellation: self.stream(
-                image,
-                question,
-                max_new_tokens=max_new_tokens,
-                template=template,
-                sampling=sampling,
-                stop=stop,
-                cancellation=cancellation,
-            )
-        )
+        pictures = _several(image)
+        prepared = self._prepare(pictures, question, turns, merged(options, keywords))
+        return AsyncAnswerStream(lambda cancellation: self._begin(pictures, prepared, bool(turns), cancellation))
 
     def chat(
         self,
@@ -266,7 +256,8 @@ class TinyGPTV:
         Args:
             image: As for :meth:`stream`; encoded now.
             turns: What was said before, (question, answer) pairs from the oldest on. Answers are tokenised from their
-                text, which the model may have spelt otherwise: then later answers may differ from a live chat's.
+                text, which may give other tokens than the model generated: then later answers may differ from a live
+                chat's.
             template: Name of a prompt template of the bundle; its default one if None.
             cancellation: Ends the encoding from another thread.
 
@@ -277,7 +268,7 @@ class TinyGPTV:
         """
         self.manifest.template(template)
         engine, pictures = self._engine, _several(image)
-        said = [Turn(question, answer) for question, answer in turns]
+        said = _turns(turns)
         if said:
             engine.segments(said, len(pictures), template)  # raises, before an image takes its seconds
         images = [engine.encode_image(picture, cancellation) for picture in pictures]
@@ -287,61 +278,84 @@ class TinyGPTV:
         self,
         questions: Iterable[tuple[Picture, str]],
         *,
-        max_new_tokens: int | None = None,
-        template: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
-    ) -> Iterator[tuple[int, Answer]]:
+        **keywords: Unpack[AnswerKeywords],
+    ) -> Generator[tuple[int, Answer], None, None]:
         """Ask many questions at once: more answers a minute than one by one, each of them later.
 
-        Up to ``batch_size`` answers are written in step; where one ends, the next begins. Answers come as they become
-        whole, which need not be the questions' order; what is no longer read for is no longer computed.
+        Up to ``batch_size`` answers are decoded as one batch; where one ends, the next begins. Answers come as they
+        are complete, which need not be the questions' order; what is no longer read is no longer computed.
 
-        In int8, onnxruntime rounds the products of several rows other than those of one: where two words are almost
-        equally probable, an answer may differ from the one that :meth:`ask` gives.
+        Each answer is sampled for itself, whatever else is in the batch: with a seed, the same question gets the same
+        draws here and from :meth:`ask`. In int8, onnxruntime rounds the products of several rows other than those of
+        one: where two tokens are almost equally probable, an answer may differ from the one that :meth:`ask` gives.
 
         Args:
             questions: (image, question) pairs, as many as there are: each is taken, and its image encoded, when there
                 is room for it. With little memory, 32 images are encoded ahead.
-            max_new_tokens: As for :meth:`stream`, of each answer.
-            template: As for :meth:`stream`.
-            batch_size: Answers written in step, at least 1. Each keeps its own KV cache.
+            batch_size: Answers decoded at a time, at least 1. Each keeps its own KV cache.
+            options: How each answer is to be written.
             cancellation: Ends it from another thread, within one operator.
+            keywords: Fields of :class:`AnswerOptions`, as for :meth:`stream`.
 
         Returns:
-            An iterator of (the question's number, from 0; its answer). A prompt's ``prefill`` is its own; ``decode``
-            passes while the others of the batch are decoded too.
+            A generator of (the question's number, from 0; its answer). A prompt's ``prefill`` is its own; ``decode``
+            passes while the others of the batch are decoded too. Its memory lives until the last answer: call its
+            ``close()`` to leave earlier.
 
         Raises:
             ArgumentError: As for :meth:`stream`, or ``batch_size`` is less than 1. What is wrong with one question
                 or image is raised when its turn comes, and so is :class:`CancellationError`; answers that were not
-                whole by then are lost.
+                complete by then are lost.
+            TypeError: As for :meth:`stream`.
         """
+        chosen = merged(options, keywords)
         _check_batch_size(batch_size)
-        engine, request = self._engine, Request(max_new_tokens, template)
-        engine.prepare([Turn("?")], 1, request)  # raises at once what would be wrong with every question
-        asked = ((image, engine.prepare([Turn(question)], 1, request)) for image, question in questions)
+        engine = self._engine
+        engine.prepare([Turn("?")], 1, chosen)  # raises at once what would be wrong with every question
+        asked = ((image, engine.prepare([Turn(question)], 1, chosen)) for image, question in questions)
         return answer_each(engine, asked, batch_size, cancellation or Cancellation())
 
     def ask_many(
         self,
         questions: Iterable[tuple[Picture, str]],
         *,
-        max_new_tokens: int | None = None,
-        template: str | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        options: AnswerOptions | None = None,
         cancellation: Cancellation | None = None,
+        **keywords: Unpack[AnswerKeywords],
     ) -> list[Answer]:
         """Ask many questions at once, and wait for all answers, which come in the questions' order.
 
         Arguments and errors as for :meth:`ask_each`, but what is wrong with any question is raised before anything is
         computed.
         """
+        chosen = merged(options, keywords)
         _check_batch_size(batch_size)
-        engine, request = self._engine, Request(max_new_tokens, template)
-        asked = [(image, engine.prepare([Turn(question)], 1, request)) for image, question in questions]
+        engine = self._engine
+        asked = [(image, engine.prepare([Turn(question)], 1, chosen)) for image, question in questions]
         answers = dict(answer_each(engine, asked, batch_size, cancellation or Cancellation()))
         return [answers[number] for number in range(len(asked))]
+
+    def _prepare(
+        self, pictures: Sequence[Picture], question: str, turns: Sequence[tuple[str, str]], options: AnswerOptions
+    ) -> Prepared:
+        """What is wrong with the question should not cost the seconds that an image takes."""
+        return self._engine.prepare([*_turns(turns), Turn(question)], len(pictures), options)
+
+    def _begin(
+        self, pictures: Sequence[Picture], prepared: Prepared, goes_on: bool, cancellation: Cancellation
+    ) -> AnswerStream:
+        engine = self._engine
+        store: CacheStore = engine.conversations if goes_on else engine.prefixes
+        try:
+            images = [engine.encode_image(picture, cancellation) for picture in pictures]
+        except CancellationError:
+            return AnswerStream(_no_ids(), prepared.writer, (), (), cancellation)
+        encoded = [image for image, picture in zip(images, pictures, strict=True) if image is not picture]
+        return engine.answer(prepared, images, encoded, cancellation, store)
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -353,3 +367,11 @@ def _several(image: Pictures) -> Sequence[Picture]:
     if image is None:
         return ()
     return image if isinstance(image, list | tuple) else (image,)
+
+
+def _no_ids() -> Generator[int, None, None]:
+    yield from ()
+
+
+def _turns(turns: Sequence[tuple[str, str]]) -> list[Turn]:
+    return [Turn(question, answer) for question, answer in turns]

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tinygptv.export.checkpoint import Checkpoint
+from sibling_layouts import write_layout
 from tinygptv.export.cli import main as export_main
+from tinygptv.export.sources import open_model
+from tinygptv.export.sources.model import Model, Network
+from tinygptv.export.torch_ops import Observe, TorchOps, Value
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.bundle.manifest import read_manifest, write_manifest
 from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.prefix_cache import PrefixCache
+from torch import Tensor
 from variants import GOLDEN, Published, published_files
 
 # A test module may import onnxruntime itself, and no telemetry is sent from a test run.
@@ -30,6 +34,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 GOLDEN_STAGES = (3, 4)
 Refusal = Callable[..., str]
+PUBLISHED = {"llava-phi": "fused bf16", "mipha": "separate bf16", "tinyllava": "one folder", "bunny": "merged"}
+"""The layout of each sibling's golden files."""
 
 
 QUESTION = "what?"
@@ -73,11 +79,27 @@ def export_arguments(files: dict[str, str], output: Path, *more: str) -> list[st
     return [*(text for option in files.items() for text in option), "-o", str(output), *more]
 
 
-def golden_checkpoint(stage: int) -> Checkpoint:
+def open_published(files: dict[str, str]) -> Model:
+    """The model in files that options name."""
+    return open_model(
+        **{name.removeprefix("--"): value for name, value in files.items()} | {"stage": int(files["--stage"])}
+    )
+
+
+def golden_checkpoint(stage: int) -> Model:
     """The tensors of a golden stage, read as they are asked for."""
-    files = published_files(stage)
-    paths = (Path(files[name]) for name in ("--phi", "--vision", "--qformer", "--checkpoint"))
-    return Checkpoint(*paths, stage, Path(files["--architecture"]))
+    return open_published(published_files(stage))
+
+
+def computed(
+    networks: Mapping[str, Network],
+    tensors: Mapping[str, Tensor],
+    graph: str,
+    x: Tensor,
+    observe: Observe = lambda name, x: None,
+) -> Tensor:
+    """What the torch twin of a graph makes of its input."""
+    return networks[graph].part.run(TorchOps(tensors, observe), networks[graph].sizes, Value(x)).data
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +114,23 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, st
             assert export_main(arguments) == 0
             made[stage, precision] = output
         return made[stage, precision]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def sibling_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Bundle of a family's layout at a precision, exported once a test session by the command; named as the family."""
+    made: dict[tuple[str, str, str], Path] = {}
+
+    def bundle(family: str, layout: str | None = None, precision: str = "fp32") -> Path:
+        key = (family, layout or PUBLISHED[family], precision)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("sibling é")
+            files = write_layout(*key[:2], folder)
+            assert export_main(export_arguments(files, folder / family, "--precision", precision)) == 0
+            made[key] = folder / family
+        return made[key]
 
     return bundle
 

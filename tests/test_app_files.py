@@ -246,11 +246,11 @@ def test_the_model_before_is_gone_when_the_next_is_loaded(window: Window, monkey
     """Also when it had failed in the middle of an answer."""
     fail_once(monkeypatch)
     alive: list[bool] = []
-    graphs = weakref.ref(window.model.worker._model._engine.graphs)
+    sessions = weakref.ref(window.model.worker._model._engine.sessions)
     load = window.model.worker._load
 
     def looking(bundle: Path | None) -> TinyGPTV:
-        alive.append(graphs() is not None)
+        alive.append(sessions() is not None)
         return load(bundle)
 
     monkeypatch.setattr(window.model.worker, "_load", looking)

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tinygptv.runtime import (
     Answer,
+    AnswerOptions,
     ArgumentError,
     Cancellation,
     CancellationError,
     ContextOverflowError,
     EncodedImage,
     ImageError,
+    Sampling,
     TinyGPTV,
 )
 from tinygptv.runtime.language.batch import DecoderBatch
@@ -74,6 +76,53 @@ def test_many_are_answered_as_one_by_one(
     alone = [speaking_model.ask(*question, max_new_tokens=max_new_tokens) for question in questions]
     assert len(many) == len(alone)
     assert all(map(same, many, alone))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    asked=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(QUESTIONS)), min_size=1, max_size=7),
+    batch_size=st.integers(1, 5),
+    seed=st.integers(0, 9),
+    penalty=st.sampled_from([1.0, 1.3]),
+    stop=st.sampled_from([(), ("e",), ("in", "d"), (" ",)]),
+)
+def test_each_is_sampled_and_stopped_as_alone(
+    speaking_model: TinyGPTV,
+    images: list[EncodedImage],
+    asked: list[tuple[int, str]],
+    batch_size: int,
+    seed: int,
+    penalty: float,
+    stop: tuple[str, ...],
+) -> None:
+    """Whatever else is in the batch; two times the same question gets the same answer."""
+    sampling = Sampling(temperature=1.2, top_p=0.95, repetition_penalty=penalty, seed=seed)
+    options = AnswerOptions(max_new_tokens=12, sampling=sampling, stop=stop)
+    questions = [(images[image], question) for image, question in [*asked, asked[0]]]
+    many = speaking_model.ask_many(questions, options=options, batch_size=batch_size)
+    assert all(map(same, many, [speaking_model.ask(*question, options=options) for question in questions]))
+    each = dict(speaking_model.ask_each(questions, options=options, batch_size=batch_size + 1))
+    assert all(same(answer, many[number]) for number, answer in each.items())
+    assert same(many[0], many[-1])
+
+
+def test_without_a_seed_each_draws_for_itself(speaking_model: TinyGPTV, images: list[EncodedImage]) -> None:
+    hot = Sampling(temperature=2.0)
+    many = speaking_model.ask_many([(images[0], "what?")] * 4, max_new_tokens=12, sampling=hot, batch_size=4)
+    assert len({answer.token_ids for answer in many}) > 1
+
+
+def test_a_stop_string_ends_one_answer_of_a_batch(
+    speaking_model: TinyGPTV, images: list[EncodedImage], steps: list[int]
+) -> None:
+    questions = [(images[i % 4], question) for i, question in enumerate(QUESTIONS)]
+    whole = speaking_model.ask_many(questions, max_new_tokens=20)
+    stop = next(letter for letter in whole[0].text[4:] if not all(letter in answer.text for answer in whole[1:]))
+    steps.clear()
+    many = speaking_model.ask_many(questions, max_new_tokens=20, stop=[stop])
+    assert {answer.finish_reason for answer in many} == {"stop", "length"}
+    assert [answer.text for answer in many] == [answer.text.partition(stop)[0] for answer in whole]
+    assert sum(steps) < len(questions) * 19, "nothing is computed for an answer that has ended"
 
 
 def test_answers_that_end_make_room_for_the_next(
@@ -159,8 +208,8 @@ def test_a_step_of_a_batch_can_be_ended(speaking_model: TinyGPTV) -> None:
     """Its rows then stay as they were."""
     decoder = speaking_model._decoder
     random = np.random.default_rng(3)
-    prompt = random.standard_normal((1, 4, decoder.sizes.hidden_size)).astype(np.float32)
-    new = random.standard_normal((2, decoder.sizes.hidden_size)).astype(np.float32)
+    prompt = random.standard_normal((1, 4, decoder.contract.hidden_size)).astype(np.float32)
+    new = random.standard_normal((2, decoder.contract.hidden_size)).astype(np.float32)
     batch = DecoderBatch(decoder, 2)
     for _ in range(2):
         state = decoder.start()
@@ -198,7 +247,7 @@ def test_rows_grow_and_leave(speaking_model: TinyGPTV, monkeypatch: pytest.Monke
     decoder = speaking_model._decoder
     assert decoder is not None
     random = np.random.default_rng(3)
-    hidden = decoder.sizes.hidden_size
+    hidden = decoder.contract.hidden_size
     batch = DecoderBatch(decoder, 3)
     states, twins = [], []
     for length in (3, 9, 6):

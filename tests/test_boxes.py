@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.boxes import Box, Region, format_box, identify_question, parse_boxes, plain_text
+from tinygptv.runtime.boxes import Box, Region, View, format_box, identify_question, parse_boxes, plain_text
+from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from tinygptv.runtime.errors import ArgumentError
+from tinygptv.runtime.vision.fit import view_of
 
 IMAGES = Path(__file__).parent / "images"
 SIZES = st.integers(1, 5000)
+SQUASH = ImagePreprocessing(56, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "squash")
+PAD, CROP = replace(SQUASH, fit="pad", pad_color=(0, 0, 0)), replace(SQUASH, fit="crop")
 PIECES = (
     "<p>",
     "</p>",
@@ -217,6 +223,62 @@ def test_boxes_that_cannot_be_asked_about(box: tuple[float, float, float, float]
     for write in (format_box, identify_question):
         with pytest.raises(ArgumentError, match=message):
             write(*box, 100, 50)
+
+
+# Where the model was shown another rectangle than the picture
+
+PADDED, CROPPED = (0.0, -50.0, 200.0, 150.0), (50.0, 0.0, 150.0, 100.0)
+"""Of a picture of 200 x 100 pixels."""
+
+
+@pytest.mark.parametrize(
+    ("view", "text", "box"),
+    [
+        (None, "{<25><50><75><100>}", Box(50, 50, 150, 100)),
+        (PADDED, "{<25><50><75><70>}", Box(50, 50, 150, 90)),
+        (PADDED, "{<0><0><100><100>}", Box(0, 0, 200, 100)),  # clipped to the picture
+        (PADDED, "{<0><90><10><99>}", Box(0, 99, 20, 100)),  # in the padding below: the edge next to it
+        (PADDED, "{<0><0><10><5>}", Box(0, 0, 20, 1)),
+        (CROPPED, "{<0><0><100><100>}", Box(50, 0, 150, 100)),
+        (CROPPED, "{<10><20><50><60>}", Box(60, 20, 100, 60)),
+    ],
+)
+def test_boxes_are_parsed_in_what_the_model_was_shown(view: View | None, text: str, box: Box) -> None:
+    assert parse_boxes(text, 200, 100, view) == (Region(None, (box,)),)
+
+
+def test_boxes_are_written_in_what_the_model_is_shown() -> None:
+    box = (50, 50, 150, 90)
+    assert format_box(*box, 200, 100) == "{<25><50><75><90>}"
+    assert format_box(*box, 200, 100, PADDED) == "{<25><50><75><70>}"
+    assert format_box(*box, 200, 100, CROPPED) == "{<0><50><100><90>}"
+    assert format_box(0, 0, 60, 100, 200, 100, CROPPED) == "{<0><0><10><100>}"  # the part within it
+    assert identify_question(*box, 200, 100, PADDED) == "[identify] what is this {<25><50><75><70>}"
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 50), (0, 20), (150, 200)])
+def test_boxes_that_the_model_is_not_shown(left: int, right: int) -> None:
+    with pytest.raises(ArgumentError, match="this model is shown 50 to 150 of the picture's width"):
+        format_box(left, 0, right, 50, 200, 100, CROPPED)
+
+
+@given(data=st.data(), width=SIZES, height=SIZES)
+def test_a_box_comes_back_through_any_fit(data: st.DataObject, width: int, height: int) -> None:
+    preprocessing = data.draw(st.sampled_from([SQUASH, PAD, CROP]))
+    view = view_of(width, height, preprocessing)
+    extents = [
+        (max(0, math.ceil(view[i])), min(size, math.floor(view[i + 2]))) for i, size in ((0, width), (1, height))
+    ]
+    assume(all(low < high for low, high in extents))  # of a very long picture less than a pixel may be shown
+    (left, right), (top, bottom) = (
+        sorted(data.draw(st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True)))
+        for low, high in extents
+    )
+    text = format_box(left, top, right, bottom, width, height, view)
+    ((box,),) = (region.boxes for region in parse_boxes(text, width, height, view))
+    across, down = (view[2] - view[0]) / 100, (view[3] - view[1]) / 100
+    for found, true, step in zip(box, (left, top, right, bottom), (across, down, across, down), strict=True):
+        assert abs(found - true) <= step + 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 10), (10, 0), (-1, 10)])

@@ -120,15 +120,33 @@ def test_info(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = dict(rows)
     names = [name for name, _ in rows]
     manifest = read_manifest(bundle)
-    assert names[:10] == [
-        *("bundle", "made by", "vision", "projector", "language", "templates", "stop strings"),
-        *("vision_encoder", "projector", "decoder"),
+    assert names[:17] == [
+        *(
+            "bundle",
+            "family",
+            "made by",
+            *manifest.parts,
+            "images",
+            "context",
+            "KV cache",
+            "templates",
+            "tasks",
+            "boxes",
+            "caption",
+        ),
+        *("stop strings", "vision_encoder", "projector", "decoder"),
     ]
     assert names.count("source") == len(manifest.sources) > 3
-    assert str(bundle) in found["bundle"] and "stage 3" in found["bundle"]
+    assert str(bundle) in found["bundle"] and found["family"] == "tinygpt-v, stage 3"
+    assert all(
+        f"{name} {value}" in found[part] for part in manifest.parts for name, value in manifest.parts[part].items()
+    )
+    assert found["images"].startswith(f"squash to {manifest.image.image_size} px, bicubic, mean 0.4815 0.4578 0.4082")
+    assert found["images"].endswith(f": {manifest.contract.image_tokens} tokens each")
+    assert found["tasks"].split() == list(manifest.tasks)
     assert "human_assistant (default)" in found["templates"]
     assert re.search(r"int8: \d+ matrices in 8 bits", found["decoder"])
-    assert f"vocabulary of {manifest.architecture.language.vocab_size}" in found["language"]
+    assert f"vocabulary of {manifest.contract.vocab_size}" in found["context"]
     assert found["tuned"].endswith("not tuned")
 
 

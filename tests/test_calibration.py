@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Refusal, export_arguments, golden_checkpoint, published_files
 from PIL import Image
-from tinygptv.export import calibration as calibration_module
 from tinygptv.export.calibration import (
     MAX_PHOTOS,
     PACKAGED,
-    QUESTION,
     CalibrationSet,
     Finder,
     calibrate,
     find_calibration_set,
 )
 from tinygptv.export.cli import main as export_main
-from tinygptv.export.schemes import Blocks, Rows, schemes
-from tinygptv.export.smoothing import Group, Smoothing
-from tinygptv.export.tokenizer import build_tokenizer
+from tinygptv.export.precision import GroupWise, PerChannel, schemes
+from tinygptv.export.smoothing import Group, Smoothing, find_smoothing
+from tinygptv.export.sources.families import TINYGPT_V
+from tinygptv.export.sources.model import Model
+from tinygptv.export.sources.tokenizer import build_tokenizer
+from tinygptv.export.torch_ops import TorchOps, Value
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, ImagePreprocessing, Source, read_manifest
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Source, read_manifest
 from tinygptv.runtime.language.decoder import ALL_LOGITS
-from tinygptv.runtime.language.prompt import PUBLISHED_TEMPLATES, encode_segments, render
+from tinygptv.runtime.language.prompt import encode_segments, render
 from tinygptv.runtime.vision.image import open_image
 from torch import Tensor
 from tqdm import tqdm
 from variants import LANGUAGE, Published
 
+TEMPLATE = TINYGPT_V.templates[0]
 Array = np.ndarray
 Bundle = Callable[[int, str], Path]
 Expected = Callable[[int], dict[str, Array]]
@@ -138,53 +142,48 @@ def test_context_without_room(refusal: Refusal, golden: Published, tmp_path: Pat
 # What is seen
 
 
-def calibrated(folder: Path, stage: int = 3) -> dict[Group, Smoothing]:
-    checkpoint = golden_checkpoint(stage)
-    sizes = checkpoint.architecture
-    preprocessing = ImagePreprocessing(sizes.vision.image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    tokenizer = build_tokenizer(checkpoint.phi, sizes.language.vocab_size)
+def calibrated(folder: Path, checkpoint: Model) -> dict[Group, Smoothing]:
+    tokenizer = build_tokenizer(checkpoint.description.tokenizer, checkpoint.networks[DECODER].sizes.vocab_size)
+    calibration = find_calibration_set(folder)
     with tqdm(disable=True) as bar:
-        return calibrate(
-            checkpoint,
-            preprocessing,
-            PUBLISHED_TEMPLATES[0],
-            tokenizer,
-            find_calibration_set(folder),
-            schemes("int8", 32),
-            bar,
-        )
+        return calibrate(checkpoint, TEMPLATE, tokenizer, calibration, schemes("int8", 32), bar)
+
+
+class Watched:
+    """The networks of a model, and what each of them was given and gave."""
+
+    def __init__(self, checkpoint: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: dict[str, Tensor] = {}
+        self.gave: dict[str, Tensor] = {}
+        for graph, network in checkpoint.networks.items():
+            monkeypatch.setattr(network.part, "run", self._watching(graph, network.part.run))
+
+    def _watching(self, graph: str, run: Callable[[TorchOps, Any, Value], Value]) -> Callable[..., Value]:
+        def watching(ops: TorchOps, sizes: Any, x: Value) -> Value:
+            result = run(ops, sizes, x)
+            if not x.data.is_meta:
+                self.given[graph], self.gave[graph] = x.data, result.data
+            return result
+
+        return watching
 
 
 def test_each_picture_is_asked_about_and_answered_by_the_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Tensor] = {}
-
-    def watched(name: str, argument: int) -> None:
-        run = getattr(calibration_module, name)
-
-        def watching(*arguments: Tensor) -> Tensor:
-            seen[f"{name} of"] = arguments[argument]
-            seen[name] = run(*arguments)
-            return seen[name]
-
-        monkeypatch.setattr(calibration_module, name, watching)
-
-    watched("vision_features", 2)
-    watched("image_embeds", 2)
-    watched("decoder_hidden_states", 2)
     checkpoint = golden_checkpoint(3)
-    calibrated(folder)
-    side = checkpoint.architecture.vision.image_size
-    assert seen["vision_features of"].shape == (2, 3, side, side)
-    torch.testing.assert_close(
-        seen["vision_features of"][:, :, 0, 0] * 0.25 + 0.5, colours("red", "teal"), atol=0.02, rtol=0
-    )
-    assert torch.equal(seen["image_embeds of"], seen["vision_features"])
+    watched = Watched(checkpoint, monkeypatch)
+    calibrated(folder, checkpoint)
+    image = checkpoint.description.image
+    pixels = watched.given[VISION_ENCODER]
+    assert pixels.shape == (2, 3, image.image_size, image.image_size)
+    shown = pixels[:, :, 0, 0] * torch.tensor(image.std) + torch.tensor(image.mean)
+    torch.testing.assert_close(shown, colours("red", "teal"), atol=0.02, rtol=0)
+    assert torch.equal(watched.given[PROJECTOR], watched.gave[VISION_ENCODER])
 
-    tokenizer = build_tokenizer(checkpoint.phi, checkpoint.architecture.language.vocab_size)
-    before, after = encode_segments(tokenizer, render(PUBLISHED_TEMPLATES[0], [(QUESTION, None)]))
+    tokenizer = build_tokenizer(checkpoint.description.tokenizer, checkpoint.networks[DECODER].sizes.vocab_size)
+    before, after = encode_segments(tokenizer, render(TEMPLATE, [("[caption]", None)]))
     text = tokenizer.encode("Two blue boats lie on the shore.", add_special_tokens=False).ids
-    table, images = checkpoint["model.embed_tokens.weight"], seen["image_embeds"]
-    prompts = seen["decoder_hidden_states of"]
+    table, images = checkpoint["model.embed_tokens.weight"], watched.gave[PROJECTOR]
+    prompts = watched.given[DECODER]
     assert prompts.shape == (2, 256, table.shape[1]), "a context of 256, all of it"
     start, end = len(before), len(before) + images.shape[1]
     room = 256 - end - len(after)
@@ -203,7 +202,7 @@ def colours(*names: str) -> Tensor:
 
 def test_what_is_found_fits_the_layers(folder: Path) -> None:
     checkpoint = golden_checkpoint(4)
-    found = calibrated(folder, 4)
+    found = calibrated(folder, checkpoint)
     assert len(found) > 5
     for group, smoothing in found.items():
         columns = checkpoint.shape(f"{group.linears[0]}.weight")[1]
@@ -221,15 +220,35 @@ def test_the_first_layer_of_a_group_speaks_for_it() -> None:
     x[:, 3] *= 50
     tensors = {f"{name}.weight": weight for name, weight in zip("abc", weights, strict=True)}
     groups = [Group(("a", "b")), Group(("c",)), Group(("exact",))]
-    with tqdm(disable=True) as bar:
+    with tqdm(file=io.StringIO()) as bar:
         finder = Finder(tensors, groups, bar)
         assert bar.total == 3
-        schemes_of = {"a": Rows(), "b": Rows(), "c": Blocks(16), "exact": None, "other": Rows()}
-        observe = finder.watching(schemes_of.__getitem__)
+        schemes_of = {"a": PerChannel(), "b": PerChannel(), "c": GroupWise(16), "exact": None, "other": PerChannel()}
+        observe = finder.observer(schemes_of.__getitem__)
         for name in schemes_of:
-            observe(name, x if name != "b" else torch.full_like(x, torch.nan))
+            observe(name, Value(x if name != "b" else torch.full_like(x, torch.nan)))
+        assert bar.n == 3
     assert set(finder.smoothings) == set(groups[:2])
     assert finder.smoothings[groups[0]].factor[3] > 2
+
+
+@pytest.mark.parametrize("least", [None, -0.17])
+def test_a_least_value_is_made_use_of(least: float | None) -> None:
+    """Half of a token's 256 steps would be for values that there are none of."""
+    x = torch.nn.functional.gelu(torch.randn(60, 16, generator=torch.Generator().manual_seed(1)))
+    x[:, 3] *= 4
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    group = Group(("a",), least=least)
+    with tqdm(disable=True) as bar:
+        finder = Finder({"a.weight": weight}, [group], bar)
+        finder.observer(lambda name: PerChannel())("a", Value(x))
+    scheme = PerChannel(least)
+    expected = find_smoothing(group, x, [weight], scheme.round_input, scheme.round_weight)
+    other = PerChannel(-0.17 if least is None else None)
+    not_expected = find_smoothing(group, x, [weight], other.round_input, other.round_weight)
+    assert expected is not None and not_expected is not None
+    assert torch.equal(finder.smoothings[group].factor, expected.factor)
+    assert not torch.equal(expected.factor, not_expected.factor)
 
 
 # What comes of it
@@ -278,17 +297,18 @@ def test_fp32_has_no_need_of_it(golden_bundle: Bundle, tmp_path: Path) -> None:
 def test_interrupted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Tensor] = []
+    asked: list[str] = []
 
-    def interrupted(*arguments: Tensor) -> Tensor:
-        asked.append(arguments[2])
-        raise KeyboardInterrupt
+    def interrupted(finder: Finder, group: Group, *arguments: Any) -> None:
+        asked.append(group.linears[0])
+        if asked[-1].startswith("model.layers."):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(calibration_module, "decoder_hidden_states", interrupted)
+    monkeypatch.setattr(Finder, "_find", interrupted)
     output = tmp_path / "made here" / "bundle"
     output.parent.mkdir()
     assert export_main(export_arguments(published_files(3), output, "--calibration", str(folder))) == 130
-    assert len(asked) == 1
+    assert asked[-1] == "model.layers.0.self_attn.qkv"
     captured = capsys.readouterr()
     assert captured.err.endswith("\ntinygptv-export: interrupted; nothing was written\n")
     assert "calibration" in captured.err

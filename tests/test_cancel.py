@@ -73,7 +73,7 @@ def test_an_answer_that_is_whole_stays_so(fresh: TinyGPTV, photo: Path) -> None:
 def test_during_a_run_of_each_graph(fresh: TinyGPTV, photo: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run itself is ended: each is made to cancel itself from another thread as soon as it is under way."""
     whole = fresh.ask(photo, QUESTION, max_new_tokens=8)
-    fresh._engine.prefixes.clear()
+    fresh._engine.prefixes._idle.clear()
     cancellation = Cancellation()
     stopping = Cancellation.stopping
     runs = {"encode": 0, "prefill": 0, "decode": 1}[stage]
@@ -185,7 +185,7 @@ def test_async_pieces_are_the_answer(fresh: TinyGPTV, photo: Path) -> None:
 
         clock = asyncio.create_task(tick())
         stream = fresh.astream(photo, QUESTION, max_new_tokens=20)
-        with pytest.raises(TinyGPTVError, match="not whole yet"):
+        with pytest.raises(TinyGPTVError, match="not complete yet"):
             _ = stream.answer
         pieces = [piece async for piece in stream]
         clock.cancel()
@@ -241,7 +241,7 @@ def test_cancelling_the_task_cancels_the_answer(fresh: TinyGPTV, photo: Path) ->
 def test_sessions_obey_termination(golden_bundle: Callable[[int, str], Path]) -> None:
     """What all of this rests on: a run whose options say so ends with an error."""
     folder = golden_bundle(3, "fp32")
-    session = open_session(folder, read_manifest(folder).graphs["vision_encoder"], 0, threads=1)
+    session = open_session(folder, read_manifest(folder).graphs["vision_encoder"], threads=1)
     shape = [size if isinstance(size, int) else 1 for size in session.get_inputs()[0].shape]
     options = run_options()
     options.terminate = True

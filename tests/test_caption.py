@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +18,12 @@ from conftest import plain_environment
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.commands.files import write_whole
 from tinygptv.runtime.commands.folder import sidecars
-from tinygptv.runtime.commands.terminal import duration, pace
+from tinygptv.runtime.commands.terminal import pace
 from tinygptv.runtime.language.batch import DecoderBatch
 from tinygptv.runtime.loading import DEMO_BUNDLE
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals or long names")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 
 @pytest.fixture(autouse=True)
@@ -249,26 +248,6 @@ def test_a_sidecar_that_is_a_link(folder: Path, output: Path, tmp_path: Path) ->
     assert (tmp_path / "texts" / "a.txt").read_text() == "a teal circle\n"
 
 
-@posix
-def test_a_sidecar_with_a_long_name(tmp_path: Path) -> None:
-    """As long as systems allow; so nothing longer can be needed on the way to it."""
-    folder = tmp_path / "p"
-    folder.mkdir()
-    write_whole(folder / f"{'n' * 251}.txt", lambda file: file.write(b"a text"))
-    assert [(len(path.name), path.read_bytes()) for path in folder.iterdir()] == [(255, b"a text")]
-
-
-def test_errors_of_writing_name_the_file(tmp_path: Path) -> None:
-    def full(_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    for place, write in (("a.txt", full), ("nowhere/a.txt", lambda file: file.write(b""))):
-        with pytest.raises(OSError, match=r"a\.txt") as caught:
-            write_whole(tmp_path / place, write)
-        assert caught.value.filename == str(tmp_path / place)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_sidecar_that_cannot_be_written(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a.txt").mkdir()
     arguments = ["caption", str(folder), "-o", str(output), "--sidecar"]
@@ -285,15 +264,20 @@ def test_a_sidecar_that_cannot_be_written(folder: Path, output: Path, capsys: py
 # What a person sees
 
 
-@posix
-def test_progress_at_a_terminal(folder: Path, output: Path, tmp_path: Path) -> None:
+def at_a_terminal(command: list[str], home: Path, interrupt_at: bytes | None = None) -> tuple[int, str]:
+    """Run a command with a terminal of 100 columns as its stderr: exit status, and what the terminal was sent."""
+    import fcntl
     import pty
+    import struct
+    import termios
 
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinygptv.runtime.cli", "caption", str(folder), "-o", str(output), "--batch-size", "2"],
+        [sys.executable, *command],
         stderr=theirs,
-        env=plain_environment(tmp_path, TERM="xterm", COLUMNS="100"),
+        env=plain_environment(home, TERM="xterm"),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     said = b""
@@ -305,20 +289,81 @@ def test_progress_at_a_terminal(folder: Path, output: Path, tmp_path: Path) -> N
         if not piece:
             break
         said += piece
-    assert process.wait(60) == 0
+        if interrupt_at is not None and interrupt_at in said:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = None
     os.close(ours)
-    text = said.decode()
-    assert "\rcaptioning 0 of 4" in text
-    for done in (1, 2, 3, 4):
-        assert re.search(rf"\rcaptioning {done} of 4, [\d.]+ a (second|minute), \d+ s left", text)
-    assert "0 s left" in text
-    *_, last = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    shown = last.split("\r")[-1]
-    assert re.search(r"4 pictures: 4 captioned", shown)
+    return process.wait(60), said.decode()
 
 
-def test_rates_and_times() -> None:
+def seen(said: str) -> list[str]:
+    """The lines that are left on a terminal, without colours, by what was sent: a carriage return goes to the start."""
+    left = []
+    for line in re.sub(r"\x1b\[\d+m", "", said).replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        left.append(shown.rstrip())
+    return left
+
+
+CAPTION = ["-m", "tinygptv.runtime.cli", "caption"]
+WITH_WARNINGS = """
+import sys, warnings
+from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.cli import main
+encode = TinyGPTV.encode_image
+def warning(*arguments, **named):
+    warnings.warn("look out")
+    return encode(*arguments, **named)
+TinyGPTV.encode_image = warning
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@posix
+def test_progress_at_a_terminal(folder: Path, output: Path, tmp_path: Path) -> None:
+    """Shown while it lasts; what is said meanwhile has lines of its own."""
+    (folder / "bad.png").touch()
+    command = ["-c", WITH_WARNINGS, "caption", str(folder), "-o", str(output), "--batch-size", "2"]
+    status, said = at_a_terminal(command, tmp_path)
+    assert status == 1
+    for text in ("looking for pictures ...", "loading the model ..."):
+        assert f"\r{text}" in said
+    for done in range(6):
+        assert re.search(rf"\rcaptioning: +{done * 20}%.* {done}/5 \[", said)
+    assert re.search(r" 5/5 \[\d\d:\d\d<00:00, [\d.]+(img/s|s/img)\]", said)
+    demo, *complaints, summary, end = seen(said)
+    assert "demo" in demo and summary.startswith("5 pictures: 4 captioned, 0 done before, 1 failed; ") and end == ""
+    (bad,) = (line for line in complaints if "bad.png" in line)
+    assert bad.startswith("tinygptv: ")
+    assert {*complaints} == {bad, "tinygptv: look out"}
+
+
+@posix
+def test_an_interrupt_at_a_terminal(folder: Path, output: Path, tmp_path: Path) -> None:
+    command = [*CAPTION, str(folder), "-o", str(output), "--batch-size", "1"]
+    status, said = at_a_terminal(command, tmp_path, b" 1/4 [")
+    assert status == 130
+    _, summary, end = seen(said)
+    assert re.match(r"interrupted \([1-3] captioned, .*\); the same command goes on from here$", summary) and end == ""
+
+
+def test_no_progress_for_a_program(folder: Path, output: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *CAPTION, str(folder), "-o", str(output)],
+        capture_output=True,
+        text=True,
+        env=plain_environment(tmp_path),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    demo, summary = done.stderr.splitlines()
+    assert "demo" in demo and summary.startswith("4 pictures: 4 captioned")
+
+
+def test_rates() -> None:
     assert [pace(rate) for rate in (12.34, 1, 0.5, 0.01)] == [
         *("12.3 a second", "1.0 a second", "30.0 a minute", "0.6 a minute"),
     ]
-    assert [duration(seconds) for seconds in (0.4, 8, 59.6, 125, 3609)] == ["0 s", "8 s", "1:00", "2:05", "1:00:09"]

@@ -254,6 +254,30 @@ def test_another_process(folder: Path, output: Path, tmp_path: Path, capsys: pyt
     process.wait(60)
     assert main(["caption", str(folder), "-o", str(output)]) == 0
     assert texts(output) == wanted(PLACES) and len(lines(output)) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, output.name}  # nor is a lock left
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_two_runs_at_once_through_a_link(
+    folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is one file, also before it is there."""
+    link = tmp_path / "elsewhere" / "link.jsonl"
+    link.parent.mkdir()
+    link.symlink_to(output)
+    load, statuses = TinyGPTV.load, []
+
+    def during_another(*given: object, **named: object) -> TinyGPTV:
+        statuses.append(main(["caption", str(folder), "-o", str(link)]))
+        return load(*given, **named)
+
+    monkeypatch.setattr(TinyGPTV, "load", during_another)
+    assert main(["caption", str(folder), "-o", str(output)]) == 0
+    assert statuses == [1]
+    assert f"another caption run is writing to {link}" in capsys.readouterr().err
+    monkeypatch.setattr(TinyGPTV, "load", load)
+    assert main(["caption", str(folder), "-o", str(link)]) == 0
+    assert link.is_symlink() and texts(output) == wanted(PLACES) and len(lines(output)) == 4
 
 
 def test_nothing_came_of_it(folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +288,7 @@ def test_nothing_came_of_it(folder: Path, output: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(TinyGPTV, "load", interrupted)
     assert main(["caption", str(folder), "-o", str(output)]) == 130
-    assert not output.exists() or sys.platform == "win32"
+    assert [path.name for path in output.parent.iterdir()] == [folder.name]
     output.touch()
     assert main(["caption", str(folder), "-o", str(output)]) == 130
     assert output.exists()

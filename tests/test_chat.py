@@ -9,11 +9,10 @@ import pytest
 from conftest import QUESTION
 from PIL import Image
 from tinygptv.runtime import Answer, ContextOverflowError, EncodedImage, Sampling, TinyGPTV
-from tinygptv.runtime.engine import Turn
 from tinygptv.runtime.language import kv_cache, prefix_cache
 from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.embeddings import assemble
-from tinygptv.runtime.language.prompt import render
+from tinygptv.runtime.language.prompt import Turn, render
 
 CONTEXT = 256
 TAGGED = "[vqa] what is it?"
@@ -77,14 +76,14 @@ def test_the_prompt_is_the_published_one(fresh: TinyGPTV, photo: Path) -> None:
     second = chat.ask(TAGGED, max_new_tokens=4)
     prompt = render(fresh.manifest.template(None), [(QUESTION, first.text), (TAGGED, None)])
     assert prompt.count("###Human: ") == 2 and prompt.startswith("###Human: <Img>")
-    queries = fresh.manifest.architecture.qformer.num_query_tokens
+    queries = fresh.manifest.contract.image_tokens
     before, after = fresh._engine.segments([Turn(QUESTION)], 1, None)
     between = fresh._engine.tokenizer.encode(f"###Human: {TAGGED}###Assistant: ", add_special_tokens=False).ids
     assert second.prompt_tokens == len(before) + queries + len(after) + len(first.token_ids) + len(between)
 
 
 def test_another_question_about_the_image_reuses_its_part(fresh: TinyGPTV, photo: Path, counts: list[int]) -> None:
-    queries = fresh.manifest.architecture.qformer.num_query_tokens
+    queries = fresh.manifest.contract.image_tokens
     image = fresh.encode_image(photo)
     first = fresh.ask(image, QUESTION, max_new_tokens=8)
     assert first.cached_tokens == 0
@@ -108,7 +107,24 @@ def test_only_so_many_caches_are_kept(fresh: TinyGPTV, photo: Path, monkeypatch:
     for picture in (*pictures, pictures[0]):
         last = fresh.ask(picture, QUESTION, max_new_tokens=2)
     assert len(fresh._engine.prefixes._idle) == 1
-    assert last.cached_tokens < fresh.manifest.architecture.qformer.num_query_tokens
+    assert last.cached_tokens < fresh.manifest.contract.image_tokens
+
+
+@pytest.mark.parametrize(("room", "kept"), [(2.5, 2), (1.5, 1), (0.5, 1)])
+def test_caches_take_so_much_and_no_more(
+    room: float, kept: int, fresh: TinyGPTV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one is kept however large it is: another question about the same image is what comes most."""
+    first = fresh.ask(Image.new("RGB", (8, 8), "red"), QUESTION, max_new_tokens=2)
+    (idle,) = fresh._engine.prefixes._idle
+    monkeypatch.setattr(prefix_cache, "IDLE_BYTES", room * idle.cache.nbytes)
+    fresh.ask(Image.new("RGB", (8, 8), "blue"), QUESTION, max_new_tokens=2)
+    assert len(fresh._engine.prefixes._idle) == kept
+    again = fresh.ask(Image.new("RGB", (8, 8), "blue"), QUESTION, max_new_tokens=2)
+    assert again.cached_tokens > fresh.manifest.contract.image_tokens
+    again = fresh.ask(Image.new("RGB", (8, 8), "red"), QUESTION, max_new_tokens=2)
+    assert (again.cached_tokens > fresh.manifest.contract.image_tokens) == (kept == 2)
+    assert again.token_ids == first.token_ids
 
 
 def test_reset_keeps_the_image(fresh: TinyGPTV, photo: Path) -> None:
@@ -116,13 +132,13 @@ def test_reset_keeps_the_image(fresh: TinyGPTV, photo: Path) -> None:
     chat = fresh.chat(photo)
     first = chat.ask(QUESTION, max_new_tokens=8)
     chat.ask(TAGGED, max_new_tokens=120)
-    taken = chat._memory._fed.cache.nbytes
+    taken = chat._cache._sequence.cache.nbytes
     chat.reset()
     assert chat.turns == ()
-    assert chat._memory._fed.cache.nbytes < taken
+    assert chat._cache._sequence.cache.nbytes < taken
     again = chat.ask(QUESTION, max_new_tokens=8)
     assert again.token_ids == first.token_ids
-    assert fresh.manifest.architecture.qformer.num_query_tokens < again.cached_tokens < again.prompt_tokens
+    assert fresh.manifest.contract.image_tokens < again.cached_tokens < again.prompt_tokens
 
 
 def test_whole_turns_are_dropped_when_the_context_is_full(fresh: TinyGPTV, photo: Path) -> None:

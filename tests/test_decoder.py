@@ -53,12 +53,11 @@ def prompt(expected: Callable[[int], dict[str, np.ndarray]]) -> np.ndarray:
 
 def open_decoder(folder: Path) -> Decoder:
     manifest = read_manifest(folder)
-    sizes = manifest.architecture.language
-    return Decoder(open_session(folder, manifest.graphs[DECODER], sizes.num_hidden_layers, threads=1), sizes)
+    return Decoder(open_session(folder, manifest.graphs[DECODER], threads=1), manifest.contract)
 
 
 def random_embeds(decoder: Decoder, positions: int, seed: int = 0) -> np.ndarray:
-    shape = (1, positions, decoder.sizes.hidden_size)
+    shape = (1, positions, decoder.contract.hidden_size)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -90,7 +89,7 @@ def test_one_by_one_gives_the_logits_of_the_whole(case: Case) -> None:
 
 def test_only_the_last_positions_logits_unless_asked(decoder: Decoder, prompt: np.ndarray) -> None:
     every = decoder.start().run(prompt, ALL_LOGITS)
-    assert every.shape == (prompt.shape[1], decoder.sizes.vocab_size)
+    assert every.shape == (prompt.shape[1], decoder.contract.vocab_size)
     assert_close(decoder.start().run(prompt), every[-1:])
     assert_close(decoder.start().run(prompt, 3), every[-3:])
     assert_close(decoder.start().run(prompt, 999), every)  # no more than there are
@@ -139,7 +138,7 @@ def test_the_whole_context_can_be_filled_and_not_a_position_more(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "GROWTH", 48)  # 256 is no multiple of it
-    context = decoder.sizes.max_position_embeddings
+    context = decoder.contract.context
     embeds = random_embeds(decoder, context)
     state = decoder.start()
     state.run(embeds[:, : context - 1])
@@ -158,7 +157,7 @@ def test_a_refused_run_leaves_the_sequence_as_it_was(decoder: Decoder, prompt: n
     state.run(prompt)
     undisturbed.run(prompt)
     with pytest.raises(ValueError, match="do not fit"):
-        state.run(random_embeds(decoder, decoder.sizes.max_position_embeddings))
+        state.run(random_embeds(decoder, decoder.contract.context))
     with pytest.raises(ValueError, match="inputs_embeds"):
         state.run(prompt[0])
     assert np.array_equal(state.run(prompt[:, :1]), undisturbed.run(prompt[:, :1]))
@@ -201,7 +200,7 @@ def test_a_growing_cache_feeds_nothing_again(
     assert fed == [answer.prompt_tokens] + [1] * 29
     # 35 + 29 positions: the first room is for 36, then four more at a time, each buffer copied once a step.
     assert sorted(set(grown)) == list(range(36, 65, 4))
-    assert len(grown) == len(set(grown)) * 2 * speaking_model.manifest.architecture.language.num_hidden_layers
+    assert len(grown) == len(set(grown)) * 2 * speaking_model.manifest.contract.layers
 
 
 def test_two_sequences_in_turn_do_not_disturb_each_other(case: Case) -> None:

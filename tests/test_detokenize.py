@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tinygptv.export.tokenizer import build_tokenizer
+from tinygptv.export.sources.tokenizer import build_tokenizer
 from tinygptv.runtime.language.detokenize import Detokenizer
 from tokenizers import AddedToken, Tokenizer, models
 
@@ -121,6 +121,18 @@ def test_shows_as_much_as_is_safe_and_no_more(ids: list[int], stop_strings: list
         assert held in possible or incomplete in possible
 
 
+@settings(deadline=None, max_examples=300)
+@given(IDS, STOPS, st.sampled_from([" ", "  ", "###", "é ", "aab"]), st.data())
+def test_a_prefix_is_taken_off_once(ids: list[int], stop_strings: list[str], prefix: str, data: st.DataObject) -> None:
+    if data.draw(st.booleans(), "the prefix is surely there"):
+        ids = ids_of(prefix, data) + ids
+    detokenizer = Detokenizer(TOKENIZER, stop_strings, prefix)
+    shown = "".join(map(detokenizer.push, ids))
+    text, stopped = cut(decoded(ids).removeprefix(prefix), stop_strings)
+    assert text.startswith(shown)
+    assert (shown + detokenizer.finish(), detokenizer.stopped) == (text, stopped)
+
+
 # --- examples --------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +197,21 @@ def test_a_stop_string_completed_only_by_the_flush() -> None:
     assert push_bytes(detokenizer, b"a\xf0") == ["a", ""]
     assert detokenizer.finish() == ""
     assert detokenizer.stopped
+
+
+def test_a_prefix_is_held_back_no_longer_than_needed() -> None:
+    (red,) = TOKENIZER.encode(" red").ids
+    detokenizer = Detokenizer(TOKENIZER, ["e"], " ")
+    assert detokenizer.push(red) == "r"  # a stop string is looked for behind it
+    detokenizer = Detokenizer(TOKENIZER, [" "], " ")
+    assert push_bytes(detokenizer, b" ") == [""] and not detokenizer.stopped
+    assert push_bytes(detokenizer, b"a ") == ["a", ""] and detokenizer.stopped
+    detokenizer = Detokenizer(TOKENIZER, (), "abc")
+    assert push_bytes(detokenizer, b"abd") == ["", "", "abd"]
+    detokenizer = Detokenizer(TOKENIZER, (), "abc")
+    assert push_bytes(detokenizer, b"ab") == ["", ""]
+    assert detokenizer.finish() == "ab"
+    assert Detokenizer(TOKENIZER, (), " ").finish() == ""
 
 
 def test_special_tokens_and_ids_beyond_the_vocabulary_have_no_text() -> None:

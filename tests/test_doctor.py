@@ -14,10 +14,11 @@ import pytest
 from conftest import plain_environment
 from tinygptv.runtime import diagnosis
 from tinygptv.runtime.bundle import sessions
-from tinygptv.runtime.bundle.manifest import read_manifest
+from tinygptv.runtime.bundle.manifest import VISION_ENCODER, Axis, Manifest, TensorSpec, read_manifest
 from tinygptv.runtime.bundle.sessions import LARGE_PRODUCTS
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.system.machine import Memory
+from tinygptv.runtime.system import machine
+from tinygptv.runtime.system.machine import SystemMemory
 from tinygptv.runtime.tuning.find import FOLDER, INDEX
 from tinygptv.runtime.tuning.make import tune
 
@@ -54,7 +55,7 @@ def test_for_a_person(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert names == [
         *("CPU", "features", "int8 kernels", "int8 products", "threads", "memory", "versions", "telemetry"),
         *("bundle", "precision"),
-        *("tuned", "tuned", "memory default", "memory low", "advice", "answers"),
+        *("tuned", "tuned", "memory default", "memory low", "KV cache", "advice", "answers"),
     ]
     assert str(bundle) in captured.out
     assert "telemetry  off" in captured.out
@@ -142,11 +143,31 @@ def test_memory_that_is_too_little(
         (default["peak"] - 1, [False, True], 0),
         (low["peak"] - 1, [False, False], 1),
     ):
-        monkeypatch.setattr(diagnosis, "memory", lambda size=available: Memory(8 * GB, size, None))
+        monkeypatch.setattr(diagnosis, "system_memory", lambda size=available: SystemMemory(8 * GB, size, None))
         found = report(bundle, capsys, status)
         assert [need["fits"] for need in found["bundle"]["needs"]] == fits
         assert any("use --memory low" in text for text in found["advice"]) == (fits == [False, True])
         assert bool(found["problems"]) == bool(status)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
+def test_a_system_that_tells_nothing(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is said, and stands in nobody's way."""
+    for name in ("PROC", "CGROUPS", "CPUS"):
+        monkeypatch.setattr(machine, name, tmp_path / "nowhere")
+    found = report(bundle, capsys)
+    assert found["cpu"]["name"] and found["cpu"]["all_features"] is False
+    assert found["memory"] == {"total": None, "available": None, "limit": None}
+    assert [need["fits"] for need in found["bundle"]["needs"]] == [None, None]
+    assert any("enough memory" in text for text in found["advice"])
+    assert main(["doctor", str(bundle)]) == 0
+    text = capsys.readouterr().out
+    assert "(there may be more: this system does not list them)" in text
+    assert "memory  unknown how much is available\n" in text
+    assert text.count("whether it fits is unknown") == 2
+    assert "answers  can be had" in text
 
 
 def test_the_published_sizes_need_what_was_measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,30 +175,64 @@ def test_the_published_sizes_need_what_was_measured(bundle: Path, monkeypatch: p
     manifest = read_manifest(bundle)
     sizes = {"vision_encoder": 1_027_806_720, "projector": 123_275_264, "decoder": 2_735_210_496}
     files = {manifest.graphs[name].data: size for name, size in sizes.items()}
-    architecture = replace(
-        manifest.architecture,
-        vision=replace(
-            manifest.architecture.vision,
-            image_size=448,
-            patch_size=14,
-            hidden_size=1408,
-            intermediate_size=6144,
-            num_hidden_layers=39,
-            num_attention_heads=16,
-        ),
-        language=replace(manifest.architecture.language, hidden_size=2560, num_hidden_layers=32),
-    )
+    tokens, heads, mlp = 1025, 16, 6144
     large = replace(
-        manifest,
-        architecture=architecture,
+        with_phi2(manifest, image_tokens=32, working_bytes=8 * tokens * (heads * tokens + mlp)),
         files=tuple(replace(record, size=files.get(record.name, record.size)) for record in manifest.files),
     )
-    memory = Memory(8 * GB, 4 * GB, None)
+    memory = SystemMemory(8 * GB, 4 * GB, None)
     default = diagnosis._need(large, "default", False, memory)
     low = diagnosis._need(large, "low", True, memory)
     assert 4.2 * GB < default.peak < 4.8 * GB and not default.fits
     assert 3.2 * GB < low.peak < 3.5 * GB and low.fits
     assert 0.3 * GB < low.unbacked < 0.6 * GB
+
+
+def with_phi2(manifest: Manifest, image_tokens: int, working_bytes: int) -> Manifest:
+    """The manifest of a model with Phi-2's KV cache in fp16."""
+
+    def sized(spec: TensorSpec) -> TensorSpec:
+        if spec.name == "image_embeds":
+            return replace(spec, axes=(spec.axes[0], Axis("image_tokens", image_tokens), spec.axes[2]))
+        if "{i}" not in spec.name:
+            return spec
+        batch, _, length, _ = spec.axes
+        axes = (batch, Axis("heads", 32), replace(length, maximum=2048), Axis("head_dim", 80))
+        return replace(spec, axes=axes, count=32)
+
+    graphs = {
+        name: replace(
+            graph,
+            inputs=tuple(map(sized, graph.inputs)),
+            outputs=tuple(map(sized, graph.outputs)),
+            working_bytes=working_bytes if name == VISION_ENCODER else 0,
+        )
+        for name, graph in manifest.graphs.items()
+    }
+    return replace(manifest, graphs=graphs)
+
+
+@pytest.mark.parametrize(
+    ("image_tokens", "megabytes"), [(32, [168, 178, 189]), (576, [346, 535]), (729, [396, 635]), (1800, [671])]
+)
+def test_the_kv_cache_of_several_pictures(image_tokens: int, megabytes: list[int], bundle: Path) -> None:
+    """As many as fit in the context of 2,048 with a question and its answer; one in any case."""
+    contract = with_phi2(read_manifest(bundle), image_tokens, 0).contract
+    found = diagnosis._caches(contract)
+    assert [cache.pictures for cache in found] == list(range(1, len(megabytes) + 1))
+    assert [round(cache.bytes / 1e6) for cache in found] == megabytes
+    assert all(cache.positions <= 2048 for cache in found)
+
+
+def test_the_kv_cache_is_told(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(bundle, capsys)["bundle"]
+    contract = read_manifest(bundle).contract
+    assert (found["context"], found["image_tokens"]) == (contract.context, contract.image_tokens)
+    assert found["kv_cache"] == [
+        {"pictures": 1, "positions": 256, "bytes": 256 * contract.cache_bytes_per_position},
+    ]
+    assert main(["doctor", str(bundle)]) == 0
+    assert "1 picture 0.2 MB, each with a question" in capsys.readouterr().out
 
 
 # int8
@@ -233,7 +288,7 @@ def test_a_host_with_telemetry_on(bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     with pytest.warns(RuntimeWarning, match="imported before tinygptv"):
-        found = diagnosis.examine(bundle)
+        found = diagnosis.diagnose(bundle)
     assert not found.telemetry_off
     assert any("ORT_DISABLE_TELEMETRY=1" in text for text in found.advice)
     assert "on: onnxruntime was imported before tinygptv" in diagnosis.render(found)

@@ -27,6 +27,7 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*build, *places, str(ROOT / "docs" / "frozen" / "look.spec")],
         check=True,
         timeout=600,
+        cwd=folder,  # Python would find the checkout's modules before those of the wheel
         env=plain_environment(folder) | {"PYTHONPATH": str(site)},
     )
     return folder / "dist" / "look" / ("look.exe" if sys.platform == "win32" else "look")

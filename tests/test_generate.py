@@ -23,10 +23,8 @@ class Parts:
 
     def __init__(self, folder: Path, prompt: np.ndarray) -> None:
         manifest = read_manifest(folder)
-        sizes = manifest.architecture.language
-        session = open_session(folder, manifest.graphs[DECODER], sizes.num_hidden_layers, threads=1)
-        self.decoder = Decoder(session, sizes)
-        self.table = TokenEmbeddings(folder / EMBEDDINGS, sizes)
+        self.decoder = Decoder(open_session(folder, manifest.graphs[DECODER], threads=1), manifest.contract)
+        self.table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
         self.prompt = prompt
 
     def embed(self, token_id: int) -> np.ndarray:

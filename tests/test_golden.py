@@ -1,17 +1,16 @@
-"""Exported bundles and the torch reference against what the published code computed."""
+"""Exported bundles and the torch oracle against what the published code computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN_STAGES, published_files
+from conftest import GOLDEN_STAGES, golden_checkpoint
 from numpy.typing import NDArray
-from tinygptv.export.checkpoint import Checkpoint
-from tinygptv.export.reference import TinyGPTVReference, load_merged
+from tinygptv.export.verify.oracle import Oracle, load
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.language.decoder import ALL_LOGITS
 
@@ -72,13 +71,10 @@ def int8(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def reference(golden: tuple[int, dict[str, Array]]) -> Iterator[TinyGPTVReference]:
-    stage, _ = golden
-    files = published_files(stage)
-    paths = (Path(files[name]) for name in ("--phi", "--vision", "--qformer", "--checkpoint"))
-    checkpoint = Checkpoint(*paths, stage, Path(files["--architecture"]))
-    model = TinyGPTVReference(checkpoint.architecture)
-    load_merged(model, checkpoint)
+def oracle(golden: tuple[int, dict[str, Array]]) -> Oracle:
+    checkpoint = golden_checkpoint(golden[0])
+    model = Oracle(checkpoint.networks)
+    load(model, checkpoint)
     return model.eval()
 
 
@@ -121,24 +117,22 @@ def test_int8_bundle_is_close(
 
 @pytest.mark.parametrize("name", STAGES)
 @torch.no_grad()
-def test_reference_is_exact(name: str, golden: tuple[int, dict[str, Array]], reference: TinyGPTVReference) -> None:
+def test_the_oracle_is_exact(name: str, golden: tuple[int, dict[str, Array]], oracle: Oracle) -> None:
     expected = {key: torch.from_numpy(array) for key, array in golden[1].items()}
     if name == "image_features":
-        found = reference.image_features(expected["pixel_values"])
+        found = oracle.image_features(expected["pixel_values"])
     elif name == "image_embeds":
-        found = reference.image_embeds(expected["image_features"])
+        found = oracle.image_embeds(expected["image_features"])
     elif name == "prefill_logits":
-        found = reference.logits(expected["inputs_embeds"])
+        found = oracle.logits(expected["inputs_embeds"])
     else:
         # Without a cache: a second way to the same numbers.
-        tokens = reference.embed(expected["greedy_ids"][None])
-        found = reference.logits(torch.cat((expected["inputs_embeds"], tokens), dim=1))[0, -tokens.shape[1] - 1 :]
+        tokens = oracle.embed(expected["greedy_ids"][None])
+        found = oracle.logits(torch.cat((expected["inputs_embeds"], tokens), dim=1))[0, -tokens.shape[1] - 1 :]
     assert deviation(found.numpy(), golden[1][name]) < TOLERANCE
 
 
-def test_reference_chooses_the_same_ids_with_its_cache(
-    golden: tuple[int, dict[str, Array]], reference: TinyGPTVReference
-) -> None:
+def test_the_oracle_chooses_the_same_ids_with_its_cache(golden: tuple[int, dict[str, Array]], oracle: Oracle) -> None:
     expected = golden[1]
     ids = expected["greedy_ids"].tolist()
-    assert reference.generate_ids(torch.from_numpy(expected["inputs_embeds"]), len(ids)) == [ids]
+    assert oracle.generate_ids(torch.from_numpy(expected["inputs_embeds"]), len(ids)) == [ids]

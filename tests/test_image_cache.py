@@ -12,6 +12,7 @@ from conftest import QUESTION
 from PIL import Image
 from tinygptv.runtime import ArgumentError, TinyGPTV
 from tinygptv.runtime.vision import cache as image_cache
+from tinygptv.runtime.vision.cache import ImageCache
 from tinygptv.runtime.vision.encoder import Vision
 
 
@@ -64,7 +65,8 @@ def test_the_size_is_the_picture_s_own(fresh: TinyGPTV, encoded: list[int]) -> N
 def test_the_image_seen_longest_ago_is_forgotten(
     fresh: TinyGPTV, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "ENTRIES", 2)
+    contract = fresh.manifest.contract
+    monkeypatch.setattr(image_cache, "MEMORY_BYTES", 2 * 4 * contract.image_tokens * contract.hidden_size)
     red, green, blue = (Image.new("RGB", (8, 8), name) for name in ("red", "green", "blue"))
     for picture in (red, green, red, blue):  # green is the oldest then
         fresh.encode_image(picture)
@@ -73,6 +75,15 @@ def test_the_image_seen_longest_ago_is_forgotten(
     assert len(encoded) == 3
     fresh.encode_image(green)
     assert len(encoded) == 4
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(32, 195), (576, 10), (729, 8), (10_000, 1)])
+def test_images_in_memory_take_so_much_and_no_more(tokens: int, kept: int, fresh: TinyGPTV) -> None:
+    """At Phi-2's width; one image is kept in any case."""
+    images, embeds = ImageCache(fresh.manifest, None), np.zeros((tokens, 2560), np.float32)
+    for number in range(kept + 2):
+        images.add(str(number), embeds)
+    assert [number for number in range(kept + 2) if images.find(str(number)) is not None] == list(range(2, kept + 2))
 
 
 def test_a_folder_remembers_beyond_the_process(
@@ -89,7 +100,7 @@ def test_a_folder_remembers_beyond_the_process(
         assert not np.array_equal(model.encode_image(photo).embeds, embeds[0])
     assert len(encoded) == 2
     assert len(list(folder.glob("*/*.npy"))) == 2
-    assert not list(folder.glob("*/*.partial"))
+    assert all(file.suffix == ".npy" for file in folder.glob("*/*"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])

@@ -18,18 +18,20 @@ from tinygptv.runtime import TinyGPTV
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
-HEAVY = ("torch", "onnx", "transformers", "safetensors", "tqdm")
-THIRD_PARTY = {"numpy", "onnxruntime", "PIL", "tokenizers"}
+HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "tqdm")
+"""What no answer needs: the exporter's packages, and those for tuning, locks and progress bars."""
+THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"}
+"""Imported somewhere; ``google`` is protobuf's."""
 EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"starlette", "uvicorn"}}
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("architecture", "errors"),
+    ("errors",),
     ("cancel", "system"),
     ("bundle",),
     # Stages, which do not know each other.
     ("boxes", "language", "tuning", "vision"),
-    ("answer", "drawing"),
-    ("astream", "graphs"),
+    ("answer", "drawing", "options", "pointing"),
+    ("astream", "open_sessions"),
     # What puts them together.
     ("engine",),
     ("chat", "many"),
@@ -183,6 +185,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         wanted |= {f"tinygptv/{data}/{path.name}" for path in (ROOT / data).iterdir()}
     wanted |= {
         "tinygptv/__init__.py",
+        "tinygptv/py.typed",
         "tinygptv/runtime/py.typed",
         "tinygptv/export/py.typed",
         "tinygptv/runtime/server/page.html",

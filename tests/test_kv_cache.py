@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygptv.runtime.architecture import LanguageArchitecture
+from tinygptv.runtime.bundle.contract import Contract
 from tinygptv.runtime.language import kv_cache
 from tinygptv.runtime.language.kv_cache import KVCache
 
 CONTEXT = 50
-SIZES = LanguageArchitecture(
-    vocab_size=10,
+CONTRACT = Contract(
+    image_size=28,
+    image_tokens=4,
     hidden_size=12,
-    intermediate_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    max_position_embeddings=CONTEXT,
-    rotary_dim=2,
-    rope_theta=10000.0,
+    vocab_size=10,
+    layers=2,
+    heads=3,
+    head_dim=4,
+    context=CONTEXT,
+    cache_dtype="float32",
 )
 
 
@@ -33,7 +36,7 @@ def append(cache: KVCache, positions: int, random: np.random.Generator) -> np.nd
 
 
 def test_an_empty_cache_takes_no_memory() -> None:
-    cache = KVCache(SIZES)
+    cache = KVCache(CONTRACT)
     assert (cache.length, cache.capacity, cache.nbytes) == (0, 0, 0)
     assert [buffer.shape for buffer in cache.buffers] == [(1, 3, 0, 4)] * 4
 
@@ -41,7 +44,7 @@ def test_an_empty_cache_takes_no_memory() -> None:
 @given(steps=st.lists(st.integers(1, 20)), growth=st.integers(1, 2 * CONTEXT))
 def test_room_grows_in_steps_and_contents_stay(steps: list[int], growth: int) -> None:
     random = np.random.default_rng(0)
-    cache = KVCache(SIZES)
+    cache = KVCache(CONTRACT)
     written = np.zeros((4, 3, 0, 4), np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_cache, "GROWTH", growth)
@@ -63,7 +66,7 @@ def test_room_grows_in_steps_and_contents_stay(steps: list[int], growth: int) ->
 
 
 def test_more_than_the_context_is_refused_and_changes_nothing() -> None:
-    cache = KVCache(SIZES)
+    cache = KVCache(CONTRACT)
     cache.reserve(CONTEXT - 1)
     written = append(cache, CONTEXT - 1, np.random.default_rng(0))
     before = list(cache.buffers)
@@ -75,7 +78,14 @@ def test_more_than_the_context_is_refused_and_changes_nothing() -> None:
 
 
 def test_a_step_is_what_the_documentation_says() -> None:
-    """168 MB a step at the published sizes."""
-    published = LanguageArchitecture(51200, 2560, 10240, 32, 32, 2048, 32, 10000.0)
-    per_position = 2 * published.num_hidden_layers * published.hidden_size * np.dtype(np.float32).itemsize
-    assert round(kv_cache.GROWTH * per_position / 1e6) == 84
+    phi2 = replace(CONTRACT, layers=32, heads=32, head_dim=80, context=2048, cache_dtype="float16")
+    assert round(kv_cache.GROWTH * phi2.cache_bytes_per_position / 1e6) == 42
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_contract_says_what_a_position_takes(dtype: str) -> None:
+    contract = replace(CONTRACT, cache_dtype=dtype)
+    cache = KVCache(contract)
+    cache.reserve(7)
+    assert {str(buffer.dtype) for buffer in cache.buffers} == {dtype}
+    assert cache.nbytes == cache.capacity * contract.cache_bytes_per_position

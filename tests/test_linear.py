@@ -12,18 +12,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tinygptv.export.graph import GraphWriter
+from tinygptv.export.graph_ops import chunk_size
 from tinygptv.export.linear import Linears
-from tinygptv.export.quantize import round_blocks, round_rows
-from tinygptv.export.schemes import GELU_MINIMUM, Blocks, Rows, Scheme, schemes
+from tinygptv.export.ops import LEAST
+from tinygptv.export.precision import GroupWise, PerChannel, Scheme
 from tinygptv.export.smoothing import INPUT_FACTOR
-from tinygptv.export.vision_encoder import chunk_size
-from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Axis, Graph, Quantization, TensorSpec
+from tinygptv.runtime.bundle.manifest import Axis, Graph, Quantization, TensorSpec
 from tinygptv.runtime.bundle.sessions import open_session
 from torch import Tensor
 
+MINIMUM = LEAST["erf"]
 SHAPES = [(1, 1), (1, 7), (3, 2)]
 """[batch, sequence]: one token, several, and several of several."""
-SCHEMES = (Rows(), Rows(GELU_MINIMUM), Blocks(16), Blocks(32), Blocks(128), None)
+SCHEMES = (PerChannel(), PerChannel(MINIMUM), GroupWise(16), GroupWise(32), GroupWise(128), None)
 TIGHT = 1e-5
 """Of what float32 sums of both sides may differ by, relative to the sum of the products' magnitudes."""
 
@@ -40,18 +41,24 @@ def layer(columns: int, rows: int, factor: Tensor | None = None, name: str = "y"
     return tensors
 
 
-def run(folder: Path, tensors: dict[str, Tensor], scheme: Scheme | None, x: Tensor) -> tuple[Tensor, Graph]:
-    """What onnxruntime makes of the layer ``y`` and ``x`` [batch, sequence, columns]."""
+def run(
+    folder: Path, tensors: dict[str, Tensor], scheme: Scheme | None, x: Tensor, parts: int = 1
+) -> tuple[Tensor, Graph]:
+    """What onnxruntime makes of the layer ``y``, computed in parts, and ``x`` [batch, sequence, columns]."""
     axes = (Axis("batch", None), Axis("sequence", None))
     rows, columns = tensors["y.weight"].shape
     with GraphWriter(folder, "layer") as writer:
         writer.contract(
             [TensorSpec("x", "float32", (*axes, Axis("columns", columns)))],
             [TensorSpec("y", "float32", (*axes, Axis("rows", rows)))],
+            working_bytes=0,
         )
-        Linears(writer, tensors, lambda name: scheme)("x", "y")
+        outputs = ["y"] if parts == 1 else [f"y{part}" for part in range(parts)]
+        assert Linears(writer, tensors)("x", "y", outputs, scheme) == outputs
+        if parts > 1:
+            writer.op("Concat", outputs, name="y", axis=-1)
         graph, _ = writer.finish()
-    session = open_session(folder, graph, layers=0, threads=1)
+    session = open_session(folder, graph, threads=1)
     (found,) = session.run(["y"], {"x": x.numpy()})
     return torch.from_numpy(found), graph
 
@@ -86,7 +93,7 @@ def test_onnxruntime_computes_what_was_simulated(
     scheme: Scheme | None, columns: int, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     x = some(*shape, columns)
-    if scheme == Rows(GELU_MINIMUM):
+    if scheme == PerChannel(MINIMUM):
         x = gelu_like(x)
     tensors = layer(columns, 24)
     found, _ = run(tmp_path, tensors, scheme, x)
@@ -108,6 +115,23 @@ def test_smoothed_inputs(scheme: Scheme | None, tmp_path: Path) -> None:
     assert error < 1e-6 if scheme is None else 1e-4 < error < 0.03
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_layer_without_a_bias(scheme: Scheme | None, parts: int, tmp_path: Path) -> None:
+    """A bias of zeros gives the same numbers; there is none in the graph."""
+    x = gelu_like(some(2, 5, 40))
+    tensors = layer(40, 24)
+    tensors["y.bias"] = torch.zeros(24)
+    (tmp_path / "zeros").mkdir()
+    zeros, _ = run(tmp_path / "zeros", tensors, scheme, x)
+    del tensors["y.bias"]
+    found, graph = run(tmp_path, tensors, scheme, x, parts)
+    torch.testing.assert_close(found, zeros, rtol=0, atol=1e-6)
+    model = onnx.load(tmp_path / graph.file, load_external_data=False)
+    # What comes from a least value that is not 0 is a bias.
+    assert any("bias" in tensor.name for tensor in model.graph.initializer) == (scheme == PerChannel(MINIMUM))
+
+
 VALUES = st.one_of(
     st.just(0.0),
     st.floats(-1.0, 1.0, width=32, allow_subnormal=False),
@@ -118,22 +142,22 @@ VALUES = st.one_of(
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     array=hnp.arrays(np.float32, st.tuples(st.just(1), st.integers(1, 4), st.just(11)), elements=VALUES),
-    scheme=st.sampled_from([Rows(), Rows(GELU_MINIMUM), Blocks(16)]),
+    scheme=st.sampled_from([PerChannel(), PerChannel(MINIMUM), GroupWise(16)]),
 )
-@example(array=np.full((1, 2, 11), 1e30, np.float32), scheme=Rows())
-@example(array=np.full((1, 2, 11), 1e-30, np.float32), scheme=Rows())
-@example(array=np.full((1, 2, 11), GELU_MINIMUM, np.float32), scheme=Rows(GELU_MINIMUM))
+@example(array=np.full((1, 2, 11), 1e30, np.float32), scheme=PerChannel())
+@example(array=np.full((1, 2, 11), 1e-30, np.float32), scheme=PerChannel())
+@example(array=np.full((1, 2, 11), MINIMUM, np.float32), scheme=PerChannel(MINIMUM))
 def test_any_tokens(array: np.ndarray, scheme: Scheme, tmp_path: Path) -> None:
     """Huge, tiny and zero values side by side: each token's error is what its own range allows, and no more."""
     x = torch.from_numpy(array)
-    if scheme == Rows(GELU_MINIMUM):
-        x = x.clamp_min(GELU_MINIMUM)
+    if scheme == PerChannel(MINIMUM):
+        x = x.clamp_min(MINIMUM)
     tensors = layer(11, 6)
     found, _ = run(tmp_path, tensors, scheme, x)
     flat, weight, size = rounded(x, tensors, scheme)
     wanted = flat @ weight.t() + tensors["y.bias"]
     # Halfway between two steps float32's last bit decides: a value there may be a step off.
-    least, steps = (GELU_MINIMUM, 255) if scheme == Rows(GELU_MINIMUM) else (0.0, 127)
+    least, steps = (MINIMUM, 255) if scheme == PerChannel(MINIMUM) else (0.0, 127)
     above = x.flatten(0, -2).double() - least
     step = (above.abs().amax(1, keepdim=True) / steps).clamp_min(1e-300)
     halfway = ((above / step).frac().abs() - 0.5).abs() < 1e-3
@@ -151,14 +175,14 @@ def test_zeros(scheme: Scheme | None, tmp_path: Path) -> None:
     found, _ = run(tmp_path, tensors, scheme, x)
     bias = tensors["y.bias"]
     assert torch.equal(found[..., 5], bias[5].expand(2, 3))
-    if scheme == Rows(GELU_MINIMUM):  # zero is 0.17 above its least value, and hence some number of steps
+    if scheme == PerChannel(MINIMUM):  # zero is 0.17 above its least value, and hence some number of steps
         torch.testing.assert_close(found[1, 2], bias, rtol=0, atol=1e-5)
     else:
         assert torch.equal(found[1, 2], bias)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
-@pytest.mark.parametrize("scheme", [Rows(), Blocks(16), None], ids=str)
+@pytest.mark.parametrize("scheme", [PerChannel(), GroupWise(16), None], ids=str)
 def test_huge_and_tiny_weights(scheme: Scheme | None, scale: float, tmp_path: Path) -> None:
     tensors = layer(40, 24)
     tensors["y.weight"] *= scale
@@ -172,40 +196,40 @@ def test_each_token_has_its_own_scale(tmp_path: Path) -> None:
     """A loud one costs its neighbours nothing."""
     tensors = layer(64, 24)
     x = some(1, 3, 64)
-    alone, _ = run(tmp_path, tensors, Rows(), x[:, :1])
+    alone, _ = run(tmp_path, tensors, PerChannel(), x[:, :1])
     x[:, 1] *= 1e6
-    found, _ = run(tmp_path, tensors, Rows(), x)
+    found, _ = run(tmp_path, tensors, PerChannel(), x)
     torch.testing.assert_close(found[:, :1], alone, rtol=0, atol=1e-6)
 
 
 # Several layers of a graph
 
 
-def test_layers_in_parts_and_what_the_manifest_is_told(tmp_path: Path) -> None:
+def test_layers_in_parts_and_what_the_manifest_says(tmp_path: Path) -> None:
     """Layers of each scheme after one another, some of them cut into parts that are not all as long."""
     scheme_of: dict[str, Scheme | None] = {
-        "parted": Blocks(16),
-        "blocks": Blocks(32),
-        "more": Blocks(16),
-        "rows": Rows(),
-        "parted rows": Rows(),
+        "parted": GroupWise(16),
+        "groups": GroupWise(32),
+        "more": GroupWise(16),
+        "channels": PerChannel(),
+        "parted channels": PerChannel(),
         "exact": None,
         "parted exact": None,
     }
     tensors = {key: value for name in scheme_of for key, value in layer(40, 40, name=name).items()}
-    tensors["parted rows.input_factor"] = 1 + some(40, seed=9).abs()
+    tensors["parted channels.input_factor"] = 1 + some(40, seed=9).abs()
     axes = (Axis("batch", None), Axis("sequence", None), Axis("columns", 40))
     with GraphWriter(tmp_path, "layers") as writer:
-        writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)])
-        linear = Linears(writer, tensors, scheme_of.__getitem__)
+        writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)], working_bytes=0)
+        linear = Linears(writer, tensors)
         hidden = "x"
-        for name in scheme_of:
+        for name, scheme in scheme_of.items():
             if name.startswith("parted"):
-                parts = linear.parts(hidden, name, 3)
-                assert len(parts) == 3
-                hidden = writer.op("Concat", parts, name=f"{name} again", axis=-1)
+                outputs = [f"{name} {part}" for part in range(3)]
+                assert linear(hidden, name, outputs, scheme) == outputs
+                hidden = writer.op("Concat", outputs, name=f"{name} again", axis=-1)
             else:
-                hidden = linear(hidden, name)
+                (hidden,) = linear(hidden, name, [name], scheme)
         writer.rename_output(hidden, "y")
         graph, _ = writer.finish()
     assert graph.precision == "int8"
@@ -216,7 +240,7 @@ def test_layers_in_parts_and_what_the_manifest_is_told(tmp_path: Path) -> None:
     }
     assert len(graph.quantization) == 3
     x = some(1, 4, 40)
-    (found,) = open_session(tmp_path, graph, layers=0, threads=1).run(["y"], {"x": x.numpy()})
+    (found,) = open_session(tmp_path, graph, threads=1).run(["y"], {"x": x.numpy()})
     wanted = x.flatten(0, -2)
     for name, scheme in scheme_of.items():
         weight = tensors[f"{name}.weight"]
@@ -236,16 +260,16 @@ def test_tokens_by_chunks_are_the_same_to_the_bit(scheme: Scheme | None, tmp_pat
     x, found = some(2, 12, 40), []
     for name in ("whole", "chunks"):
         with GraphWriter(tmp_path, name) as writer:
-            writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)])
-            linear = Linears(writer, tensors, lambda name: scheme)
+            writer.contract([TensorSpec("x", "float32", axes)], [TensorSpec("y", "float32", axes)], working_bytes=0)
+            linear = Linears(writer, tensors)
 
             def both(x: str, linear: Linears = linear) -> str:
-                return linear(linear(x, "up"), "down")
+                return linear(*linear(x, "up", ["up"], scheme), "down", ["down"], scheme)[0]
 
             result = both("x") if name == "whole" else writer.by_chunks("x", "all", (12, 40), 4, both)
             writer.rename_output(result, "y")
             graph, _ = writer.finish()
-        found.append(open_session(tmp_path, graph, layers=0, threads=1).run(["y"], {"x": x.numpy()})[0])
+        found.append(open_session(tmp_path, graph, threads=1).run(["y"], {"x": x.numpy()})[0])
     assert found[1].shape == (2, 12, 40)
     assert np.array_equal(*found)
 
@@ -262,42 +286,3 @@ def test_a_graph_without_rounding_is_fp32(tmp_path: Path) -> None:
     model = onnx.load(tmp_path / graph.file, load_external_data=False)
     assert [node.op_type for node in model.graph.node] == ["MatMul", "Add"]
     torch.testing.assert_close(found, some(1, 4, 40) @ tensors["y.weight"].t() + tensors["y.bias"])
-
-
-# Which layer is rounded how
-
-
-def test_gelu_is_never_below_its_minimum() -> None:
-    x = torch.linspace(-3, 0, 100_001, dtype=torch.float64)
-    least = torch.nn.functional.gelu(x).min()
-    assert GELU_MINIMUM < least < GELU_MINIMUM + 1e-4
-
-
-def test_what_rounding_leaves() -> None:
-    x, factor = some(6, 32), torch.exp(some(32, seed=2))
-    assert torch.equal(Blocks(16).round_weight(x), round_blocks(x, 16))
-    assert torch.equal(Blocks(16).round_input(x, factor), round_blocks(x, 16))
-    assert torch.equal(Rows().round_weight(x), round_rows(x))
-    assert torch.equal(Rows().round_input(x, factor), round_rows(x))
-    above = gelu_like(x) / factor
-    error = (Rows(GELU_MINIMUM).round_input(above, factor) - above).abs()
-    assert error.max() > 0
-    assert (error <= (above - GELU_MINIMUM / factor).amax(1, keepdim=True) / 255 / 2 * 1.001).all()
-
-
-@pytest.mark.parametrize("block_size", [16, 32, 128])
-def test_schemes_of_int8(block_size: int) -> None:
-    scheme_of = schemes("int8", block_size)
-    assert set(scheme_of) == {VISION_ENCODER, PROJECTOR, DECODER}
-    assert scheme_of[PROJECTOR]("llama_proj") == Blocks(min(block_size, 32))
-    vision, decoder = scheme_of[VISION_ENCODER], scheme_of[DECODER]
-    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        assert vision(f"visual.blocks.1.{name}") == Rows(GELU_MINIMUM if name == "mlp.fc2" else None)
-    for name in ("self_attn.qkv", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
-        assert decoder(f"model.layers.2.{name}") == Blocks(block_size)
-    assert decoder("lm_head") == Blocks(16)
-
-
-def test_schemes_of_fp32() -> None:
-    for scheme_of in schemes("fp32", 128).values():
-        assert scheme_of("visual.blocks.0.mlp.fc2") is None and scheme_of("lm_head") is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import QUESTION
 from PIL import Image
-from tinygptv.runtime import ArgumentError, TinyGPTV, TinyGPTVError, graphs
+from tinygptv.runtime import ArgumentError, TinyGPTV, TinyGPTVError, open_sessions
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
 
 TAGGED = "[caption] what?"
@@ -39,14 +39,14 @@ class Sessions:
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
     seen = Sessions()
-    opened = graphs.open_session
+    opened = open_sessions.open_session
 
     def noting(folder, graph, *arguments):
         session = opened(folder, graph, *arguments)
         seen.note(graph.file.removesuffix(".onnx"), session)
         return session
 
-    monkeypatch.setattr(graphs, "open_session", noting)
+    monkeypatch.setattr(open_sessions, "open_session", noting)
     return seen
 
 
@@ -91,13 +91,13 @@ def test_one_graph_at_a_time(
 def test_opening_is_part_of_what_it_is_opened_for(
     model: TinyGPTV, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = graphs.open_session
+    opened = open_sessions.open_session
 
     def slow(*arguments):
         threading.Event().wait(0.2)
         return opened(*arguments)
 
-    monkeypatch.setattr(graphs, "open_session", slow)
+    monkeypatch.setattr(open_sessions, "open_session", slow)
     timings = model.ask(photo, QUESTION, max_new_tokens=3).timings
     assert min(timings.image_encode, timings.projector, timings.prefill) > 0.2
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tinygptv.runtime.system import machine
-from tinygptv.runtime.system.machine import Memory, int8_kernels, memory, processor
+from tinygptv.runtime.system import machine, process
+from tinygptv.runtime.system.machine import SystemMemory, int8_kernels, processor, system_memory
+from tinygptv.runtime.system.process import anonymous_rss, peak_rss, return_freed_memory
 
 GB = 1_000_000_000
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
@@ -21,7 +22,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
         ("AMD64", "avx2 fma avx_vnni", "AVX-VNNI", True),
         ("x86_64", "avx2 avx512bw avx512dq avx512vl avx512_vnni amx_tile amx_int8", "AMX and AVX512-VNNI", True),
         ("x86_64", "avx2 avx512f avx512bw avx512dq avx512vl", "AVX512 without VNNI", False),
-        ("x86_64", "avx2 fma", "AVX2 without VNNI" if sys.platform == "linux" else "AVX2", False),
+        ("x86_64", "avx2 fma", "AVX2 without VNNI", False),
         ("x86_64", "sse4_1", "no AVX2", False),
         ("arm64", "asimd asimddp i8mm", "Arm i8mm", True),
         ("aarch64", "asimd asimddp", "Arm dot product", True),
@@ -29,9 +30,14 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
     ],
 )
 def test_kernels(architecture: str, features: str, name: str, fast: bool) -> None:
-    cpu = replace(processor(), architecture=architecture, features=tuple(features.split()))
+    cpu = replace(processor(), architecture=architecture, features=tuple(features.split()), all_features=True)
     kernels = int8_kernels(cpu)
     assert (kernels.name, kernels.fast) == (name, fast)
+
+
+def test_kernels_of_what_the_system_does_not_list() -> None:
+    cpu = replace(processor(), architecture="AMD64", features=("avx2", "fma"), all_features=False)
+    assert "which this system does not tell of" in int8_kernels(cpu).note
 
 
 @linux
@@ -43,6 +49,7 @@ def test_the_processor_is_what_linux_says(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     cpu = processor()
     assert (cpu.name, cpu.features) == ("Some CPU @ 2 GHz", ("fma", "avx2", "avx512_vnni"))
+    assert cpu.all_features
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm sve\nCPU part\t: 0xd40\n")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert processor().features == ("asimd", "asimddp", "i8mm", "sve")
@@ -78,7 +85,7 @@ def test_memory_of_a_container(
     limit: int | None,
 ) -> None:
     lay_out(monkeypatch, tmp_path, membership, "", ("memory.max", "memory.current"), folders)
-    assert memory() == Memory(8 * GB, available, limit)
+    assert system_memory() == SystemMemory(8 * GB, available, limit)
 
 
 @linux
@@ -86,7 +93,7 @@ def test_memory_of_an_older_container(monkeypatch: pytest.MonkeyPatch, tmp_path:
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     folders = {"": (1 << 62, 5 * GB, 0), "box": (3 * GB, 2 * GB, 0)}
     lay_out(monkeypatch, tmp_path, "5:cpu:/x\n4:memory:/box\n1:name=systemd:/\n0::/\n", "memory", names, folders)
-    assert memory() == Memory(8 * GB, 1 * GB, 3 * GB)
+    assert system_memory() == SystemMemory(8 * GB, 1 * GB, 3 * GB)
 
 
 def lay_out(
@@ -112,7 +119,99 @@ def lay_out(
     monkeypatch.setattr(machine, "CGROUPS", root)
 
 
+# A system that tells less: files that are missing, cannot be read, or hold something else
+
+
+@pytest.fixture(params=["missing", "unreadable", "empty", "odd"])
+def silent(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where Linux's own files would be; where one can read everything, a folder stands for what cannot be read."""
+    proc, groups, cpus = (tmp_path / name for name in ("proc", "cgroup", "cpus"))
+    for module, name, folder in (
+        *((module, "PROC", proc) for module in (machine, process)),
+        (machine, "CGROUPS", groups),
+        (machine, "CPUS", cpus),
+    ):
+        monkeypatch.setattr(module, name, folder)
+    paths = [proc / "cpuinfo", proc / "meminfo", proc / "self" / "cgroup", proc / "self" / "status"]
+    paths += [cpus / f"cpu{number}" / "topology" / "thread_siblings_list" for number in range(64)]
+    for path in paths if request.param != "missing" else []:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if request.param == "unreadable":
+            path.mkdir()
+        elif request.param == "empty":
+            path.touch()
+        else:
+            path.write_bytes(b"MemTotal: lots\n0:\nflags\nRssAnon: \xff kB\n::::\n")
+    return tmp_path
+
+
+@linux
+def test_a_processor_that_the_system_does_not_describe(silent: Path) -> None:
+    cpu = processor()
+    assert cpu.name and not cpu.all_features
+    assert set(cpu.features) == machine._numpy_features() & {*machine.X86_FEATURES, *machine.ARM_FEATURES}
+    assert cpu.threads >= cpu.cores >= 1
+    assert int8_kernels(cpu).name
+
+
+@linux
+def test_memory_that_the_system_does_not_describe(silent: Path) -> None:
+    assert system_memory() == SystemMemory(None, None, None)
+    assert anonymous_rss() is None
+
+
+@linux
+@pytest.mark.parametrize(
+    ("membership", "controller", "names", "unlimited"),
+    [
+        ("0::/\n", "", ("memory.max", "memory.current"), "max"),
+        ("4:memory:/\n", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2**63 - 4096),
+    ],
+)
+def test_a_container_alone_tells_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    membership: str,
+    controller: str,
+    names: tuple[str, str],
+    unlimited: object,
+) -> None:
+    lay_out(monkeypatch, tmp_path, membership, controller, names, {"": (3 * GB, 2 * GB, GB // 2)})
+    (tmp_path / "proc" / "meminfo").unlink()
+    assert system_memory() == SystemMemory(None, 3 * GB // 2, 3 * GB)
+    (tmp_path / "cgroup" / controller / "memory.stat").unlink()
+    assert system_memory() == SystemMemory(None, 1 * GB, 3 * GB)
+    (tmp_path / "cgroup" / controller / names[0]).write_text(f"{unlimited}\n")
+    assert system_memory() == SystemMemory(None, None, None)
+
+
+@linux
+def test_a_kernel_that_reckons_no_available_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lay_out(monkeypatch, tmp_path, "0::/\n", "", ("memory.max", "memory.current"), {})
+    (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: {8 * GB // 1024} kB\nMemFree: {6 * GB // 1024} kB\n")
+    assert system_memory() == SystemMemory(8 * GB, None, None)
+
+
+@linux
+def test_cores_are_counted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Threads of one core have the same siblings; those that tell nothing count as cores."""
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
+    for number, siblings in enumerate(("0,2", "1", "0,2")):
+        (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert machine._physical_cores({0, 1, 2}) == 2
+    assert machine._physical_cores({0, 1, 2, 5, 6}) == 4
+
+
+def test_memory_of_this_process() -> None:
+    assert peak_rss() > 10_000_000
+    anonymous = anonymous_rss()
+    assert anonymous is None or anonymous > 1_000_000
+    return_freed_memory()
+
+
 def test_memory_of_this_machine() -> None:
-    found = memory()
+    found = system_memory()
+    assert found.total is not None and found.available is not None
     assert found.total > found.available > 0
     assert found.limit is None or found.limit < found.total

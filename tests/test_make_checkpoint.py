@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import make_checkpoint
-import published_files
+import published_phi
 import published_tensors
 import pytest
+import random_tensors
 import safetensors.torch
 import torch
 
@@ -150,7 +151,7 @@ def test_architecture_is_written_beside_tiny_files(stage4: Path) -> None:
 
 def test_published_sizes_agree_with_the_published_model() -> None:
     sizes = published_tensors.PUBLISHED
-    phi = sum(tensor.nbytes // 2 for tensor in published_tensors.phi_tensors(sizes))
+    phi = sum(tensor.nbytes // 2 for tensor in published_phi.phi_tensors(sizes.phi))
     assert phi == 2_779_683_840  # what transformers counts for microsoft/phi-2
     eva = {tensor.name: tensor.shape for tensor in published_tensors.eva_tensors(sizes)}
     assert eva["pos_embed"] == (1, 257, 1408)
@@ -206,7 +207,7 @@ def test_missing_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_tensor = published_files.draw_tensor
+    draw_tensor = random_tensors.draw_tensor
 
     def interrupted(seed: int, file: str, tensor: Any) -> Any:
         if file == BLIP2:

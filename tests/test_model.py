@@ -25,10 +25,10 @@ from tinygptv.runtime import (
 )
 from tinygptv.runtime.bundle.manifest import PROJECTOR, VISION_ENCODER, read_manifest
 from tinygptv.runtime.bundle.sessions import open_session
-from tinygptv.runtime.graphs import Graphs
 from tinygptv.runtime.language import kv_cache
 from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.kv_cache import KVCache
+from tinygptv.runtime.open_sessions import OpenSessions
 
 STOP = "e<in"
 """In the golden text, from the end of one token over the whole of the next to the middle of a third."""
@@ -70,7 +70,7 @@ def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         ("vision_encoder.onnx", zeroed),
         ("projector.onnx", zeroed),
         ("decoder.onnx", zeroed),
-        ("decoder.onnx", lambda data: data[:-100] + bytes(100)),
+        ("decoder.onnx", lambda data: data[:2000] + bytes(100) + data[2100:]),
         ("decoder.onnx", replaced(b"GroupQueryAttention", b"GroupQueryAttentiom")),
         ("decoder.onnx", replaced(b"GroupQueryAttention", b"GroupQueryAttentio\xff")),  # quoted in the message
         ("decoder.onnx", replaced(b"seqlens_k", b"seqlens_q")),  # another contract
@@ -203,7 +203,7 @@ def test_a_reused_image_costs_nothing(speaking_model: TinyGPTV, photo: Path) -> 
 
 
 def test_an_image_of_another_model(speaking_model: TinyGPTV, golden_model: TinyGPTV, photo: Path) -> None:
-    with pytest.raises(ValueError, match=r"embeds are \(8, 160\); expected \(queries, 120\)"):
+    with pytest.raises(ValueError, match=r"embeds are \(8, 160\); expected \(tokens, 120\)"):
         speaking_model.ask(golden_model.encode_image(photo), QUESTION)
 
 
@@ -212,8 +212,8 @@ def test_a_batch_of_two_images_is_two_images(golden_bundle: Callable[[int, str],
     """The graphs' batch axis, which this runtime does not use but others may."""
     folder = golden_bundle(4, precision)
     manifest = read_manifest(folder)
-    sessions = {name: open_session(folder, manifest.graphs[name], 0, threads=1) for name in (VISION_ENCODER, PROJECTOR)}
-    vision = Graphs(sessions.__getitem__, manifest, low_memory=True).vision
+    sessions = {name: open_session(folder, manifest.graphs[name], threads=1) for name in (VISION_ENCODER, PROJECTOR)}
+    vision = OpenSessions(sessions.__getitem__, manifest, low_memory=True).vision
     pixel_values = np.random.default_rng(0).standard_normal((2, 3, 56, 56)).astype(np.float32)
     features = vision.image_features(pixel_values)
     embeds = vision.image_embeds(features)
@@ -377,7 +377,7 @@ def test_a_whole_answer_keeps_the_images_part_of_its_cache(
         assert 0 < shared < stream.answer.prompt_tokens
         assert cache.capacity == -(-shared // 4) * 4
         del cache
-        model._engine.prefixes.clear()
+        model._engine.prefixes._idle.clear()
         gc.collect()
         assert caches[0]() is None
 
@@ -389,9 +389,9 @@ def test_closing_frees_the_graphs_at_once(golden_bundle: Callable[[int, str], Pa
     try:
         model = TinyGPTV.load(golden_bundle(4, "int8"))
         model.ask(photo, QUESTION, max_new_tokens=2)
-        graphs = weakref.ref(model._engine.graphs)
+        sessions = weakref.ref(model._engine.sessions)
         model.close()
-        assert graphs() is None
+        assert sessions() is None
     finally:
         gc.enable()
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from siblings import FAMILIES
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.engine import Turn
+from tinygptv.runtime.language.prompt import Turn
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.vision.image import open_image, preprocess
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "node"
 PICTURES = Path(__file__).parent / "images"
 TOKENS = 20
+PRECISIONS = ("fp32", "int8")
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node and npm")
 
@@ -53,6 +55,7 @@ def ask(example: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("demo", "teal_circle.png", "[detection] circle"),
         ("golden int8", "teal_circle.png", "what?"),
         ("golden fp32", "red_triangle.png", "what?"),
+        *((f"{family} {precision}", "red_triangle.png", "what?") for family in FAMILIES for precision in PRECISIONS),
     ],
 )
 def test_the_same_tokens(
@@ -61,9 +64,12 @@ def test_the_same_tokens(
     question: str,
     example: Path,
     golden_bundle: Callable[[int, str], Path],
+    sibling_bundle: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    folder = DEMO_BUNDLE if bundle == "demo" else golden_bundle(4, bundle.split()[1])
+    name, _, precision = bundle.partition(" ")
+    made = {"demo": lambda: DEMO_BUNDLE, "golden": lambda: golden_bundle(4, precision)}
+    folder = made.get(name, lambda: sibling_bundle(name, precision=precision))()
     with TinyGPTV.load(folder) as model:
         before, after = model._engine.segments([Turn(question)], 1, None)
         pixel_values = preprocess(open_image(PICTURES / picture), model.manifest.image)

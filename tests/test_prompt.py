@@ -5,24 +5,73 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygptv.export.tokenizer import build_tokenizer
+from tinygptv.export.sources.families import TINYGPT_V
+from tinygptv.export.sources.tokenizer import build_tokenizer
 from tinygptv.runtime.bundle.manifest import PromptTemplate
-from tinygptv.runtime.language.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, encode_segments, render
+from tinygptv.runtime.language.prompt import (
+    IMAGE_SLOT,
+    Prompt,
+    Turn,
+    closing_tokens,
+    encode_segments,
+    render,
+)
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "prompts.json").read_text(encoding="utf-8"))["prompts"]
-TEMPLATES = {template.name: template for template in PUBLISHED_TEMPLATES}
+TEMPLATES = {template.name: template for template in TINYGPT_V.templates}
 PLAIN = TEMPLATES["human_assistant"]
 TEXT = st.text(min_size=1).filter(lambda text: text.strip() and IMAGE_SLOT not in text)
+SIBLINGS = HERE / "golden" / "siblings"
+FAMILIES = ("bunny", "llava-phi", "mipha", "tinyllava")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
+)
+
+
+def sibling(family: str) -> PromptTemplate:
+    """The template of another family of models on Phi-2."""
+    return PromptTemplate(
+        name=family,
+        system=SYSTEM,
+        user="USER: ",
+        assistant=" ASSISTANT:",
+        image=f"{IMAGE_SLOT}\n",
+        before_answer=" ",
+        after_answer="<|endoftext|>",
+        strip_question=family == "tinyllava",
+    )
+
+
+def sibling_prompts() -> list[tuple[str, dict]]:
+    documents = {family: json.loads((SIBLINGS / family / "prompts.json").read_text("utf-8")) for family in FAMILIES}
+    return [(family, entry) for family, document in documents.items() for entry in document["prompts"]]
+
+
+class CountingTokenizer:
+    """A tokenizer, and every text that it was given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.texts: list[str] = []
+
+    def encode(self, text: str, add_special_tokens: bool) -> object:
+        self.texts.append(text)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+BUILT = build_tokenizer(HERE / "tokenizer", 51200)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return build_tokenizer(HERE / "tokenizer", 51200)
+    return BUILT
 
 
 def test_the_golden_prompts_cover_every_published_template() -> None:
@@ -34,6 +83,93 @@ def test_published_prompts_and_ids(entry: dict, tokenizer: Tokenizer) -> None:
     prompt = render(TEMPLATES[entry["template"]], [tuple(turn) for turn in entry["turns"]])
     assert prompt == entry["prompt"]
     assert encode_segments(tokenizer, prompt) == entry["segment_ids"]
+    turns = [Turn(*turn) for turn in entry["turns"]]
+    assert Prompt(TEMPLATES[entry["template"]], tokenizer, turns, 1).segments() == entry["segment_ids"]
+
+
+@pytest.mark.parametrize(
+    ("family", "entry"), sibling_prompts(), ids=lambda part: part["turns"][0][0] if isinstance(part, dict) else part
+)
+def test_prompts_and_ids_of_other_families(family: str, entry: dict, tokenizer: Tokenizer) -> None:
+    template, count = sibling(family), int(entry["image"])
+    prompt = render(template, [tuple(turn) for turn in entry["turns"]], count)
+    assert prompt == entry["prompt"].replace("<image>", IMAGE_SLOT)
+    turns = [Turn(*turn) for turn in entry["turns"]]
+    assert Prompt(template, tokenizer, turns, count).segments() == entry["segment_ids"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_other_families_with_their_own_tokenizers(family: str) -> None:
+    folder = SIBLINGS / family
+    question = json.loads((folder / "case.json").read_text("utf-8"))["question"]
+    own = build_tokenizer(folder / "checkpoint", 320)
+    before, after = Prompt(sibling(family), own, [Turn(question)], 1).segments()
+    with np.load(folder / "expected.npz") as expected:
+        assert before == expected["input_ids_before"].tolist()
+        assert after == expected["input_ids_after"].tolist()
+
+
+def test_only_the_question_with_the_picture_is_stripped() -> None:
+    turns = [(" a\t", "b "), (" c ", None)]
+    stripping, keeping = sibling("tinyllava"), sibling("mipha")
+    assert render(stripping, turns, 1) == render(keeping, [("a", "b "), (" c ", None)], 1)
+    assert render(stripping, turns, 0) == render(keeping, turns, 0)
+
+
+def test_answers_with_token_ids_keep_them(tokenizer: Tokenizer) -> None:
+    """Whatever their text would be tokenised to, and whatever is in it; the text around them is one piece."""
+    template = sibling("mipha")
+    generated = (2297, 13)  # " Red", "."
+    as_text = [Turn("what?", "Red."), Turn("why?", "So."), Turn("when?")]
+    as_ids = [Turn("what?", f"Red.{IMAGE_SLOT}", generated), *as_text[1:]]
+    assert Prompt(template, tokenizer, as_ids, 1).segments() == (Prompt(template, tokenizer, as_text, 1).segments())
+    letters = (49, 68, 67, 13)  # R, e, d, .
+    before, after = Prompt(template, tokenizer, [Turn("what?", "Red.", letters), Turn("why?")], 1).segments()
+    asked = encode_segments(tokenizer, render(template, [("what?", None)], 1))
+    assert before == asked[0]
+    assert after == [*asked[1], *letters, *tokenizer.encode("<|endoftext|>USER: why? ASSISTANT:").ids]
+
+
+def test_nothing_follows_an_answer_of_this_family(tokenizer: Tokenizer) -> None:
+    turns = [Turn("what?", "red", (445,)), Turn("why?")]
+    segments = Prompt(PLAIN, tokenizer, turns, 0).segments()
+    parts = ("###Human: what?###Assistant: ", "###Human: why?###Assistant: ")
+    asked, then = (tokenizer.encode(part).ids for part in parts)
+    assert segments == [[*asked, 445, *then]]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_without_its_oldest_turns_it_is_a_conversation_of_the_others(count: int, tokenizer: Tokenizer) -> None:
+    turns = [Turn("a?", "b", (65,)), Turn(" c? ", "d"), Turn("e?", "f", (69,)), Turn("g?")]
+    for template in (PLAIN, sibling("tinyllava")):
+        prompt = Prompt(template, tokenizer, turns, count)
+        for first in (0, 2, 1, 3, 0):
+            alone = Prompt(template, tokenizer, turns[first:], count)
+            assert prompt.segments(first) == alone.segments()
+
+
+def test_each_piece_of_text_is_tokenised_once(tokenizer: Tokenizer) -> None:
+    counting = CountingTokenizer(tokenizer)
+    turns = [Turn(f"question {number}?", "answer", (64,)) for number in range(6)]
+    prompt = Prompt(sibling("mipha"), counting, [*turns, Turn("last?")], 1)  # type: ignore[arg-type]
+    for first in (0, 3, 5, 5, 0):
+        prompt.segments(first)
+    # Before and after the image, and six turns; of those that begin later, only the first question is another text.
+    assert len(counting.texts) == len(set(counting.texts)) == 8 + 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("template", "closing"), [(PLAIN, "</Img>"), (TEMPLATES["inst"], "</Img>"), (sibling("mipha"), "")]
+)
+@given(question=TEXT)
+def test_every_question_about_an_image_begins_with_its_closing(
+    template: PromptTemplate, closing: str, question: str
+) -> None:
+    tokenizer = BUILT
+    count = closing_tokens(template, tokenizer)
+    after = Prompt(template, tokenizer, [Turn(question)], 1).segments()[1]
+    assert after[:count] == tokenizer.encode(closing).ids
+    assert count == len(tokenizer.encode(closing).ids)
 
 
 def test_without_an_image_and_with_several() -> None:
@@ -43,13 +179,14 @@ def test_without_an_image_and_with_several() -> None:
     assert render(PLAIN, turns, 2) == render(PLAIN, turns, 0).replace("which?", slot + slot + "which?")
 
 
-def test_an_answer_begun_can_be_continued() -> None:
-    assert render(PLAIN, [("which?", "the re")], 0) == "###Human: which?###Assistant: the re"
+def test_the_last_answer_may_be_there_too() -> None:
+    assert render(PLAIN, [("which?", "the red")], 0) == "###Human: which?###Assistant: the red"
+    assert render(sibling("bunny"), [("which?", "the red")], 0).endswith(" ASSISTANT: the red<|endoftext|>")
 
 
 @given(turns=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), count=st.integers(0, 3))
 def test_one_segment_more_than_images(turns: list[tuple[str, str]], count: int) -> None:
-    for template in PUBLISHED_TEMPLATES:
+    for template in TINYGPT_V.templates:
         prompt = render(template, turns, count)
         assert prompt.count(IMAGE_SLOT) == count
         asked = [*turns[:-1], (turns[-1][0], None)]
@@ -93,6 +230,8 @@ def test_turns_that_make_no_prompt(turns: list[tuple[str, str | None]], message:
     for count in (0, 1):
         with pytest.raises(ValueError, match=message):
             render(PLAIN, turns, count)
+        with pytest.raises(ValueError, match=message):
+            Prompt(PLAIN, BUILT, [Turn(*turn) for turn in turns], count)
 
 
 def test_wrong_types_and_counts() -> None:
@@ -115,3 +254,5 @@ def test_wrong_types_and_counts() -> None:
 def test_templates_with_other_slots_than_images(template: PromptTemplate) -> None:
     with pytest.raises(ValueError, match=f"template '{template.name}' gives"):
         render(template, [("a", "b"), ("Here>", None)])
+    with pytest.raises(ValueError, match=f"template '{template.name}' gives"):
+        Prompt(template, BUILT, [Turn("a", "b"), Turn("Here>")], 1).segments()

@@ -1,4 +1,4 @@
-"""Choosing tokens: the documented order of filters, against plain formulas and transformers'."""
+"""Sampling tokens: the documented order of filters, against plain formulas and transformers'."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygptv.runtime import PUBLISHED_DEMO, ArgumentError, Sampling, TinyGPTV
 from tinygptv.runtime.language.generate import most_probable
-from tinygptv.runtime.language.sampling import GREEDY, chooser
+from tinygptv.runtime.language.sampling import GREEDY, sampler
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 WORDS = 12
@@ -38,7 +38,7 @@ def test_values_out_of_range(name: str, value: float) -> None:
 
 
 def test_greedy_is_the_default() -> None:
-    assert chooser(Sampling()) is most_probable
+    assert sampler(Sampling()) is most_probable
     assert Sampling() == GREEDY
     assert most_probable(np.array([1, 5, 5, 2], np.float32)) == 1  # the first of equals
 
@@ -58,9 +58,9 @@ def test_the_published_demo() -> None:
 def test_what_can_be_drawn_is_what_transformers_leaves(
     seed: int, temperature: float, top_k: int, top_p: float, penalty: float
 ) -> None:
-    """After a first token was said: never a token that it rules out, and often each that it makes probable."""
-    choose = chooser(Sampling(temperature, top_p, top_k, penalty, seed))
-    first = choose(some_logits(seed))
+    """After a first token was sampled: never a token that it rules out, and often each that it makes probable."""
+    sample = sampler(Sampling(temperature, top_p, top_k, penalty, seed))
+    first = sample(some_logits(seed))
     scores = torch.from_numpy(some_logits(seed + 1)).double()[None]
     scores = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([[first]]), scores)
     scores = TemperatureLogitsWarper(temperature)(None, scores)
@@ -71,17 +71,17 @@ def test_what_can_be_drawn_is_what_transformers_leaves(
     wanted = scores.softmax(-1)[0].numpy()
     drawn = np.zeros(WORDS)
     for draw in range(400):
-        again = chooser(Sampling(temperature, top_p, top_k, penalty, draw))
-        again._said = [first]  # type: ignore[attr-defined]
+        again = sampler(Sampling(temperature, top_p, top_k, penalty, draw))
+        again._sampled = [first]  # type: ignore[attr-defined]
         drawn[again(some_logits(seed + 1))] += 1 / 400
     assert not drawn[wanted == 0].any()
     assert np.abs(drawn - wanted).max() < 0.15  # six standard deviations of a half at 400 draws
 
 
-def test_penalty_without_temperature_is_greedy_over_what_was_not_said() -> None:
-    choose = chooser(Sampling(repetition_penalty=100.0))
+def test_penalty_without_temperature_is_greedy_over_what_was_not_sampled() -> None:
+    sample = sampler(Sampling(repetition_penalty=100.0))
     logits = np.array([3.0, 2.0, 1.0, -1.0], np.float32)
-    assert [choose(logits) for _ in range(3)] == [0, 1, 2]
+    assert [sample(logits) for _ in range(3)] == [0, 1, 2]
     assert logits.tolist() == [3.0, 2.0, 1.0, -1.0]  # the caller's array is its own
 
 

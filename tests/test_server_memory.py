@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tinygptv.runtime import Answer, TinyGPTV
-from tinygptv.runtime.engine import Turn
+from tinygptv.runtime.language.prompt import Turn
 from tinygptv.runtime.server.queue import AnswerQueue, Finished
 from tinygptv.runtime.server.requests import read_request
 
@@ -120,7 +120,7 @@ def test_an_image_stays_known_while_others_are_asked_about(queue: AnswerQueue, m
     """What a conversation leaves, another about the same picture begins with."""
     red, blue = (conversation(queue, image)[-1] for image in PICTURES[:2] if image)
     before, _ = model._engine.segments([Turn(QUESTIONS[0])], 1, None)
-    through = len(before) + model.manifest.architecture.qformer.num_query_tokens
+    through = len(before) + model.manifest.contract.image_tokens
     for image, (turns, question, _) in ((PICTURES[0], red), (PICTURES[1], blue), (PICTURES[0], red)):
         again = asked(queue, image, turns, question)
         assert again.cached_tokens >= through
@@ -136,9 +136,9 @@ def test_no_position_of_a_prompt_is_fed_alone(queue: AnswerQueue, fed: list[int]
     assert again.text == answer.text
 
 
-def test_nothing_of_an_answer_is_kept(queue: AnswerQueue) -> None:
-    """Its tokens were fed alone, too."""
+def test_nothing_of_an_answer_is_kept(queue: AnswerQueue, model: TinyGPTV) -> None:
+    """Its tokens were computed alone, too."""
     *_, answer = conversation(queue, PICTURES[0])[-1]
-    kept = queue._memory._fed
+    kept = model._engine.conversations._last
     assert len(answer.token_ids) > 1
     assert kept is not None and kept.cache.length == len(kept.positions) == answer.prompt_tokens

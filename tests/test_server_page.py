@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import bundle_with
 from served import IMAGES, Served, serving
 from tinygptv.runtime.boxes import plain_text
+from tinygptv.runtime.loading import DEMO_BUNDLE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -183,6 +185,17 @@ def test_boxes_are_taken_out_of_the_words(served: Served, open_page: OpenPage) -
     for end in range(len(answer) + 1):
         shown = page.evaluate("words", answer[:end])
         assert shown == plain_text(answer[:end]).strip()
+
+
+def test_a_model_without_boxes(tmp_path: Path, open_page: OpenPage) -> None:
+    """What would be boxes elsewhere is text: the demo's answers, under a manifest that knows no boxes."""
+    plain = bundle_with(DEMO_BUNDLE, tmp_path / "plain", name="plain", family="bunny", tasks=(), boxes=False)
+    with serving(tmp_path, "--bundle", str(plain)) as running:
+        page = open_page(running)
+        page.get_by_text("plain", exact=True).wait_for()
+        drop(page, "red_triangle.png")
+        assert ask(page, "[detection] triangle") == "<p>red triangle</p> {<25><8><61><39>}"
+        assert page.evaluate(COUNT, VERMILLION) == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygptv.runtime import Answer, Sampling, Timings
+from tinygptv.runtime import Answer, AnswerOptions, Sampling, Timings
+from tinygptv.runtime.bundle.manifest import parse_manifest
+from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.server.limits import is_loopback
 from tinygptv.runtime.server.messages import image_bytes, read_messages
 from tinygptv.runtime.server.refusal import RefusedError
 from tinygptv.runtime.server.replies import Reply
 from tinygptv.runtime.server.requests import CompletionRequest, read_request
 
+DEMO = parse_manifest(DEMO_BUNDLE)
 PNG = "data:image/png;base64,iVBORw0KGgo="
 PNG_BYTES = b"\x89PNG\r\n\x1a\n"
 HI = [{"role": "user", "content": "hi"}]
@@ -120,9 +123,8 @@ def test_base64_may_be_broken_into_lines(wrapped: Callable[[bytes], bytes]) -> N
 
 def test_without_fields_an_answer_is_greedy() -> None:
     request = read(model="demo", user="me", metadata={"a": "b"}, n=1, tools=[], logprobs=False, temperature=None)
-    assert request.sampling == Sampling()
-    assert request.max_new_tokens is None
-    assert (request.stop, request.stream, request.include_usage) == ((), False, False)
+    assert request.options == AnswerOptions()
+    assert (request.stream, request.include_usage) == (False, False)
 
 
 def test_fields() -> None:
@@ -137,10 +139,10 @@ def test_fields() -> None:
         stream=True,
         stream_options={"include_usage": True},
     )
-    assert request.sampling == Sampling(temperature=1.0, top_p=0.5, top_k=3, repetition_penalty=1.1, seed=4)
-    assert (request.max_new_tokens, request.stop) == (7, ("end",))
+    sampling = Sampling(temperature=1.0, top_p=0.5, top_k=3, repetition_penalty=1.1, seed=4)
+    assert request.options == AnswerOptions(max_new_tokens=7, sampling=sampling, stop=("end",))
     assert request.stream and request.include_usage
-    assert read(max_tokens=7, max_completion_tokens=7, stop=["a", "b"]).stop == ("a", "b")
+    assert read(max_tokens=7, max_completion_tokens=7, stop=["a", "b"]).options.stop == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -216,8 +218,8 @@ def test_no_messages_raise_anything_else(messages: list[object]) -> None:
 def test_replies_count_and_say_how_it_ended() -> None:
     timings = Timings(0, 0, 0, 0, 0, 0, 0)
     answer = Answer("{<0><0><50><100>}", (1, 2, 3), "length", 10, 4, 2, timings)
-    reply = Reply("demo")
-    whole: Any = reply.whole(answer, ())
+    reply = Reply(DEMO)
+    whole: Any = reply.complete(answer, ())
     assert whole["usage"] == {
         "prompt_tokens": 10,
         "completion_tokens": 3,
@@ -228,7 +230,7 @@ def test_replies_count_and_say_how_it_ended() -> None:
     assert whole["choices"][0]["message"]["boxes"] == []  # of no picture, or which?
     assert whole["truncated_turns"] == 2
     assert {whole["id"]} == {document["id"] for document in (reply.first(), reply.piece("a"), reply.last(answer, ()))}
-    assert Reply("demo").id != reply.id
+    assert Reply(DEMO).id != reply.id
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN_STAGES, golden_checkpoint
+from conftest import GOLDEN_STAGES, computed, golden_checkpoint
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from tinygptv.export.contract import contracts
-from tinygptv.export.decoder import build_decoder
-from tinygptv.export.forward import decoder_hidden_states, vision_features
-from tinygptv.export.graph import GraphWriter
-from tinygptv.export.schemes import GELU_MINIMUM, Blocks, Rows, Scheme
+from networks import CASES, Networks, open_decoder, random_input, random_tensors, run_vision, write
+from tinygptv.export.ops import LEAST
+from tinygptv.export.precision import GroupWise, PerChannel, Scheme
 from tinygptv.export.smoothing import (
     INPUT_FACTOR,
     SMALLEST_RANGE,
@@ -25,36 +23,36 @@ from tinygptv.export.smoothing import (
     Group,
     Smoothed,
     Smoothing,
-    decoder_groups,
     find_smoothing,
-    vision_groups,
+    groups_of,
 )
-from tinygptv.export.vision_encoder import build_vision_encoder
-from tinygptv.runtime.architecture import Architecture
+from tinygptv.export.torch_ops import Value
 from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER
-from tinygptv.runtime.bundle.sessions import open_session
-from tinygptv.runtime.language.decoder import ALL_LOGITS, Decoder
+from tinygptv.runtime.language.decoder import ALL_LOGITS
 from torch import Tensor
 
 Expected = Callable[[int], dict[str, np.ndarray]]
 TOLERANCE = 1e-3
 """Of the largest difference, in standard deviations: factors of 0.1 to 10 cost some of float32's digits."""
-SCHEMES = (Rows(), Rows(GELU_MINIMUM), Blocks(16))
+SCHEMES = (PerChannel(), PerChannel(LEAST["erf"]), GroupWise(16))
+SMOOTHED = (VISION_ENCODER, DECODER)
+INPUTS = {VISION_ENCODER: "pixel_values", DECODER: "inputs_embeds"}
 
 
-def groups_of(sizes: Architecture) -> list[Group]:
-    return [*vision_groups(sizes.vision), *decoder_groups(sizes.language)]
+def all_groups(networks: Networks, graphs: Sequence[str] = SMOOTHED) -> list[Group]:
+    return [group for graph in graphs for group in groups_of(networks[graph].part, networks[graph].sizes)]
 
 
-def random_smoothings(stage: int) -> dict[Group, Smoothing]:
+def random_smoothings(
+    networks: Networks, tensors: Mapping[str, Tensor], graphs: Sequence[str] = SMOOTHED
+) -> dict[Group, Smoothing]:
     """For every group: factors of 0.1 to 10 for most channels, and a shift where something can take it."""
-    checkpoint = golden_checkpoint(stage)
-    generator = torch.Generator().manual_seed(stage)
+    generator = torch.Generator().manual_seed(5)
     smoothings = {}
-    for group in groups_of(checkpoint.architecture):
-        shift, factor = torch.randn(2, checkpoint.shape(f"{group.linears[0]}.weight")[1], generator=generator)
-        shift = shift if group.norm or group.values else torch.zeros_like(shift)
-        given_back = tuple(checkpoint[f"{linear}.weight"] @ shift for linear in group.linears)
+    for group in all_groups(networks, graphs):
+        shift, factor = torch.randn(2, tensors[f"{group.linears[0]}.weight"].shape[1], generator=generator)
+        shift = shift if (group.norm and group.norm_has_bias) or group.values else torch.zeros_like(shift)
+        given_back = tuple(tensors[f"{linear}.weight"] @ shift for linear in group.linears)
         smoothings[group] = Smoothing(shift, factor.exp(), given_back)
     return smoothings
 
@@ -69,25 +67,92 @@ def deviation(found: np.ndarray | Tensor, expected: np.ndarray | Tensor) -> floa
 
 @pytest.mark.parametrize("stage", GOLDEN_STAGES)
 def test_a_group_is_all_the_layers_that_read_one_tensor(stage: int, expected: Expected) -> None:
-    """As the forward pass has it: each linear layer is in one group, and a group's first is computed first."""
+    """As their inputs have it: each linear layer is in one group, and a group's first is computed first."""
     checkpoint = golden_checkpoint(stage)
-    sizes = checkpoint.architecture
-    seen: list[tuple[str, Tensor]] = []
+    for graph, entry in INPUTS.items():
+        seen: list[tuple[str, Tensor]] = []
 
-    def observe(name: str, x: Tensor) -> None:
-        seen.append((name, x.clone()))
+        def observe(name: str, x: Value, seen: list[tuple[str, Tensor]] = seen) -> None:
+            seen.append((name, x.data.clone()))
 
-    arrays = {name: torch.from_numpy(array) for name, array in expected(stage).items()}
-    vision_features(checkpoint, sizes.vision, arrays["pixel_values"], observe)
-    decoder_hidden_states(checkpoint, sizes.language, arrays["inputs_embeds"], observe)
-    computed: list[list[str]] = []
-    for i, (name, x) in enumerate(seen):
-        same = (together for together in computed if torch.equal(dict(seen[:i])[together[0]], x))
-        if (together := next(same, None)) is None:
-            computed.append([name])
-        else:
-            together.append(name)
-    assert computed == [list(group.linears) for group in groups_of(sizes)]
+        computed(checkpoint.networks, checkpoint, graph, torch.from_numpy(expected(stage)[entry]), observe)
+        together: list[list[str]] = []
+        for i, (name, x) in enumerate(seen):
+            same = (names for names in together if torch.equal(dict(seen[:i])[names[0]], x))
+            if (names := next(same, None)) is None:
+                together.append([name])
+            else:
+                names.append(name)
+        assert together == [list(group.linears) for group in all_groups(checkpoint.networks, [graph])]
+
+
+def tower_groups(activation: float) -> list[Group]:
+    """Of a tower's three blocks; what comes before the first and after the last takes part in no group."""
+    groups = []
+    for i in range(3):
+        block = f"visual.blocks.{i}"
+        groups += [
+            Group((f"{block}.attn.qkv",), norm=f"{block}.norm1"),
+            Group((f"{block}.attn.proj",), values=f"{block}.attn.qkv"),
+            Group((f"{block}.mlp.fc1",), norm=f"{block}.norm2"),
+            Group((f"{block}.mlp.fc2",), least=activation),
+        ]
+    return groups
+
+
+def phi_groups() -> list[Group]:
+    groups = []
+    for i in range(2):
+        layer = f"model.layers.{i}"
+        groups += [
+            Group((f"{layer}.self_attn.qkv", f"{layer}.mlp.fc1"), norm=f"{layer}.input_layernorm"),
+            Group((f"{layer}.self_attn.dense",), values=f"{layer}.self_attn.qkv"),
+            Group((f"{layer}.mlp.fc2",), least=LEAST["tanh"]),
+        ]
+    return [*groups, Group(("lm_head",), norm="model.final_layernorm")]
+
+
+def qformer_groups() -> list[Group]:
+    """Its norms' outputs are added to what comes next, so none of them may be divided."""
+    groups = []
+    layer = "Qformer.bert.encoder.layer"
+    for i in range(3):
+        attention, cross = f"{layer}.{i}.attention", f"{layer}.{i}.crossattention"
+        groups += [
+            Group(tuple(f"{attention}.self.{part}" for part in ("query", "key", "value"))),
+            Group((f"{attention}.output.dense",)),
+        ]
+        if i % 2 == 0:
+            groups += [Group((f"{cross}.self.query",)), Group((f"{cross}.output.dense",))]
+        groups += [
+            Group((f"{layer}.{i}.intermediate_query.dense",)),
+            Group((f"{layer}.{i}.output_query.dense",), least=LEAST["erf"]),
+        ]
+    # All layers look at the same picture.
+    picture = Group(tuple(f"{layer}.{i}.crossattention.self.{part}" for i in (0, 2) for part in ("key", "value")))
+    groups.insert(3, picture)
+    return [*groups, Group(("llama_proj",), norm=f"{layer}.2.output_query.LayerNorm"), Group(("llama_proj2",))]
+
+
+GROUPS = {
+    "eva_clip": tower_groups(LEAST["erf"]),
+    "clip": tower_groups(LEAST["quick"]),
+    "siglip": tower_groups(LEAST["tanh"]),
+    "qformer": qformer_groups(),
+    "phi": phi_groups(),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_every_part(name: str) -> None:
+    graph, networks = CASES[name]
+    network = networks[graph]
+    if network.name == "mlp":
+        layers = network.sizes.num_hidden_layers
+        expected = [Group((f"projector.{i}",), least=LEAST["erf"] if i else None) for i in range(layers)]
+    else:
+        expected = GROUPS[network.name]
+    assert all_groups(networks, [graph]) == expected
 
 
 # Smoothed tensors
@@ -97,47 +162,43 @@ def test_a_group_is_all_the_layers_that_read_one_tensor(stage: int, expected: Ex
 def test_the_function_stays(stage: int, expected: Expected, tmp_path: Path) -> None:
     """In the graphs, in float32, with every group smoothed at random."""
     checkpoint, arrays = golden_checkpoint(stage), expected(stage)
-    sizes = checkpoint.architecture
-    tensors = Smoothed(checkpoint, random_smoothings(stage))
-    promised = contracts(sizes, "float32")
-
-    def exact(name: str) -> None:
-        return None
-
-    def told(i: int, count: int) -> None:
-        return None
-
-    with GraphWriter(tmp_path, VISION_ENCODER) as writer:
-        writer.contract(*promised[VISION_ENCODER])
-        build_vision_encoder(writer, tensors, sizes.vision, exact, told)
-        graph, _ = writer.finish()
-    session = open_session(tmp_path, graph, layers=0, threads=1)
-    (features,) = session.run(None, {"pixel_values": arrays["pixel_values"]})
-    assert deviation(features, arrays["image_features"]) < TOLERANCE
-    layers = sizes.language.num_hidden_layers
-    with GraphWriter(tmp_path, DECODER) as writer:
-        writer.contract(*promised[DECODER], layers=layers)
-        build_decoder(writer, tensors, sizes.language, "float32", exact, told)
-        graph, _ = writer.finish()
-    decoder = Decoder(open_session(tmp_path, graph, layers, threads=1), sizes.language)
+    networks = checkpoint.networks
+    tensors = Smoothed(checkpoint, random_smoothings(networks, checkpoint))
+    graph = write(tmp_path, networks, VISION_ENCODER, tensors)
+    features = run_vision(tmp_path, graph, torch.from_numpy(arrays["pixel_values"]))
+    assert deviation(features.numpy(), arrays["image_features"]) < TOLERANCE
+    decoder = open_decoder(tmp_path, write(tmp_path, networks, DECODER, tensors), networks)
     logits = decoder.start().run(arrays["inputs_embeds"], ALL_LOGITS)[np.newaxis]
     assert deviation(logits, arrays["prefill_logits"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_function_of_every_part_stays(name: str, tmp_path: Path) -> None:
+    graph, networks = CASES[name]
+    plain, x = random_tensors(networks), random_input(networks[graph])
+    tensors = Smoothed(plain, random_smoothings(networks, plain, [graph]))
+    written = write(tmp_path, networks, graph, tensors)
+    if graph == DECODER:
+        logits = open_decoder(tmp_path, written, networks).start().run(x.numpy(), ALL_LOGITS)
+        found = torch.from_numpy(logits)[None]
+    else:
+        found = run_vision(tmp_path, written, x)
+    assert deviation(found, computed(networks, plain, graph, x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("stage", GOLDEN_STAGES)
 def test_inputs_are_moved_and_divided(stage: int, expected: Expected) -> None:
     """Where a norm or the values take it; elsewhere the graph multiplies by the input_factor."""
     checkpoint = golden_checkpoint(stage)
-    sizes = checkpoint.architecture
-    arrays = {name: torch.from_numpy(array) for name, array in expected(stage).items()}
-    smoothings = {group: one for group, one in random_smoothings(stage).items() if group.norm or group.values}
+    found = random_smoothings(checkpoint.networks, checkpoint)
+    smoothings = {group: one for group, one in found.items() if group.norm or group.values}
     smoothing_of = {linear: smoothing for group, smoothing in smoothings.items() for linear in group.linears}
     plain: dict[str, Tensor] = {}
     smooth: dict[str, Tensor] = {}
     for tensors, seen in ((checkpoint, plain), (Smoothed(checkpoint, smoothings), smooth)):
-        observe = lambda name, x, seen=seen: seen.update({name: x.clone()})  # noqa: E731
-        vision_features(tensors, sizes.vision, arrays["pixel_values"], observe)
-        decoder_hidden_states(tensors, sizes.language, arrays["inputs_embeds"], observe)
+        observe = lambda name, x, seen=seen: seen.update({name: x.data.clone()})  # noqa: E731
+        for graph, entry in INPUTS.items():
+            computed(checkpoint.networks, tensors, graph, torch.from_numpy(expected(stage)[entry]), observe)
     assert {name for name in plain if name not in smoothing_of} == {name for name in plain if name.endswith("mlp.fc2")}
     for name, x in plain.items():
         if one := smoothing_of.get(name):
@@ -146,9 +207,43 @@ def test_inputs_are_moved_and_divided(stage: int, expected: Expected) -> None:
         assert deviation(smooth[name], x) < TOLERANCE, name
 
 
+HEADLESS = "phi without head bias"
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_layer_without_a_bias_gets_one_where_its_input_is_moved(moved: bool) -> None:
+    """Bunny's lm_head."""
+    graph, networks = CASES[HEADLESS]
+    plain, x = random_tensors(networks), random_input(networks[graph])
+    (group,) = (group for group in all_groups(networks, [graph]) if group.linears == ("lm_head",))
+    smoothing = random_smoothings(networks, plain, [graph])[group]
+    if not moved:
+        smoothing = Smoothing(torch.zeros_like(smoothing.shift), smoothing.factor, (torch.zeros(44),))
+    assert "lm_head.bias" not in plain
+    tensors = Smoothed(plain, {group: smoothing})
+    assert ("lm_head.bias" in tensors) == ("lm_head.bias" in list(tensors)) == moved
+    if moved:
+        assert torch.equal(tensors["lm_head.bias"], smoothing.biases[0])
+    found, wanted = (computed(networks, weights, graph, x) for weights in (tensors, plain))
+    assert deviation(found, wanted) < TOLERANCE
+
+
+def test_folding_reads_nothing() -> None:
+    """A model's tensors are read from its files, and only once."""
+    checkpoint = golden_checkpoint(3)
+    smoothings = random_smoothings(checkpoint.networks, checkpoint)
+    read: list[int] = []
+    checkpoint.on_read(read.append)
+    tensors = Smoothed(checkpoint, smoothings)
+    assert "lm_head.weight" in tensors and "lm_head.bias" in tensors and "surprise" not in tensors
+    assert read == []
+    assert tensors["lm_head.weight"].isfinite().all()
+    assert len(read) == 1
+
+
 def test_it_is_a_mapping() -> None:
     checkpoint = golden_checkpoint(3)
-    smoothings = random_smoothings(3)
+    smoothings = random_smoothings(checkpoint.networks, checkpoint)
     tensors = Smoothed(checkpoint, smoothings)
     added = {
         f"{group.linears[0]}.{INPUT_FACTOR}": 1 / smoothing.factor
@@ -172,7 +267,7 @@ def test_it_is_a_mapping() -> None:
 
 def test_what_is_in_no_group_is_untouched() -> None:
     checkpoint = golden_checkpoint(3)
-    group, smoothing = next(iter(random_smoothings(3).items()))
+    group, smoothing = next(iter(random_smoothings(checkpoint.networks, checkpoint).items()))
     assert group.norm
     changed = {f"{layer}.{part}" for layer in (group.norm, *group.linears) for part in ("weight", "bias")}
     tensors = Smoothed(checkpoint, {group: smoothing})
@@ -213,8 +308,10 @@ def test_nothing_is_picked_where_nothing_helps() -> None:
     def keep(x: Tensor, factor: Tensor | None = None) -> Tensor:
         return x
 
-    assert find_smoothing(PLAIN, torch.zeros(7, 32), [weight], Rows().round_input, Rows().round_weight) is None
-    assert find_smoothing(PLAIN, x, [torch.zeros(24, 32)], Rows().round_input, Rows().round_weight) is None
+    assert (
+        find_smoothing(PLAIN, torch.zeros(7, 32), [weight], PerChannel().round_input, PerChannel().round_weight) is None
+    )
+    assert find_smoothing(PLAIN, x, [torch.zeros(24, 32)], PerChannel().round_input, PerChannel().round_weight) is None
     # Without rounding, dividing and multiplying again can only lose.
     powers = 2.0 ** torch.arange(32).remainder(5)
     assert find_smoothing(PLAIN, powers.expand(4, -1), [torch.eye(32)], keep, keep) is None
@@ -225,7 +322,7 @@ def test_an_outlier_channel_is_smoothed(scheme: Scheme) -> None:
     """More tokens and rows than are looked at: the others gain as much."""
     x, weights = some(700, 64), [some(1500, 64, seed=2), 5 * some(96, 64, seed=3)]
     x[:, 5] *= 60
-    if scheme == Rows(GELU_MINIMUM):
+    if scheme == PerChannel(LEAST["erf"]):
         x = torch.nn.functional.gelu(x)
     factor = found_for(x, weights, scheme)
     assert factor is not None
@@ -240,10 +337,10 @@ def test_dead_channels_keep_no_other_from_being_smoothed() -> None:
     x[:, 5] *= 60
     x[:, 7] = 0
     weight[:, 9] = 0
-    factor = found_for(x, [weight], Rows())
+    factor = found_for(x, [weight], PerChannel())
     assert factor is not None
     assert factor.isfinite().all() and factor.gt(0).all()
-    assert relative_error(x, [weight], factor, Rows()) < 0.5 * relative_error(x, [weight], None, Rows())
+    assert relative_error(x, [weight], factor, PerChannel()) < 0.5 * relative_error(x, [weight], None, PerChannel())
 
 
 def test_every_layer_of_a_group_counts() -> None:
@@ -256,11 +353,11 @@ def test_every_layer_of_a_group_counts() -> None:
     # Root mean squares; each column's is largest in the second matrix.
     reach, weight_reach = (tensor.square().mean(0).sqrt() for tensor in (x, weights[1]))
     candidates = [None, *(reach**strength / weight_reach ** (1 - strength) for strength in STRENGTHS if strength)]
-    best = min(candidates, key=lambda factor: relative_error(x, weights, factor, Rows()))
-    loudest = min(candidates, key=lambda factor: relative_error(x, weights[1:], factor, Rows()))
+    best = min(candidates, key=lambda factor: relative_error(x, weights, factor, PerChannel()))
+    loudest = min(candidates, key=lambda factor: relative_error(x, weights[1:], factor, PerChannel()))
     assert best is not None and best is not loudest
-    torch.testing.assert_close(found_for(x, weights, Rows()), best)
-    torch.testing.assert_close(found_for(x, weights[::-1], Rows()), best)
+    torch.testing.assert_close(found_for(x, weights, PerChannel()), best)
+    torch.testing.assert_close(found_for(x, weights[::-1], PerChannel()), best)
 
 
 def test_rounding_is_told_the_factor() -> None:
@@ -299,8 +396,8 @@ def products(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(deadline=None, max_examples=100)
 @given(products(), st.sampled_from(SCHEMES))
-@example((np.full((1, 1), 3e38, np.float32), np.full((1, 1), 3e38, np.float32)), Rows())
-@example((np.full((1, 2), 3e38, np.float32), np.zeros((1, 2), np.float32)), Blocks(16))
+@example((np.full((1, 1), 3e38, np.float32), np.full((1, 1), 3e38, np.float32)), PerChannel())
+@example((np.full((1, 2), 3e38, np.float32), np.zeros((1, 2), np.float32)), GroupWise(16))
 def test_it_is_never_worse_and_always_finite(drawn: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> None:
     x, weight = (torch.from_numpy(array) for array in drawn)
     factor = found_for(x, [weight], scheme)
@@ -325,7 +422,7 @@ def smoothing_for(group: Group, x: Tensor, weights: list[Tensor], scheme: Scheme
     return find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
 
 
-@pytest.mark.parametrize("scheme", [Rows(), Blocks(16)], ids=str)
+@pytest.mark.parametrize("scheme", [PerChannel(), GroupWise(16)], ids=str)
 def test_channels_far_from_zero_are_moved(scheme: Scheme) -> None:
     """Only where a norm or the values can take that."""
     x, weight = some(100, 32), some(48, 32, seed=2)
@@ -345,4 +442,4 @@ def test_channels_far_from_zero_are_moved(scheme: Scheme) -> None:
 
 
 def test_nothing_is_done_where_nothing_can_be_moved_and_no_factor_helps() -> None:
-    assert smoothing_for(PLAIN, torch.zeros(7, 32), [some(24, 32)], Rows()) is None
+    assert smoothing_for(PLAIN, torch.zeros(7, 32), [some(24, 32)], PerChannel()) is None

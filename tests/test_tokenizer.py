@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinygptv.export.tokenizer import build_tokenizer, eos_token_id
+from tinygptv.export.sources.tokenizer import build_tokenizer, eos_token_id
 from tinygptv.runtime.errors import ExportError
 from tokenizers import Tokenizer
 from transformers import CodeGenTokenizer

@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUESTION, export_arguments, plain_environment, published_files
-from tinygptv.export import vision_encoder
+from tinygptv.export import graph_ops
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
 from tinygptv.runtime.bundle.checksums import sums_of
 from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, read_manifest
+from tinygptv.runtime.system import machine
 from tinygptv.runtime.tuning import find as tuned_module
 from tinygptv.runtime.tuning import make as tuning
-from tinygptv.runtime.tuning.find import FOLDER, INDEX, Tuned, cache_home, find_tuned, is_intact, key_of, read_index
+from tinygptv.runtime.tuning.find import FOLDER, INDEX, Tuned, cache_home, find_tuned, is_intact, read_index
 from tinygptv.runtime.tuning.make import tune, untune
 from tinygptv.runtime.tuning.packed_weights import packed_weights
 
@@ -97,7 +98,7 @@ def test_an_encoder_that_takes_its_tokens_in_chunks(
     golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the published one does: the same to the bit as at once, and once tuned."""
-    monkeypatch.setattr(vision_encoder, "chunk_size", lambda tokens: tokens // 2)
+    monkeypatch.setattr(graph_ops, "chunk_size", lambda tokens: tokens // 2)
     files = published_files(3)
     chunked = tmp_path / "chunked"
     assert export_main(export_arguments(files, chunked)) == 0
@@ -147,7 +148,7 @@ def test_the_weights_are_on_the_disk_once(bundle: Path) -> None:
     tune(bundle, read_manifest(bundle))
     after = contents(bundle)
     assert set(after) - set(before) == {
-        *(os.path.join(FOLDER, name) for name in (INDEX, tuning.LOCK)),
+        os.path.join(FOLDER, INDEX),
         *(os.path.join(FOLDER, f"{name}.onnx") for name in GRAPHS),
     }
     for name, data in before.items():
@@ -162,7 +163,7 @@ def test_the_weights_are_on_the_disk_once(bundle: Path) -> None:
 def test_once_more_does_nothing(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     tune(bundle, manifest)
-    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*") if path.is_file() and path.name != "lock"}
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*") if path.is_file()}
     assert tune(bundle, manifest) == (tuned(bundle), False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -172,7 +173,7 @@ def test_undoing_gives_the_bundle_back_to_the_bit(bundle: Path, photo: Path, tol
     assert untune(bundle, manifest) == []
     tune(bundle, manifest)
     tune(bundle, manifest, cache=True)
-    assert untune(bundle, manifest) == [cache_home(key_of(bundle)), bundle]
+    assert untune(bundle, manifest) == [cache_home(bundle), bundle]
     assert contents(bundle) == before
     assert not (bundle / FOLDER).exists()
     assert tuned(bundle) is None
@@ -250,6 +251,59 @@ def test_an_onnxruntime_that_keeps_no_packed_weights(bundle: Path, monkeypatch: 
     assert contents(bundle) == before
 
 
+# Looking for a tuned copy
+
+
+def test_the_machine_is_looked_at_only_for_a_tuned_copy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    for name in ("processor", "packing_version"):
+        real = getattr(tuned_module, name)
+        monkeypatch.setattr(tuned_module, name, lambda name=name, real=real: (looks.append(name), real())[1])
+    manifest = read_manifest(bundle)
+    assert find_tuned(bundle, manifest) is None
+    (bundle / FOLDER).mkdir()  # as an interrupted tuning leaves it
+    assert find_tuned(bundle, manifest) is None
+    assert looks == []
+    tune(bundle, manifest)
+    looks.clear()
+    assert find_tuned(bundle, manifest) is not None
+    assert sorted(looks) == ["packing_version", "processor"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")
+def test_a_machine_that_does_not_describe_itself(
+    bundle: Path, photo: Path, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as silent:
+        for name in ("PROC", "CGROUPS", "CPUS"):
+            silent.setattr(machine, name, tmp_path / "nowhere")
+        assert answer(bundle, photo) == told
+        assert answer(bundle, photo, tune=True) == told
+        assert tuned(bundle) is not None
+        assert answer(bundle, photo) == told
+    assert tuned(bundle) is None  # what it was tuned for is not known well enough
+
+
+@posix
+def test_a_user_without_a_home(bundle: Path, photo: Path, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As programs in containers are."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable)
+    manifest = read_manifest(bundle)
+    assert cache_home(bundle) is None
+    assert answer(bundle, photo) == told
+    with pytest.raises(TinyGPTVError, match="no home folder; set HOME, or tune the bundle itself"):
+        tune(bundle, manifest, cache=True)
+    assert tune(bundle, manifest)[1] and tuned(bundle) is not None
+    assert answer(bundle, photo) == told
+    assert untune(bundle, manifest) == [bundle]
+
+
 # Staleness and damage
 
 
@@ -268,7 +322,7 @@ def test_a_copy_that_does_not_fit_is_rebuilt(
     if what == "bundle":
         with (bundle / "manifest.json").open("a", encoding="utf-8") as file:
             file.write("\n")
-    reason = read_index(bundle, manifest, key_of(bundle))
+    reason = read_index(bundle, bundle, manifest)
     assert isinstance(reason, str) and reason.startswith(f"made for another {what}: ")
     assert tuned(bundle) is None
     assert answer(bundle, photo) == told
@@ -357,7 +411,7 @@ tuning.tune(folder, read_manifest(folder))
 @posix
 @pytest.mark.parametrize("already", [False, True], ids=["fresh", "stale"])
 @pytest.mark.parametrize(
-    ("step", "count"), [("save_packed", 1), ("_copy", 3), *(("_publish", n) for n in range(7)), ("_append", 5)]
+    ("step", "count"), [("save_packed", 1), ("_copy", 3), *(("publish_file", n) for n in range(7)), ("_append", 5)]
 )
 def test_being_killed_leaves_a_bundle_that_loads(
     bundle: Path, photo: Path, told: str, monkeypatch: pytest.MonkeyPatch, already: bool, step: str, count: int
@@ -460,6 +514,7 @@ def test_two_processes_at_once(bundle: Path, tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [err for _, err in outputs] == [b"", b""]
+    assert not (bundle / FOLDER / tuning.LOCK).exists()
     said = sorted("was tuned already" in out.decode() for out, _ in outputs)
     assert said == [False, True]
     found = tuned(bundle)

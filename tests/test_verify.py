@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import GOLDEN_STAGES, published_files, spoil
+from conftest import GOLDEN_STAGES, golden_checkpoint, published_files, spoil
+from networks import CASES, random_tensors
 from PIL import Image
-from tinygptv.export import verify_bundle, verify_report, verify_run
-from tinygptv.export.checkpoint import Checkpoint
+from tinygptv.export import verify_bundle
 from tinygptv.export.cli import main as export_main
-from tinygptv.export.reference import TinyGPTVReference, load_merged
-from tinygptv.export.verify_bounds import DEFAULTS, check
-from tinygptv.export.verify_compare import Agreement, LayerAgreement, LayerTally, LogitsTally
-from tinygptv.export.verify_prompts import Prompt, find_photos
-from tinygptv.export.verify_reference import StreamedReference
-from tinygptv.export.verify_run import Comparison
+from tinygptv.export.verify import comparison
+from tinygptv.export.verify.agreement import Agreement, LayerAgreement, LayerTally, LogitsTally
+from tinygptv.export.verify.bounds import DEFAULTS, check
+from tinygptv.export.verify.comparison import Comparison
+from tinygptv.export.verify.oracle import Oracle, StreamedOracle, load
+from tinygptv.export.verify.prompts import Prompt, find_photos
 from tinygptv.runtime.bundle import manifest as manifest_module
+from tinygptv.runtime.bundle.manifest import VISION_ENCODER
 from tinygptv.runtime.errors import TinyGPTVError
 from variants import Published
 
@@ -105,15 +106,15 @@ def test_exported_bundles_hold_the_bounds(
     assert document["precision"] == precision
     assert all(bound["holds"] for bound in document["bounds"])
     rows = {(layer["graph"], layer["row"]): layer for layer in document["layers"]}
-    sizes = manifest_module.read_manifest(golden_bundle(stage, precision)).architecture
+    manifest = manifest_module.read_manifest(golden_bundle(stage, precision))
     assert [row for graph, row in rows if graph == "vision_encoder"] == [
         "embeddings",
-        *(f"block {i}" for i in range(sizes.vision.num_hidden_layers)),
+        *(f"block {i}" for i in range(manifest.parts["eva_clip"]["num_hidden_layers"])),
         "image_features",
     ]
     assert [row for graph, row in rows if graph == "decoder"] == [
         "inputs_embeds",
-        *(f"layer {i}" for i in range(sizes.language.num_hidden_layers)),
+        *(f"layer {i}" for i in range(manifest.contract.layers)),
         "logits",
     ]
     for (graph, row), layer in rows.items():
@@ -194,8 +195,8 @@ def test_parts_give_what_the_whole_gives(
         Image.open(photo).rotate(90 * number, expand=True).save(tmp_path / f"{number}.png")
     arguments = keywords(golden_bundle(4, "int8"), 4, photos=tmp_path, trust_sources=True)
     whole = verify_bundle(**arguments)
-    monkeypatch.setattr(verify_run, "PHOTOS_AT_ONCE", 2)
-    monkeypatch.setattr(verify_run, "PROMPTS_AT_ONCE", 1)
+    monkeypatch.setattr(comparison, "PHOTOS_AT_ONCE", 2)
+    monkeypatch.setattr(comparison, "PROMPTS_AT_ONCE", 1)
     parts = verify_bundle(**arguments)
     assert (parts.photos, parts.prompts) == (whole.photos, whole.prompts) == (3, 9)
     assert parts.agreement.positions == whole.agreement.positions
@@ -210,7 +211,7 @@ def test_parts_give_what_the_whole_gives(
 def test_progress_ends_at_its_total(golden_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     counted: list[int] = []
-    initialise, count = Comparison.__init__, verify_run.count_steps
+    initialise, count = Comparison.__init__, Comparison.count_steps
 
     def listening(self: Comparison, *arguments: Any) -> None:
         initialise(self, *arguments[:-1], steps.append)
@@ -220,27 +221,30 @@ def test_progress_ends_at_its_total(golden_bundle: Bundle, monkeypatch: pytest.M
         return counted[-1]
 
     monkeypatch.setattr(Comparison, "__init__", listening)
-    monkeypatch.setattr("tinygptv.export.verify.count_steps", counting)
+    monkeypatch.setattr(Comparison, "count_steps", counting)
     verify_bundle(**keywords(golden_bundle(3, "int8"), 3, trust_sources=True))
     assert counted == [len(steps)]
 
 
 @torch.no_grad()
-def test_the_streamed_reference_is_the_reference_and_holds_no_weights() -> None:
-    files = published_files(4)
-    paths = (Path(files[name]) for name in ("--phi", "--vision", "--qformer", "--checkpoint"))
-    checkpoint = Checkpoint(*paths, 4, Path(files["--architecture"]))
-    whole, streamed = TinyGPTVReference(checkpoint.architecture), StreamedReference(checkpoint.architecture, checkpoint)
-    load_merged(whole, checkpoint)
+@pytest.mark.parametrize("name", ["golden", *CASES])
+def test_the_streamed_oracle_is_the_oracle_and_holds_no_weights(name: str) -> None:
+    checkpoint = golden_checkpoint(4) if name == "golden" else None
+    networks = checkpoint.networks if checkpoint else CASES[name][1]
+    tensors: Mapping[str, torch.Tensor] = checkpoint or random_tensors(networks)
+    whole, streamed = Oracle(networks), StreamedOracle(networks, tensors)
+    load(whole, tensors)
     whole.eval()
-    size = checkpoint.architecture.vision.image_size
-    pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    features, text = whole.image_features(pixels), torch.tensor([[5, 250, 7], [1, 2, 3]])
-    assert torch.equal(streamed.image_features(pixels), features)
-    assert torch.equal(streamed.image_embeds(features), whole.image_embeds(features))
-    assert torch.equal(streamed.logits(streamed.embed(text)), whole.logits(whole.embed(text)))
-    left = {name for name, weight in streamed.named_parameters() if not weight.is_meta}
-    assert left == {"query_tokens"}
+    size = networks[VISION_ENCODER].sizes.image_size
+    text = torch.tensor([[5, 40, 7], [1, 2, 3]])
+    for seed in range(2):  # what a layer held is gone, and comes again
+        pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+        features = whole.image_features(pixels)
+        assert torch.equal(streamed.image_features(pixels), features)
+        assert torch.equal(streamed.image_embeds(features), whole.image_embeds(features))
+        assert torch.equal(streamed.logits(streamed.embed(text)), whole.logits(whole.embed(text)))
+    left = {weight for weight, value in streamed.named_parameters() if not value.is_meta}
+    assert left <= {"projector.query_tokens"}, "which are no layer's, but read first of all"
 
 
 def test_tallies() -> None:
@@ -264,7 +268,7 @@ def test_tallies() -> None:
 def test_only_the_text_counts_for_logits(golden_bundle: Bundle, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of prompts with a photo the positions of its image tokens do not; what the context cuts off does not either."""
     bundle = golden_bundle(4, "int8")
-    architecture = manifest_module.read_manifest(bundle).architecture
+    contract = manifest_module.read_manifest(bundle).contract
     prompts: list[Prompt] = []
     read = Comparison.read
 
@@ -277,8 +281,8 @@ def test_only_the_text_counts_for_logits(golden_bundle: Bundle, photo: Path, mon
     expected = 0
     for prompt in prompts:
         text = sum(len(segment) for segment in prompt.segments)
-        image = 0 if prompt.photo is None else architecture.qformer.num_query_tokens
-        expected += min(text, architecture.language.max_position_embeddings - image)
+        image = 0 if prompt.photo is None else contract.image_tokens
+        expected += min(text, contract.context - image)
     assert found.agreement.positions == expected
     assert {prompt.photo for prompt in prompts} == {0, None}
 
@@ -371,11 +375,27 @@ def test_what_is_no_bundle(verify: Verify, tmp_path: Path) -> None:
     assert f"{tmp_path / 'nothing'} is not a folder" in verify.error
 
 
+def test_a_bundle_of_version_1(verify: Verify) -> None:
+    bundle = Path(__file__).parent / "bundle_v1"
+    assert verify(bundle, published_files(3)) == 1
+    assert f"{bundle} has format_version 1" in verify.error
+    assert "export the model again" in verify.error
+
+
 def test_a_graph_without_the_tensors(copied: Bundle, verify: Verify) -> None:
     bundle = copied(4, "int8")
-    spoil(bundle, "decoder.onnx", lambda data: data.replace(b"final_layernorm.sum", b"final_layernorm.mus"))
+    spoil(bundle, "decoder.onnx", lambda data: data.replace(b'"layer 1":', b'"layer 7":'))
     assert verify(bundle, published_files(4)) == 1
-    assert "decoder.onnx has no tensor model.final_layernorm.sum" in verify.error
+    assert "decoder.onnx does not say which tensor is 'layer 1'; export the model again" in verify.error
+    assert str(bundle) in verify.error
+
+
+def test_a_graph_that_names_a_tensor_it_does_not_have(copied: Bundle, verify: Verify) -> None:
+    bundle = copied(4, "int8")
+    spoil(bundle, "decoder.onnx", lambda data: data.replace(b'final_layernorm.sum"', b'final_layernorm.mus"'))
+    assert verify(bundle, published_files(4)) == 1
+    assert str(bundle / "decoder.onnx") in verify.error
+    assert "model.final_layernorm.mus" in verify.error
 
 
 def test_photos(verify: Verify, golden_bundle: Bundle, tmp_path: Path) -> None:
@@ -393,7 +413,7 @@ def test_packages_that_are_absent(
     package: str, golden_bundle: Bundle, verify: Verify, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in list(sys.modules):
-        if name.split(".")[0] == package or name.startswith(("tinygptv.export.verify", "tinygptv.export.reference")):
+        if name.split(".")[0] == package or name.startswith("tinygptv.export.verify"):
             monkeypatch.delitem(sys.modules, name)
             parent, _, leaf = name.rpartition(".")
             if parent in sys.modules:
@@ -434,7 +454,7 @@ def test_a_report_is_whole_or_what_was_there(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(verify_report.os, "replace", full)
+        patch.setattr("pathlib.Path.replace", full)
         assert verify(golden_bundle(4, "int8"), published_files(4), "--json", str(report)) == 1
     assert "No space left" in verify.error
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -4,9 +4,12 @@ The names are those of :mod:`tinygptv.runtime`, imported when one of them is ask
 nothing heavy.
 """
 
-from importlib import import_module
 from importlib.metadata import version
+from pkgutil import extend_path
 from typing import TYPE_CHECKING
+
+# In a checkout, Python may find this folder before the installed package that holds the modules.
+__path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from .runtime import *  # noqa: F403
@@ -17,11 +20,14 @@ def __getattr__(name: str) -> object:
         return version("tinygptv")
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    runtime = import_module(".runtime", __name__)
+    import tinygptv.runtime as runtime  # an import statement, which programs that freeze others look for
+
     if name not in runtime.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(runtime, name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "__version__", *import_module(".runtime", __name__).__all__]
+    import tinygptv.runtime as runtime
+
+    return [*globals(), "__version__", *runtime.__all__]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from tinygptv.export.reference import TinyGPTVReference
+from tinygptv.export.verify.oracle import Oracle
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -29,7 +29,7 @@ class LowRankUpdate(nn.Module):
         return weight + ALPHA / RANK * (self.factor_b @ self.factor_a)
 
 
-def add_adapters(model: TinyGPTVReference) -> None:
+def add_adapters(model: Oracle) -> None:
     """Puts adapters onto the attention of every layer; what they add to is frozen."""
     generator = torch.Generator().manual_seed(0)
     for layer in model.language.model.layers:

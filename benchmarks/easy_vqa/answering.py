@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from network import pixel_values
 from numpy.typing import NDArray
-from tinygptv.export.reference import TinyGPTVReference
+from tinygptv.export.verify.oracle import Oracle
 from vocabulary import Vocabulary
 
 MAX_NEW_TOKENS = 24
@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 24
 
 @torch.no_grad()
 def answer_all(
-    model: TinyGPTVReference,
+    model: Oracle,
     vocabulary: Vocabulary,
     pixels: NDArray[np.uint8],
     asked: Sequence[tuple[int, str]],

@@ -22,11 +22,12 @@ from answering import MAX_NEW_TOKENS, answer_all
 from pictures import Split, load_test, load_training
 from save import ARCHITECTURE_FILE, PHI_FOLDER, QFORMER_FILE, STAGE_FILE, VISION_FILE
 from scoring import Item, derived_items, package_items, score
-from tinygptv.export.checkpoint import Checkpoint
-from tinygptv.export.reference import TinyGPTVReference, load_merged
-from tinygptv.runtime import TinyGPTV
+from tinygptv.export.sources import open_model
+from tinygptv.export.verify.oracle import Oracle, load
 from tqdm import tqdm
 from vocabulary import Vocabulary
+
+from tinygptv import TinyGPTV
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reporting import describe, describe_bundle, write_section
@@ -46,7 +47,7 @@ ROWS = {
 
 def answer_with_torch(model_folder: Path, split: Split, items: Sequence[Item]) -> list[str]:
     """Answers with the torch model in fp32, from the four files."""
-    checkpoint = Checkpoint(
+    published = open_model(
         phi=model_folder / PHI_FOLDER,
         vision=model_folder / VISION_FILE,
         qformer=model_folder / QFORMER_FILE,
@@ -54,8 +55,8 @@ def answer_with_torch(model_folder: Path, split: Split, items: Sequence[Item]) -
         stage=4,
         architecture=model_folder / ARCHITECTURE_FILE,
     )
-    model = TinyGPTVReference(checkpoint.architecture).eval()
-    load_merged(model, checkpoint)
+    model = Oracle(published.networks).eval()
+    load(model, published)
     vocabulary = Vocabulary.load(model_folder / PHI_FOLDER)
     return answer_all(model, vocabulary, split.pixels, [(item.picture, item.question) for item in items])
 

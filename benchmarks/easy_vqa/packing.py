@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from network import ARCHITECTURE
+from network import QFORMER
 from questions import Turn
-from tinygptv.export.reference import TinyGPTVReference
+from tinygptv.export.verify.oracle import Oracle
 from torch import Tensor, nn
 from vocabulary import AFTER_IMAGE, ASSISTANT, BEFORE_IMAGE, HUMAN, SEPARATOR, Vocabulary
 
-QUERIES = ARCHITECTURE.qformer.num_query_tokens
+QUERIES = QFORMER.num_query_tokens
 ROW_LENGTH = 256
 """Positions of a row: one length for all batches, most of it filled."""
 
@@ -108,7 +108,7 @@ def pack(rows: Sequence[Sequence[Sequence[Turn]]], vocabulary: Vocabulary, rng: 
     )
 
 
-def answer_loss(model: TinyGPTVReference, image_embeds: Tensor, batch: PackedBatch) -> Tensor:
+def answer_loss(model: Oracle, image_embeds: Tensor, batch: PackedBatch) -> Tensor:
     """Gives the weighted mean cross-entropy of the answers' tokens; ``image_embeds`` is [batch, queries, hidden]."""
     before = model.embed(batch.before_ids).expand(image_embeds.shape[0], -1, -1)
     inputs_embeds = torch.cat([before, image_embeds, model.embed(batch.rest_ids)], dim=1)

@@ -18,7 +18,7 @@ from pictures import Scene, Split
 from questions import QuestionBank, draw_conversation
 from scoring import derived_items, intersection_over_union, package_items, score
 from shapes import generate, mirror
-from tinygptv.export.reference import TinyGPTVReference
+from tinygptv.export.verify.oracle import Oracle
 from torch import Tensor, nn
 from vocabulary import Vocabulary, build_vocabulary
 
@@ -42,7 +42,7 @@ class Phase(ABC):
     validation: Split
 
     @abstractmethod
-    def prepare(self, model: TinyGPTVReference) -> None:
+    def prepare(self, model: Oracle) -> None:
         """Changes the model's modules as this phase needs them."""
 
     def bind(self, training: Split, validation: Split) -> None:
@@ -51,7 +51,7 @@ class Phase(ABC):
         self.validation = validation
 
     @abstractmethod
-    def parameter_groups(self, model: TinyGPTVReference, heads: VisionHeads) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: Oracle, heads: VisionHeads) -> list[dict[str, Any]]:
         """Gives AdamW's groups, each with its ``peak`` learning rate; what is in none stays as it is."""
 
     @abstractmethod
@@ -59,11 +59,11 @@ class Phase(ABC):
         """Draws one step's batch."""
 
     @abstractmethod
-    def loss(self, model: TinyGPTVReference, heads: VisionHeads, batch: Batch) -> Tensor:
+    def loss(self, model: Oracle, heads: VisionHeads, batch: Batch) -> Tensor:
         """Gives a batch's loss."""
 
     @abstractmethod
-    def validate(self, model: TinyGPTVReference, heads: VisionHeads, complete: bool) -> dict[str, float]:
+    def validate(self, model: Oracle, heads: VisionHeads, complete: bool) -> dict[str, float]:
         """Measures the model on the validation part, or on some of it unless ``complete``."""
 
 
@@ -74,21 +74,21 @@ class VisionPhase(Phase):
     steps = 900
     validation_steps = 300
 
-    def prepare(self, model: TinyGPTVReference) -> None:
+    def prepare(self, model: Oracle) -> None:
         # On CPU the backward pass of fused attention takes as long as all the rest at these sizes.
-        model.vision.config._attn_implementation = "eager"
+        model.vision.model.config._attn_implementation = "eager"
 
-    def parameter_groups(self, model: TinyGPTVReference, heads: VisionHeads) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: Oracle, heads: VisionHeads) -> list[dict[str, Any]]:
         return groups_of(vision_parameters(model), peak=1e-3) + groups_of(heads.named_parameters(), peak=1e-3)
 
     def draw(self, rng: np.random.Generator) -> Batch:
         pixels, scenes = draw_pictures(self.training, rng, drawn=64, generated=192)
         return Batch(pixel_values(pixels), scenes)
 
-    def loss(self, model: TinyGPTVReference, heads: VisionHeads, batch: Batch) -> Tensor:
+    def loss(self, model: Oracle, heads: VisionHeads, batch: Batch) -> Tensor:
         return heads.loss(model.image_embeds(model.image_features(batch.pixel_values)), batch.scenes)
 
-    def validate(self, model: TinyGPTVReference, heads: VisionHeads, complete: bool) -> dict[str, float]:
+    def validate(self, model: Oracle, heads: VisionHeads, complete: bool) -> dict[str, float]:
         return measure_vision(model, heads, self.validation)
 
 
@@ -101,7 +101,7 @@ class LanguagePhase(Phase):
     vocabulary: Vocabulary
     bank: QuestionBank
 
-    def prepare(self, model: TinyGPTVReference) -> None:
+    def prepare(self, model: Oracle) -> None:
         """Leaves the model as the phase before it did."""
 
     def bind(self, training: Split, validation: Split) -> None:
@@ -109,7 +109,7 @@ class LanguagePhase(Phase):
         self.vocabulary = build_vocabulary(training)
         self.bank = QuestionBank(training)
 
-    def parameter_groups(self, model: TinyGPTVReference, heads: VisionHeads) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: Oracle, heads: VisionHeads) -> list[dict[str, Any]]:
         return (
             groups_of(vision_parameters(model), peak=1e-4)
             + groups_of(heads.named_parameters(), peak=1e-4)
@@ -121,12 +121,12 @@ class LanguagePhase(Phase):
         conversations = [[draw_conversation(scene, self.bank, rng) for _ in range(13)] for scene in scenes]
         return Batch(pixel_values(pixels), scenes, pack(conversations, self.vocabulary, rng))
 
-    def loss(self, model: TinyGPTVReference, heads: VisionHeads, batch: Batch) -> Tensor:
+    def loss(self, model: Oracle, heads: VisionHeads, batch: Batch) -> Tensor:
         assert batch.questions is not None
         image_embeds = model.image_embeds(model.image_features(batch.pixel_values))
         return answer_loss(model, image_embeds, batch.questions) + 0.2 * heads.loss(image_embeds, batch.scenes)
 
-    def validate(self, model: TinyGPTVReference, heads: VisionHeads, complete: bool) -> dict[str, float]:
+    def validate(self, model: Oracle, heads: VisionHeads, complete: bool) -> dict[str, float]:
         items = package_items(self.validation, tags=("[vqa] ", "")) + derived_items(self.validation)
         if not complete:
             items = items[::5]
@@ -141,10 +141,10 @@ class AdaptationPhase(LanguagePhase):
     steps = 250
     validation_steps = 125
 
-    def prepare(self, model: TinyGPTVReference) -> None:
+    def prepare(self, model: Oracle) -> None:
         add_adapters(model)
 
-    def parameter_groups(self, model: TinyGPTVReference, heads: VisionHeads) -> list[dict[str, Any]]:
+    def parameter_groups(self, model: Oracle, heads: VisionHeads) -> list[dict[str, Any]]:
         bridge = [entry for entry in vision_parameters(model) if not entry[0].startswith("vision.")]
         adapters = [entry for entry in language_parameters(model) if "factor_" in entry[0]]
         norms = [entry for entry in language_parameters(model) if entry[0].endswith("norm.weight")]
@@ -167,12 +167,12 @@ def draw_pictures(
     return np.concatenate([np.stack(own_pixels), pixels]), own_scenes + scenes
 
 
-def vision_parameters(model: TinyGPTVReference) -> list[tuple[str, nn.Parameter]]:
+def vision_parameters(model: Oracle) -> list[tuple[str, nn.Parameter]]:
     """Gives all parameters before the language model's."""
     return [(name, parameter) for name, parameter in model.named_parameters() if not name.startswith("language.")]
 
 
-def language_parameters(model: TinyGPTVReference) -> list[tuple[str, nn.Parameter]]:
+def language_parameters(model: Oracle) -> list[tuple[str, nn.Parameter]]:
     """Gives the language model's parameters but for the biases of q/k norms, which the published one doesn't train."""
     return [
         (name, parameter)
@@ -194,7 +194,7 @@ def groups_of(parameters: Iterable[tuple[str, nn.Parameter]], peak: float) -> li
 
 
 @torch.no_grad()
-def measure_vision(model: TinyGPTVReference, heads: VisionHeads, split: Split) -> dict[str, float]:
+def measure_vision(model: Oracle, heads: VisionHeads, split: Split) -> dict[str, float]:
     """Gives the heads' accuracy and mean intersection over union on a split's pictures."""
     predicted = [
         torch.stack([logits.argmax(dim=1) for logits in heads(model.image_embeds(model.image_features(batch)))], dim=1)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from adapters import ALPHA, RANK, adapter_of
-from network import ARCHITECTURE
+from network import LANGUAGE, NETWORKS, QFORMER, VISION
 from safetensors.torch import save_file
-from tinygptv.export.reference import TinyGPTVReference, merged_tensors
+from tinygptv.export.verify.oracle import Oracle, tensors_of
 from torch import Tensor
 from vocabulary import Vocabulary
 
@@ -27,7 +27,7 @@ _TRAINED_NORMS = ("input_layernorm.weight", "post_layernorm.weight", "q_layernor
 _TEXT_MODEL = ("model.", "lm_head.")
 
 
-def save_model(model: TinyGPTVReference, vocabulary: Vocabulary, folder: Path) -> None:
+def save_model(model: Oracle, vocabulary: Vocabulary, folder: Path) -> None:
     """Writes all files into ``folder``.
 
     Args:
@@ -37,7 +37,7 @@ def save_model(model: TinyGPTVReference, vocabulary: Vocabulary, folder: Path) -
     """
     phi = folder / PHI_FOLDER
     phi.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().clone() for name, tensor in merged_tensors(_without_adapters(model)).items()}
+    tensors = {name: tensor.detach().clone() for name, tensor in tensors_of(_without_adapters(model)).items()}
 
     save_file(
         {name: tensor.half().contiguous() for name, tensor in _phi_tensors(tensors).items()}, phi / "model.safetensors"
@@ -56,7 +56,7 @@ def save_model(model: TinyGPTVReference, vocabulary: Vocabulary, folder: Path) -
         "config": {
             "model": {
                 "arch": "minigpt_v2",
-                "image_size": ARCHITECTURE.vision.image_size,
+                "image_size": VISION.image_size,
                 "lora_r": RANK,
                 "lora_alpha": ALPHA,
             }
@@ -66,24 +66,24 @@ def save_model(model: TinyGPTVReference, vocabulary: Vocabulary, folder: Path) -
     }
     torch.save(stage, folder / STAGE_FILE)
     untold = {
-        "image_size": ARCHITECTURE.vision.image_size,
-        "patch_size": ARCHITECTURE.vision.patch_size,
-        "vision_layers": ARCHITECTURE.vision.num_hidden_layers,
-        "vision_heads": ARCHITECTURE.vision.num_attention_heads,
-        "qformer_heads": ARCHITECTURE.qformer.num_attention_heads,
+        "image_size": VISION.image_size,
+        "patch_size": VISION.patch_size,
+        "vision_layers": VISION.num_hidden_layers,
+        "vision_heads": VISION.num_attention_heads,
+        "qformer_heads": QFORMER.num_attention_heads,
     }
     _write_json(folder / ARCHITECTURE_FILE, untold)
 
 
-def _without_adapters(model: TinyGPTVReference) -> TinyGPTVReference:
-    base = TinyGPTVReference(ARCHITECTURE)
+def _without_adapters(model: Oracle) -> Oracle:
+    base = Oracle(NETWORKS)
     frozen = ".parametrizations.weight.original"
     state = {name.replace(frozen, ".weight"): tensor for name, tensor in model.state_dict().items()}
     base.load_state_dict({name: tensor for name, tensor in state.items() if ".parametrizations." not in name})
     return base
 
 
-def _adapter_tensors(model: TinyGPTVReference) -> dict[str, Tensor]:
+def _adapter_tensors(model: Oracle) -> dict[str, Tensor]:
     tensors = {}
     for index, layer in enumerate(model.language.model.layers):
         attention = layer.self_attn
@@ -125,12 +125,12 @@ def _vision_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _head_major(rows: Tensor) -> Tensor:
     """Orders rows (q/k/v, head, head_dim) as the fused matrix has them: (head, q/k/v, head_dim)."""
-    heads = ARCHITECTURE.language.num_attention_heads
+    heads = LANGUAGE.num_attention_heads
     return rows.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
 def _phi_config(vocabulary: Vocabulary) -> dict[str, object]:
-    language = ARCHITECTURE.language
+    language = LANGUAGE
     return {
         "architectures": ["PhiForCausalLM"],
         "model_type": "phi",

@@ -7,17 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from network import ARCHITECTURE
+from network import LANGUAGE
 from pictures import Split
 from questions import QuestionBank, draw_turn
 from shapes import generate
-from tinygptv.export.bundle import STOP_STRINGS
-from tinygptv.runtime.language.prompt import IMAGE_SLOT, PUBLISHED_TEMPLATES, render
+from tinygptv.export.sources.families import TINYGPT_V
+from tinygptv.runtime.language.prompt import IMAGE_SLOT, render
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
-(SEPARATOR,) = STOP_STRINGS
-TEMPLATE = next(template for template in PUBLISHED_TEMPLATES if template.name == "human_assistant")
+(SEPARATOR,) = TINYGPT_V.stop_strings
+TEMPLATE = next(template for template in TINYGPT_V.templates if template.name == "human_assistant")
 ASSISTANT, HUMAN = TEMPLATE.assistant, TEMPLATE.user
 BEFORE_IMAGE, AFTER_IMAGE = f"{HUMAN}{TEMPLATE.image.rstrip()}".split(IMAGE_SLOT)
 
@@ -57,7 +57,7 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files of a Phi-2 folder."""
-        context = ARCHITECTURE.language.max_position_embeddings
+        context = LANGUAGE.max_position_embeddings
         special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
         files = {
             "vocab.json": self.vocab,
@@ -89,7 +89,7 @@ def build_vocabulary(training: Split) -> Vocabulary:
         texts += [BEFORE_IMAGE, AFTER_IMAGE, f" {turn.question}", turn.answer, f" {turn.answer}", ASSISTANT, HUMAN]
     texts += 100 * [f"<{number}>" for number in range(101)]
     trainer = trainers.BpeTrainer(
-        vocab_size=ARCHITECTURE.language.vocab_size - 1,
+        vocab_size=LANGUAGE.vocab_size - 1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

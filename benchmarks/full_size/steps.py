@@ -21,10 +21,10 @@ import numpy as np
 from tinygptv.runtime.bundle.manifest import DECODER, EMBEDDINGS, read_manifest
 from tinygptv.runtime.bundle.sessions import open_session
 from tinygptv.runtime.cancel import Cancellation
-from tinygptv.runtime.language.batch import greedy_batch
+from tinygptv.runtime.language.batch import decode_batch
 from tinygptv.runtime.language.decoder import Decoder
 from tinygptv.runtime.language.embeddings import TokenEmbeddings
-from tinygptv.runtime.language.generate import decode
+from tinygptv.runtime.language.generate import decode, most_probable
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -61,6 +61,9 @@ class Row:
     def inputs_embeds(self) -> np.ndarray:
         return self._embeds
 
+    def sample(self, logits: np.ndarray) -> int:
+        return most_probable(logits)
+
     def push(self, token_id: int) -> bool:
         self.times.append(time.perf_counter())
         return len(self.times) < self._tokens
@@ -89,12 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     manifest = read_manifest(options.bundle)
-    sizes = manifest.architecture.language
-    opened = open_session(options.bundle, manifest.graphs[DECODER], sizes.num_hidden_layers, options.threads)
-    session = TimedSession(opened)
-    decoder = Decoder(session, sizes)
-    table = TokenEmbeddings(options.bundle / EMBEDDINGS, sizes)
-    words = np.random.default_rng(0).integers(0, min(50_000, sizes.vocab_size), LONG_TOKENS)
+    contract = manifest.contract
+    session = TimedSession(open_session(options.bundle, manifest.graphs[DECODER], options.threads))
+    decoder = Decoder(session, contract)
+    table = TokenEmbeddings(options.bundle / EMBEDDINGS, contract)
+    words = np.random.default_rng(0).integers(0, min(50_000, contract.vocab_size), LONG_TOKENS)
     ids = words[: options.batch * PROMPT_TOKENS].reshape(options.batch, PROMPT_TOKENS)
 
     def one(prompt: np.ndarray) -> dict[str, float]:
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def many() -> float:
         """Seconds of ``tokens`` steps of all rows, after their prompts were read."""
         rows = [Row(table.rows(row)[None], options.tokens + 2) for row in ids]
-        deque(greedy_batch(decoder, rows, table.rows, (), options.batch, Cancellation()), maxlen=0)
+        deque(decode_batch(decoder, rows, table.rows, (), options.batch, Cancellation()), maxlen=0)
         times = rows[0].times
         return times[-1] - times[-1 - options.tokens]
 
@@ -132,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": options.threads,
         "bundle": describe_bundle(options.bundle),
         "batch": options.batch,
-        "cache_bytes_a_token": 2 * sizes.num_hidden_layers * sizes.hidden_size * np.dtype(decoder.cache_dtype).itemsize,
+        "cache_bytes_a_token": contract.cache_bytes_per_position,
         "medians": {name: statistics.median(sample[name] for sample in rounds) for name in rounds[0]},
         "rounds": rounds,
     }

@@ -26,11 +26,9 @@ def prepare(phi: Path, out: Path) -> None:
 
 def load(folder: Path, variant: str, threads: int) -> Loaded:
     manifest = read_manifest(folder)
-    language = manifest.architecture.language
-    graph = manifest.graphs[DECODER]
-    session = open_session(folder, graph, language.num_hidden_layers, threads)
-    decoder = Decoder(session, language)
-    table = TokenEmbeddings(folder / EMBEDDINGS, language)
+    graph, contract = manifest.graphs[DECODER], manifest.contract
+    decoder = Decoder(open_session(folder, graph, threads), contract)
+    table = TokenEmbeddings(folder / EMBEDDINGS, contract)
 
     def generate(prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
         state, inputs_embeds = decoder.start(), table.rows(prompt)[None]
@@ -39,7 +37,7 @@ def load(folder: Path, variant: str, threads: int) -> Loaded:
 
     settings: dict[str, object] = {
         "weights": dataclasses.asdict(graph)["quantization"] or graph.precision,
-        "cache": decoder.cache_dtype.__name__,
+        "cache": contract.cache_dtype,
         "logits": "last position only",
     }
     return Loaded(generate, (folder / graph.data).stat().st_size, settings)

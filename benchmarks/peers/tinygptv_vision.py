@@ -20,7 +20,7 @@ def prepare(checkpoint: Path, out: Path) -> None:
 
 def load(folder: Path, variant: str, threads: int) -> Loaded:
     graph = read_manifest(folder).graphs[VISION_ENCODER]
-    session = open_session(folder, graph, 0, threads)
+    session = open_session(folder, graph, threads)
 
     def encode(pixel_values: Features) -> Features:
         features: Features = session.run(["image_features"], {"pixel_values": pixel_values})[0]

@@ -1,5 +1,6 @@
 // A tinygptv bundle from JavaScript: its manifest, its embedding table, its three graphs.
-// Everything that is known here comes from the bundle's README section "The bundle, for other languages".
+// Everything that is known here comes from docs/bundle.md; all sizes come from the graphs' contract in the manifest, so
+// that it runs bundles of every family.
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -48,7 +49,9 @@ export class Bundle {
   /** Load the bundle in `folder`. */
   static async load(folder) {
     const manifest = JSON.parse(await readFile(join(folder, "manifest.json"), "utf8"));
-    if (manifest.format_version !== 1) throw new Error(`format_version ${manifest.format_version}; expected 1`);
+    if (![1, 2].includes(manifest.format_version)) {
+      throw new Error(`format_version ${manifest.format_version}; expected 1 or 2`);
+    }
     const session = (name) => ort.InferenceSession.create(join(folder, manifest.graphs[name].file));
     const bundle = new Bundle();
     bundle.manifest = manifest;
@@ -59,9 +62,9 @@ export class Bundle {
     return bundle;
   }
 
-  /** Image embeddings [queries * hidden] of pixel values, float32 [3, size, size]. */
+  /** Image embeddings [image tokens * hidden] of pixel values, float32 [3, size, size]. */
   async encodeImage(pixelValues) {
-    const size = this.manifest.architecture.vision.image_size;
+    const size = this.manifest.image.image_size;
     const pixels = new ort.Tensor("float32", pixelValues, [1, 3, size, size]);
     const { image_features } = await this.visionEncoder.run({ pixel_values: pixels });
     const { image_embeds } = await this.projector.run({ image_features });
@@ -71,21 +74,18 @@ export class Bundle {
   /**
    * Decode greedily: token ids as they come.
    *
-   * A program that cares for speed would bind past and present to the same buffers, as README says; here each step's
-   * present is the next one's past, which the graph takes as well.
+   * A program that cares for speed would bind past and present to the same buffers, as docs/bundle.md says; here each
+   * step's present is the next one's past, which the graph takes as well.
    */
   async *generate(before, imageEmbeds, after, maxNewTokens) {
-    const { language } = this.manifest.architecture;
-    const hidden = language.hidden_size;
-    const headDim = hidden / language.num_attention_heads;
-    const past = this.manifest.graphs.decoder.inputs.find((input) => input.name === "past_key_values.{i}.key");
+    const input = (name) => this.manifest.graphs.decoder.inputs.find((spec) => spec.name === name);
+    const hidden = input("inputs_embeds").axes[2].size;
+    const past = input("past_key_values.{i}.key"); // batch, heads, past_length, head_dim
+    const shape = [1, past.axes[1].size, 0, past.axes[3].size];
     const empty = past.dtype === "float16" ? new Uint16Array(0) : new Float32Array(0);
     let cache = {};
-    for (let i = 0; i < language.num_hidden_layers; i++) {
-      for (const part of ["key", "value"]) {
-        const shape = [1, language.num_attention_heads, 0, headDim];
-        cache[`past_key_values.${i}.${part}`] = new ort.Tensor(past.dtype, empty, shape);
-      }
+    for (const name of this.decoder.inputNames) {
+      if (name.startsWith("past_key_values.")) cache[name] = new ort.Tensor(past.dtype, empty, shape);
     }
     let embeds = Float32Array.from([...this.embeddings.rows(before), ...imageEmbeds, ...this.embeddings.rows(after)]);
     let length = 0;

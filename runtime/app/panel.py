@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QKeySequence
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
@@ -12,15 +14,14 @@ from .question import QuestionField
 
 _ERROR_LINES = 8
 TASKS = {
-    "Ask freely": "",
-    "Short answer": "[vqa]",
-    "Caption": "[caption]",
-    "Describe, with boxes": "[grounding]",
-    "Find all …": "[detection]",
-    "Where is …": "[refer]",
-    "What is in the box": "[identify]",
+    "[vqa]": "Short answer",
+    "[caption]": "Caption",
+    "[grounding]": "Describe, with boxes",
+    "[detection]": "Find all …",
+    "[refer]": "Where is …",
+    "[identify]": "What is in the box",
 }
-"""What the model was trained to do, and the tag that a question begins with for it."""
+"""What the tags mean that a question may begin with."""
 
 
 class Panel(QWidget):
@@ -44,8 +45,6 @@ class Panel(QWidget):
         self.task = QComboBox()
         self.task.setAccessibleName("Kind of question")
         self.task.setToolTip("What the model was trained to do; puts a tag before the question")
-        for name, tag in TASKS.items():
-            self.task.addItem(name, tag)
         self.question = QuestionField()
         self.ask_button = QPushButton("&Ask")
         self.ask_button.setToolTip("Enter")
@@ -67,6 +66,15 @@ class Panel(QWidget):
         column.addWidget(self.question)
         column.addLayout(row)
         self._busy = True
+        self.offer(())
+
+    def offer(self, tags: Sequence[str]) -> None:
+        """Let people choose among a model's tasks; where it has none, there is nothing to choose."""
+        self.task.clear()
+        self.task.addItem("Ask freely", "")
+        for tag in tags:
+            self.task.addItem(TASKS.get(tag, tag), tag)
+        self.task.setEnabled(bool(tags))
         self._update()
 
     def show_busy(self, busy: bool) -> None:
@@ -91,7 +99,7 @@ class Panel(QWidget):
         self.question.put(question)
 
     def _question(self) -> str:
-        return f"{self.task.currentData()} {self.question.toPlainText().strip()}".strip()
+        return f"{self.task.currentData() or ''} {self.question.toPlainText().strip()}".strip()
 
     def _ask(self) -> None:
         question = self._question()

@@ -7,6 +7,7 @@ from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPai
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
 _MARGIN = 10
+_BOX_HINT = "A box that you draw on it becomes a question about what is in it"
 _LEAST_DRAG = 6
 """Pixels on the screen; less is a click with an unsteady hand."""
 
@@ -22,6 +23,7 @@ class PictureView(QWidget):
     def __init__(self, hint: str) -> None:
         super().__init__()
         self._hint = hint
+        self._takes_boxes = False
         self._image = QImage()
         self._scaled = QImage()
         self._drag: QRect | None = None
@@ -30,17 +32,24 @@ class PictureView(QWidget):
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAccessibleName("Picture")
         self.setAccessibleDescription(hint)
-        self.setCursor(Qt.CursorShape.PointingHandCursor)
+        self._show_cursor()
 
     @property
     def image(self) -> QImage:
         """What is shown; null before the first picture."""
         return self._image
 
+    def take_boxes(self, wanted: bool) -> None:
+        """Whether boxes can be drawn: only some models can be asked about them."""
+        self._takes_boxes = wanted
+        self._drag = None
+        self._show_cursor()
+        self.update()
+
     def show_image(self, image: QImage) -> None:
         """Show a picture in the place of the one before."""
         self._image, self._scaled = image, QImage()
-        self.setCursor(Qt.CursorShape.CrossCursor)
+        self._show_cursor()
         self.setAccessibleDescription(f"{image.width()} by {image.height()} pixels")
         self.update()
 
@@ -53,10 +62,11 @@ class PictureView(QWidget):
         if self._image.isNull():
             painter.setPen(palette.color(QPalette.ColorRole.PlaceholderText))
             flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
-            painter.drawText(self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN), flags, self._hint)
+            hint = f"{self._hint}\n\n{_BOX_HINT}" if self._takes_boxes else self._hint
+            painter.drawText(self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN), flags, hint)
         else:
             painter.drawImage(self._place(), self._fitted())
-        if self._drag is not None and not self._image.isNull():
+        if self._drag is not None and self._takes_boxes and not self._image.isNull():
             for style, colour in ((Qt.PenStyle.SolidLine, "white"), (Qt.PenStyle.DashLine, "black")):
                 painter.setPen(QPen(QColor(colour), 1, style))
                 painter.drawRect(self._drag.normalized())
@@ -83,7 +93,7 @@ class PictureView(QWidget):
         if self._image.isNull():
             if self.rect().contains(event.position().toPoint()):
                 self.wanted.emit()
-        elif min(box.width(), box.height()) >= _LEAST_DRAG:
+        elif self._takes_boxes and min(box.width(), box.height()) >= _LEAST_DRAG:
             self.boxed.emit(self._in_picture(box))
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
@@ -91,6 +101,12 @@ class PictureView(QWidget):
             self.wanted.emit()
         else:
             super().keyPressEvent(event)
+
+    def _show_cursor(self) -> None:
+        if self._image.isNull():
+            self.setCursor(Qt.CursorShape.PointingHandCursor)
+        else:
+            self.setCursor(Qt.CursorShape.CrossCursor if self._takes_boxes else Qt.CursorShape.ArrowCursor)
 
     def _place(self) -> QRect:
         """Where on the widget the picture is."""

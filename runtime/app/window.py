@@ -9,8 +9,9 @@ from PySide6.QtCore import QMimeData, QRectF, Qt
 from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QImage, QKeySequence, QShortcut
 from PySide6.QtWidgets import QFileDialog, QMainWindow, QSplitter
 
-from .. import Answer, TinyGPTV
-from ..boxes import identify_question, plain_text
+from .. import Answer, ArgumentError, TinyGPTV
+from ..bundle.manifest import Manifest
+from ..pointing import question_about, words_of
 from .menus import Entry, add_menu, add_view_menu
 from .model_thread import ModelThread
 from .panel import Panel
@@ -37,13 +38,13 @@ class Window(QMainWindow):
         """
         super().__init__()
         self.picture = PictureView(
-            f"Drop a picture here, click to open one ({_keys(Key.Open)}), or paste one ({_keys(Key.Paste)})\n\n"
-            "A box that you draw on it becomes a question about what is in it"
+            f"Drop a picture here, click to open one ({_keys(Key.Open)}), or paste one ({_keys(Key.Paste)})"
         )
         self.panel = Panel()
         self.status = Status()
         self.model = ModelThread(load)
         self._bundle = self._picture = self._copied = ""
+        self._manifest: Manifest | None = None
         self._arrange()
         self._connect()
         self.model.start()
@@ -126,8 +127,10 @@ class Window(QMainWindow):
         self._bundle = ""
         self._show_title()
 
-    def _loaded(self, bundle: Path | None) -> None:
-        self._bundle = _bundle_name(bundle)
+    def _loaded(self, bundle: Path | None, manifest: Manifest) -> None:
+        self._bundle, self._manifest = _bundle_name(bundle), manifest
+        self.panel.offer(manifest.tasks)
+        self.picture.take_boxes(manifest.boxes)
         self.panel.conversation.setPlaceholderText("" if bundle else DEMO_HINT)
         self._show_new()
 
@@ -138,7 +141,8 @@ class Window(QMainWindow):
         self._show_new()
 
     def _answered(self, answer: Answer, boxes: int) -> None:
-        text = plain_text(answer.text)
+        assert self._manifest is not None
+        text = words_of(self._manifest, answer.text)
         self._copied = text or answer.text
         self.panel.conversation.answer(text, _note(answer, boxes))
         self.status.tell_speed(answer)
@@ -168,9 +172,13 @@ class Window(QMainWindow):
 
     def _ask_about(self, box: QRectF) -> None:
         """Fill in a question about a box that was drawn."""
+        assert self._manifest is not None
         width, height = self.picture.image.size().toTuple()
         right, bottom = min(box.right(), width), min(box.bottom(), height)  # floats may be a little more
-        self.panel.put(identify_question(box.left(), box.top(), right, bottom, width, height))
+        try:
+            self.panel.put(question_about(self._manifest, (box.left(), box.top(), right, bottom), width, height))
+        except ArgumentError as error:  # where the model sees nothing of the picture
+            self.panel.complain(str(error))
 
     # Putting together
 

@@ -18,8 +18,9 @@ from PySide6.QtCore import QObject, QThread, Signal, Slot
 from PySide6.QtGui import QImage
 
 from .. import Cancellation, CancellationError, Chat, TinyGPTV, TinyGPTVError
-from ..boxes import Region, parse_boxes, plain_text
+from ..boxes import Region
 from ..drawing import draw_regions
+from ..pointing import regions_of, words_of
 
 _LONGEST_SHOWN = 2048
 """Pixels of a picture's longer side on the screen; the model is shown the picture itself."""
@@ -30,8 +31,9 @@ class Worker(QObject):
 
     unloaded = Signal()
     """The bundle that was there makes room for the next."""
-    loaded = Signal(object)
-    """This bundle is there, the demo if None, and nothing said yet."""
+    loaded = Signal(object, object)
+    """This bundle is there, the demo if None, with its :class:`~tinygptv.runtime.bundle.manifest.Manifest`, and nothing
+    said yet."""
     opened = Signal(QImage, str)
     """A picture of this name is there, and nothing said yet."""
     over = Signal()
@@ -41,7 +43,7 @@ class Worker(QObject):
     wrote = Signal(str)
     """The answer so far, without boxes."""
     answered = Signal(object, int)
-    """The whole :class:`~tinygptv.runtime.Answer`, and how many boxes it has."""
+    """The complete :class:`~tinygptv.runtime.Answer`, and how many boxes it has."""
     drawn = Signal(QImage)
     """The picture with the answer's boxes, or without any."""
     failed = Signal(str)
@@ -74,7 +76,7 @@ class Worker(QObject):
             self.unloaded.emit()
             gc.collect()  # an answer that failed halfway refers to itself
             self._model = self._load(bundle)
-            self.loaded.emit(bundle)
+            self.loaded.emit(bundle, self._model.manifest)
             self._draw(())
             self._begin(cancellation)
 
@@ -88,7 +90,7 @@ class Worker(QObject):
             self._plain = _as_qt(self._shown)
             self._chat = None
             self.opened.emit(self._plain, name_of(source))
-            if self._model:  # otherwise the window was told already
+            if self._model:  # otherwise the window shows why already
                 self._begin(cancellation)
 
     @Slot(str, object)
@@ -96,14 +98,16 @@ class Worker(QObject):
         """Ask about the picture, or without one."""
         with self._job():
             chat = self._begin(cancellation)
+            assert self._model is not None
+            manifest = self._model.manifest
             self._draw(())
             text = ""
-            stream = chat.stream(question, cancellation=cancellation)
-            for piece in stream:
-                text += piece
-                self.wrote.emit(plain_text(text))
-            answer = stream.answer
-            regions = parse_boxes(answer.text, *self._shown.size) if self._shown else ()
+            with chat.stream(question, cancellation=cancellation) as stream:
+                for piece in stream:
+                    text += piece
+                    self.wrote.emit(words_of(manifest, text))
+                answer = stream.answer
+            regions = regions_of(manifest, answer.text, *self._shown.size) if self._shown else ()
             self._draw(regions)
             self.answered.emit(answer, sum(len(region.boxes) for region in regions))
 
@@ -132,7 +136,7 @@ class Worker(QObject):
 
     @contextmanager
     def _job(self) -> Iterator[None]:
-        """Whatever happens, the window is told how it ended."""
+        """Whatever happens, the window gets a signal when it ended."""
         try:
             yield
         except CancellationError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError
+from ..system.files import sha256_of
 from .manifest import FileRecord
 
 CHUNK_BYTES = 4 << 20
@@ -79,12 +79,7 @@ def is_whole(path: Path, record: FileRecord) -> bool:
     Raises:
         OSError: The file cannot be read.
     """
-    digest, left = hashlib.sha256(), record.size
-    with path.open("rb") as file:
-        while left and (block := file.read(min(left, CHUNK_BYTES))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest() == record.sha256
+    return sha256_of(path, record.size) == record.sha256
 
 
 def damaged_files(folder: Path, files: Sequence[FileRecord]) -> list[str]:

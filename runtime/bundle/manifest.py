@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import types
-import typing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..architecture import Architecture
 from ..errors import ArgumentError, BundleError
+from ..system.files import sha256_of
+from .contract import DECODER as DECODER  # graphs are part of a manifest, and imported from here
+from .contract import GRAPHS as GRAPHS
+from .contract import PROJECTOR as PROJECTOR
+from .contract import VISION_ENCODER as VISION_ENCODER
+from .contract import Axis as Axis
+from .contract import Contract as Contract
+from .contract import Graph as Graph
+from .contract import Quantization as Quantization
+from .contract import TensorSpec as TensorSpec
+from .contract import read_contract
+from .typed_json import from_json
+from .version1 import upgraded
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, FORMAT_MINOR = 2, 0
+"""Major and minor. A reader ignores fields that it does not know, and takes the defaults of those that later minor
+versions added; it refuses a newer major version. So what changes the numbers that must be computed needs a value that
+older readers refuse (such as a new word for ``fit``, or a new input of a graph), or else a new major version."""
 FILE_NAME = "manifest.json"
-VISION_ENCODER, PROJECTOR, DECODER = "vision_encoder", "projector", "decoder"
-GRAPHS = (VISION_ENCODER, PROJECTOR, DECODER)
 EMBEDDINGS = "embed_tokens.npy"
 TOKENIZER = "tokenizer.json"
 HASHED_BYTES = 16 << 20
 """Files up to this size are hashed whenever a bundle is loaded: the graphs, the tokenizer, all of the demo model."""
+FITS, RESAMPLES = ("squash", "pad", "crop"), ("bicubic",)
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """How an RGB picture becomes pixel_values: resized straight to a square, divided by 255, normalised."""
+    """How an RGB picture becomes pixel_values: brought to a square, divided by 255, normalised."""
 
     image_size: int
+    """Side of the square, in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resample: str = "bicubic"
-    """Pillow's bicubic filter (with antialiasing); other resizers give other numbers."""
+    resample: str
+    """``bicubic``: Pillow's filter (with antialiasing), on uint8; other resizers give other numbers."""
+    fit: str
+    """``squash``: resized straight to the square. ``pad``: pasted onto a square of the longer side, at offset
+    floor((side - length) / 2), then resized. ``crop``: the shorter side resized to the square's (the longer one to
+    int(image_size * longer / shorter)), then the middle cut out, at offset floor((length - image_size) / 2)."""
+    pad_color: tuple[int, int, int] | None = None
+    """RGB of what ``pad`` adds."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """One published conversation format: system, then for each turn user + question + assistant + answer."""
+    """One published conversation format.
+
+    A prompt is ``system``, then for each turn ``user``, the question, ``assistant``, and where the answer is known
+    ``before_answer``, the answer, ``after_answer``.
+    """
 
     name: str
     system: str
@@ -45,50 +68,11 @@ class PromptTemplate:
     assistant: str
     image: str
     """What stands before the first question's text for each picture; image tokens go where ``<ImageHere>`` is."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One dimension of a tensor: a fixed size, or the name of one that varies."""
-
-    name: str
-    size: int | None
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph. A name with ``{i}`` stands once for every layer."""
-
-    name: str
-    dtype: str
-    axes: tuple[Axis, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How some of a graph's weight matrices are stored."""
-
-    bits: int
-    block_size: int | None
-    """Weights of one output that share a scale; None: all of them."""
-    symmetric: bool
-    operator: str
-    layers: int
-    """How many matrices are stored so; q, k and v are three."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One ONNX graph: its file, its weights' file, its precision and its contract."""
-
-    file: str
-    data: str
-    precision: str
-    quantization: tuple[Quantization, ...]
-    """Empty in a float32 graph."""
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    before_answer: str = ""
+    """What the model itself writes at an answer's beginning, and what is not part of the answer's text."""
+    after_answer: str = ""
+    strip_question: bool = False
+    """Whether white space at both ends of a question with a picture is taken off."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +99,39 @@ class Manifest:
     """Everything the runtime must know about a bundle before it opens any other file of it."""
 
     format_version: int
+    """Of the file that was read: 1 where the rest was brought to the present version."""
+    format_minor: int
     name: str
     exporter: str
-    stage: int
-    architecture: Architecture
+    family: str
+    """Which published models it is one of: ``tinygpt-v``, ``llava-phi``, ``mipha``, ``tinyllava``, ``bunny``."""
+    parts: dict[str, dict[str, Any]]
+    """Sizes of each network, for people and for ``tinygptv-export verify``; no other program needs them."""
     image: ImagePreprocessing
     templates: tuple[PromptTemplate, ...]
     default_template: str
     stop_strings: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
+    caption_question: str
+    """What asks for a caption."""
+    tasks: tuple[str, ...]
+    """Tags such as ``[vqa]`` that a question may begin with; empty where the model was trained without."""
+    boxes: bool
+    """Whether answers may hold boxes, ``{<x1><y1><x2><y2>}`` in hundredths of the picture's width and height."""
     graphs: dict[str, Graph]
     sources: tuple[Source, ...]
     files: tuple[FileRecord, ...]
+    stage: int | None = None
+    """Of TinyGPT-V's training; None for the other families."""
+
+    @cached_property
+    def contract(self) -> Contract:
+        """The sizes that the graphs agree on.
+
+        Raises:
+            BundleError: They do not; a manifest that was read has been checked for that.
+        """
+        return read_contract(self.graphs, self.name)
 
     def template(self, name: str | None = None) -> PromptTemplate:
         """The template called ``name``, or the default one.
@@ -144,13 +149,14 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write ``manifest.json`` into ``folder``."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    """Write ``manifest.json`` into ``folder``, in the present version."""
+    document = dataclasses.asdict(manifest) | {"format_version": FORMAT_VERSION, "format_minor": FORMAT_MINOR}
+    text = json.dumps(document, indent=1, ensure_ascii=False)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json`` of a bundle, and that its files are there and whole.
+    """Read and check ``manifest.json`` of a bundle, and that its files are there, with the sizes that it says.
 
     Sizes are checked of all files, contents of those up to :data:`HASHED_BYTES`: hashing the weights of a full-size
     model would read gigabytes at each start. Packed weights may follow the weights (:func:`tuning_mark`); they are
@@ -163,7 +169,7 @@ def read_manifest(folder: Path) -> Manifest:
     for record in manifest.files:
         check_size(folder, manifest, record)
         path = folder / record.name
-        if record.size <= HASHED_BYTES and _sha256(path, record.size) != record.sha256:
+        if record.size <= HASHED_BYTES and sha256_of(path, record.size) != record.sha256:
             raise BundleError(f"{path} is damaged (its SHA-256 is not the manifest's); copy the bundle again")
     return manifest
 
@@ -172,8 +178,8 @@ def parse_manifest(folder: Path) -> Manifest:
     """Read and check ``manifest.json`` itself; of the other files, only that it lists those that are needed.
 
     Raises:
-        BundleError: The folder is no bundle, or its manifest is unreadable, of another format version, has missing or
-            unknown fields, or does not list a file.
+        BundleError: The folder is no bundle, or its manifest is unreadable, of a newer format version, lacks a field,
+            asks for something that this version cannot do, or does not list a file.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():
@@ -182,25 +188,52 @@ def parse_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} has no {FILE_NAME}; expected a bundle that tinygptv-export wrote")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read as JSON ({error}); copy the bundle again") from error
     version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format_version {version!r}; this tinygptv reads {FORMAT_VERSION}: export the model again"
-        )
-    manifest = _from_json(Manifest, document, str(path))
-    assert isinstance(manifest, Manifest)
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        newer = type(version) is int and version > FORMAT_VERSION
+        remedy = "update tinygptv" if newer else "copy the bundle again, or export the model again"
+        raise BundleError(f"{path} has format_version {version!r}; this tinygptv reads 1 to {FORMAT_VERSION}: {remedy}")
+    if version == 1:
+        document = upgraded(document, str(path))
+    manifest: Manifest = from_json(Manifest, document, str(path))
+    _check(manifest, str(path))
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """See that what a manifest says of the bundle is all there, and something that this version can do."""
     if set(manifest.graphs) != set(GRAPHS):
-        raise BundleError(f"{path}: graphs are {sorted(manifest.graphs)}; expected {sorted(GRAPHS)}")
+        raise BundleError(f"{where}: graphs are {sorted(manifest.graphs)}; expected {sorted(GRAPHS)}")
     listed = {record.name for record in manifest.files}
     needed = {EMBEDDINGS, TOKENIZER, *(name for g in manifest.graphs.values() for name in (g.file, g.data))}
     if needed - listed:
-        raise BundleError(f"{path} does not list {', '.join(sorted(needed - listed))}")
+        raise BundleError(f"{where} does not list {', '.join(sorted(needed - listed))}; copy the bundle again")
     for name in listed:
         if Path(name).name != name:
-            raise BundleError(f"{path} lists {name!r}; expected plain file names")
-    return manifest
+            raise BundleError(f"{where} lists {name!r}; expected plain file names")
+    if manifest.default_template not in {template.name for template in manifest.templates}:
+        raise BundleError(f"{where}: there is no template {manifest.default_template!r}, the default one")
+    image = manifest.image
+    if image.fit not in FITS or image.resample not in RESAMPLES:
+        raise BundleError(
+            f"{where}: images are prepared by fit {image.fit!r} and resample {image.resample!r}; this tinygptv knows "
+            f"{', '.join(FITS)} and {', '.join(RESAMPLES)}: update it"
+        )
+    if (image.fit == "pad") != (image.pad_color is not None) or not all(0 <= n <= 255 for n in image.pad_color or ()):
+        raise BundleError(
+            f"{where}: pad_color is {image.pad_color} with fit {image.fit!r}; expected three levels from 0 to 255 for "
+            "pad, and null for the others: export the model again"
+        )
+    if not all(deviation > 0 for deviation in image.std):
+        raise BundleError(f"{where}: std is {image.std}; expected numbers above 0: export the model again")
+    contract = read_contract(manifest.graphs, where)
+    if contract.image_size != image.image_size:
+        raise BundleError(
+            f"{where}: image_size is {image.image_size}, and pixel_values are {contract.image_size} a side; "
+            "export the model again"
+        )
 
 
 def check_size(folder: Path, manifest: Manifest, record: FileRecord) -> None:
@@ -229,37 +262,3 @@ def _has_mark(path: Path, record: FileRecord) -> bool:
     with path.open("rb") as file:
         file.seek(record.size)
         return file.read(len(mark)) == mark
-
-
-def _sha256(path: Path, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(size)).hexdigest()
-
-
-def _from_json(kind: Any, value: Any, where: str) -> Any:
-    """Build ``kind`` (dataclasses, tuples, dicts, unions, scalars) from JSON, rejecting what does not fit."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: found {type(value).__name__}; expected an object")
-        hints = typing.get_type_hints(kind)
-        unknown, missing = set(value) - set(hints), set(hints) - set(value)
-        if unknown or missing:
-            problems = [*(f"unknown field {n}" for n in sorted(unknown)), *(f"no field {n}" for n in sorted(missing))]
-            raise BundleError(f"{where}: {', '.join(problems)}")
-        fields = {name: _from_json(hint, value[name], f"{where}: {name}") for name, hint in hints.items()}
-        return typing.cast(Any, kind)(**fields)
-    if origin is types.UnionType:
-        return None if value is None else _from_json(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is dict and isinstance(value, dict):
-        return {key: _from_json(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        if arguments[-1] is Ellipsis:
-            return tuple(_from_json(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        if len(value) == len(arguments):
-            return tuple(_from_json(a, item, where) for a, item in zip(arguments, value, strict=True))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise BundleError(f"{where}: found {value!r:.80}; expected {getattr(kind, '__name__', kind)}")

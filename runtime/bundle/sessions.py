@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import BundleError, TinyGPTVError
-from .manifest import Graph
+from .contract import Graph, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,6 +27,13 @@ LARGE_PRODUCTS = bytes.fromhex(
     "0162120e0a0c080312080a0208400a02082062130a0179120e0a0c080612080a0208020a02082042040a00100d"
 )
 """An ONNX file of one node: y = MatMulInteger(a: uint8 [2, 64], b: int8 [64, 32])."""
+TYPES = {
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+}
+"""A manifest's dtypes in onnxruntime's words."""
 ERRORS_ONLY = 3
 """onnxruntime's log level; its warnings speak to the writers of graphs, not to users."""
 FATAL_ONLY = 4
@@ -58,19 +67,20 @@ def telemetry_is_off() -> bool:
 
 
 def open_session(
-    folder: Path, graph: Graph, layers: int, threads: int | None, model: bytes | None = None
+    folder: Path, graph: Graph, threads: int | None, model: bytes | None = None
 ) -> onnxruntime.InferenceSession:
     """Load one graph of a bundle on the CPU.
 
     Args:
         folder: Where the graph's data is: the bundle.
         graph: Which graph, with the contract it must keep.
-        layers: How many tensors a name with ``{i}`` stands for.
         threads: Threads inside an operator; onnxruntime's own choice (one a physical core) if None.
-        model: The graph itself, where it is another one than the bundle's file: one that knows of packed weights.
+        model: The graph itself, where it is another one than the bundle's file: one that knows of packed weights. It
+            may have further outputs.
 
     Raises:
-        BundleError: onnxruntime cannot load the file, or its inputs and outputs are not the manifest's.
+        BundleError: onnxruntime cannot load the file, or its inputs and outputs are not the manifest's: their names,
+            dtypes, numbers of axes and fixed sizes.
     """
     import_onnxruntime()
     options = _options(threads)
@@ -78,18 +88,39 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     path = folder / graph.file
     session = _create(path, model, options)
-    for kind, specs, found in (
-        ("inputs", graph.inputs, session.get_inputs()),
-        ("outputs", graph.outputs, session.get_outputs()),
-    ):
-        promised = {
-            spec.name.replace("{i}", str(i)) for spec in specs for i in range(layers if "{i}" in spec.name else 1)
-        }
-        names = {tensor.name for tensor in found}
-        if names != promised:
-            odd = ", ".join(sorted(names ^ promised)[:3])
-            raise BundleError(f"{path}: its {kind} are not those of the manifest ({odd}); export the model again")
+    _check_contract(path, "inputs", graph.inputs, session.get_inputs())
+    _check_contract(path, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+def _check_contract(
+    path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]
+) -> None:
+    """Compare what a graph has with what the manifest says; outputs that it does not speak of hurt nobody.
+
+    Raises:
+        BundleError: They differ; names one of the differences.
+    """
+    tensors = {tensor.name: tensor for tensor in found}
+    promises = {name: spec for spec in promised for name in itertools.islice(spec.names(), len(tensors) + 1)}
+    surplus = tensors.keys() - promises.keys() if kind == "inputs" else ()
+    if odd := sorted({*surplus, *(promises.keys() - tensors.keys())}):
+        raise BundleError(
+            f"{path}: its {kind} are not those of the manifest ({', '.join(odd[:3])}); export the model again"
+        )
+    for name, spec in promises.items():
+        tensor = tensors[name]
+        axes = [size if isinstance(size, int) else None for size in tensor.shape]
+        expected = [axis.size for axis in spec.axes]
+        if (tensor.type, axes) != (TYPES.get(spec.dtype), expected):
+            raise BundleError(
+                f"{path}: {name} is {tensor.type}{_shown(axes)}; the manifest says {spec.dtype}{_shown(expected)}: "
+                "export the model again"
+            )
+
+
+def _shown(axes: Sequence[int | None]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in axes)}]"
 
 
 def run_options(returning_memory: bool = False) -> onnxruntime.RunOptions:

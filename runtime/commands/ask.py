@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..answer import AnswerStream
-from ..boxes import Region, identify_question
+from ..boxes import Region
+from ..bundle.manifest import parse_manifest
 from ..cancel import Cancellation
 from ..drawing import draw_regions
 from ..errors import ArgumentError
+from ..pointing import check_boxes, question_about
+from ..system.files import write_atomically
 from ..vision.image import ImageSource, open_image
-from .files import write_whole
 from .options import (
     EXIT_ERROR,
     add_answer_options,
     add_model_options,
     add_sampling_options,
+    answer_options,
+    bundle_of,
     examples,
     load,
-    sampling_of,
 )
 from .pictures import add_clipboard, read_sources
-from .report import document, regions_of, statistics
+from .report import document, regions_in, statistics
 from .terminal import complain, interruptible, status
 
 if TYPE_CHECKING:
@@ -63,17 +66,21 @@ def add(commands: Commands) -> None:
         nargs="*",
         metavar="IMAGE ... QUESTION",
         help="pictures to look at (PNG, JPEG, WebP, GIF ...; - is stdin), then what to ask; "
-        "may begin with a task tag: [vqa] [caption] [refer] [detection]",
+        "may begin with a task tag that the model knows (tinygptv bundle info shows them)",
     )
     add_clipboard(parser)
     parser.add_argument(
-        "--box", type=_box, metavar="X1,Y1,X2,Y2", help="ask what is in this box, in pixels, instead of a QUESTION"
+        "--box",
+        type=_box,
+        metavar="X1,Y1,X2,Y2",
+        help="ask what is in this box, in pixels, instead of a QUESTION, if the model knows boxes",
     )
     parser.add_argument(
         "--draw",
         type=_picture_file,
         metavar="FILE",
-        help="draw the boxes of the answer on the picture; if there are none, nothing is written (exit status 1)",
+        help="draw the answer's boxes on the picture, if the model knows boxes; if the answer has none, nothing is "
+        "written (exit status 1)",
     )
     add_answer_options(parser)
     add_sampling_options(parser)
@@ -94,41 +101,38 @@ def run(options: argparse.Namespace) -> int:
     if options.box or options.draw:
         picture = open_image(sources[0])
         sources = [picture]
+    bundle = bundle_of(options.bundle)
+    if options.box or options.draw:
+        manifest = parse_manifest(bundle)
+        check_boxes(manifest)
         if options.box:
-            left, top, right, bottom = options.box
-            question = identify_question(left, top, right, bottom, *picture.size)
+            question = question_about(manifest, options.box, *picture.size)
     started = time.perf_counter()
-    model = load(options)
+    model = load(options, bundle)
     load_seconds = time.perf_counter() - started
     cancellation = Cancellation()
 
     def begin() -> tuple[AnswerStream, str]:
-        stream = model.stream(
-            sources,
-            question,
-            max_new_tokens=options.max_new_tokens,
-            template=options.template,
-            sampling=sampling_of(options),
-            stop=options.stop,
-            cancellation=cancellation,
-        )
+        stream = model.stream(sources, question, options=answer_options(options), cancellation=cancellation)
         return stream, next(stream, "")
 
     with model:
         with status("looking at the image ..."):
             stream, first = interruptible(begin, cancellation.cancel)
-        if not options.json:
-            for piece in chain([first], stream):
-                print(piece, end="", flush=True)
-            print()
-        answer = stream.answer
-    regions = regions_of(answer.text, sources[0]) if len(sources) == 1 else ()
-    if options.json:
-        found = document(answer, regions)
-        found["timings"] = {**dataclasses.asdict(answer.timings), "load": load_seconds}
-        print(json.dumps(found), flush=True)  # ASCII: whole in any encoding
-    if options.stats:
-        print(statistics(answer, load_seconds), file=sys.stderr)
+        with stream:
+            if not options.json:
+                for piece in chain([first], stream):
+                    print(piece, end="", flush=True)
+                print()
+            answer = stream.answer
+        # Before the model is closed: its memory is what the figures are about.
+        regions = regions_in(model.manifest, answer.text, sources[0]) if len(sources) == 1 else ()
+        if options.json:
+            found = document(answer, regions)
+            found["timings"] = {**dataclasses.asdict(answer.timings), "load": load_seconds}
+            print(json.dumps(found), flush=True)  # ASCII: whole in any encoding
+        if options.stats:
+            print(statistics(answer, load_seconds), file=sys.stderr)
     if options.draw:
         if not regions:
             complain(f"the answer has no boxes; {options.draw} was not written")
@@ -143,7 +147,7 @@ def _words(options: argparse.Namespace) -> tuple[list[str], str]:
     if options.box:
         if len(words) + options.clipboard != 1:
             options.parser.error("--box asks by itself: expected one IMAGE and no QUESTION")
-        return words, ""  # which is known once the picture's size is
+        return words, ""  # made from the box, once the picture's size is there
     if len(words) + options.clipboard < 2:
         options.parser.error(f"expected an IMAGE and a QUESTION; found {' '.join(words) or 'neither'}")
     if os.path.isfile(words[-1]):
@@ -187,4 +191,4 @@ def _check_place(path: Path, names: Sequence[str]) -> None:
 
 def _draw(path: Path, source: ImageSource, regions: Sequence[Region]) -> None:
     drawn = draw_regions(source, regions)
-    write_whole(path, lambda file: drawn.save(file, _format_of(path)))
+    write_atomically(path, lambda file: drawn.save(file, _format_of(path)))

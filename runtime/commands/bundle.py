@@ -1,4 +1,4 @@
-"""``tinygptv bundle``: whether a bundle is whole, and what is in it."""
+"""``tinygptv bundle``: whether a bundle is complete and undamaged, and what is in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING
 from ..bundle.checksums import is_whole
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
 from ..errors import BundleError
-from ..tuning.find import Tuned, cache_home, is_intact, key_of, read_index
+from ..tuning.find import Tuned, homes_of, is_intact, read_index
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
-from .terminal import GREEN, RED, Line, paint, status
+from .terminal import GREEN, RED, paint, progress_bar, status
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -58,14 +59,11 @@ def verify(options: argparse.Namespace) -> int:
     manifest = parse_manifest(folder)
     total = sum(record.size for record in manifest.files)
     found: list[_Found] = []
-    line, read = Line(), 0
-    with ThreadPoolExecutor() as pool:
+    with progress_bar("reading", total, "B", unit_scale=True) as bar, ThreadPoolExecutor() as pool:
         checked = pool.map(lambda record: _check(folder, manifest, record), manifest.files)
         for record in manifest.files:
-            line.show(f"read {read / 1e9:.2f} of {total / 1e9:.2f} GB ...")
             found.append(next(checked))
-            read += record.size
-    line.clear()
+            bar.update(record.size)
     with status("reading what tuning has saved ..."):
         for home, tuned in _tuned_places(folder, manifest):
             if isinstance(tuned, Tuned):
@@ -116,33 +114,38 @@ def _check(folder: Path, manifest: Manifest, record: FileRecord) -> _Found:
 
 def _tuned_places(folder: Path, manifest: Manifest) -> list[tuple[Path, Tuned | str]]:
     """Where a copy that was tuned may be, and that copy or why there is none that fits."""
-    key = key_of(folder)
-    return [(home, read_index(home, manifest, key)) for home in (folder, cache_home(key))]
+    return [(home, read_index(home, folder, manifest)) for home in homes_of(folder)]
 
 
 def _rows(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     sizes = {record.name: record.size for record in manifest.files}
-    parts = manifest.architecture
-    vision, qformer, language = parts.vision, parts.qformer, parts.language
+    contract, image = manifest.contract, manifest.image
     names = (t.name + (" (default)" if t.name == manifest.default_template else "") for t in manifest.templates)
+    stage = "" if manifest.stage is None else f", stage {manifest.stage}"
+    pad_color = "" if image.pad_color is None else f" with RGB {image.pad_color}"
     rows = [
-        ("bundle", f"{folder} ({manifest.name}, stage {manifest.stage}, {sum(sizes.values()) / 1e6:,.1f} MB)"),
-        ("made by", f"{manifest.exporter}, format {manifest.format_version}"),
+        ("bundle", f"{folder} ({manifest.name}, {sum(sizes.values()) / 1e6:,.1f} MB)"),
+        ("family", f"{manifest.family}{stage}"),
+        ("made by", f"{manifest.exporter}, format {manifest.format_version}.{manifest.format_minor}"),
+        *((name, _sizes(part)) for name, part in manifest.parts.items()),
         (
-            "vision",
-            f"{vision.image_size} px in patches of {vision.patch_size}, {vision.num_hidden_layers} layers of "
-            f"{vision.hidden_size}, {vision.num_attention_heads} heads",
+            "images",
+            f"{image.fit}{pad_color} to {image.image_size} px, {image.resample}, mean {_numbers(image.mean)}, "
+            f"std {_numbers(image.std)}: {contract.image_tokens} tokens each",
         ),
         (
-            "projector",
-            f"{qformer.num_query_tokens} queries an image, {qformer.num_hidden_layers} layers of {qformer.hidden_size}",
+            "context",
+            f"{contract.context:,} positions of {contract.hidden_size}, vocabulary of {contract.vocab_size:,}",
         ),
         (
-            "language",
-            f"{language.num_hidden_layers} layers of {language.hidden_size}, {language.num_attention_heads} heads, "
-            f"vocabulary of {language.vocab_size:,}, context of {language.max_position_embeddings:,}",
+            "KV cache",
+            f"{contract.layers} layers of {contract.heads} heads of {contract.head_dim} in {contract.cache_dtype}: "
+            f"{contract.cache_bytes_per_position / 1e6:.3g} MB a position",
         ),
         ("templates", ", ".join(names)),
+        ("tasks", " ".join(manifest.tasks) or "none"),
+        ("boxes", "in answers and questions" if manifest.boxes else "none"),
+        ("caption", manifest.caption_question),
         ("stop strings", " ".join(map(repr, manifest.stop_strings)) or "none"),
     ]
     graphs = {name: manifest.graphs[name] for name in GRAPHS}
@@ -152,6 +155,14 @@ def _rows(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         for source in manifest.sources
     ]
     return rows
+
+
+def _sizes(part: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in part.items())
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _precision(graph: Graph) -> str:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..answer import Answer, EncodedImage
+from ..answer import Answer
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import parse_manifest
 from ..cancel import Cancellation
 from ..errors import ArgumentError, ImageError
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
+from ..options import AnswerOptions
+from ..system.files import sha256_of, write_atomically
+from ..vision.encoded import EncodedImage
 from .captions import Caption, Captions, open_captions
-from .files import write_whole
 from .folder import Picture, Unreadable, pictures_in, sidecars
 from .options import (
     EXIT_ERROR,
@@ -30,12 +33,13 @@ from .options import (
     loader,
     positive,
 )
-from .terminal import Progress, complain, interruptible, pace, remark, status
+from .terminal import complain, interruptible, pace, progress_bar, remark, status
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from .options import Commands
 
-QUESTION = "[caption]"
 EXAMPLES = examples(
     "tinygptv caption ~/Pictures -o captions.jsonl --bundle ~/models/tinygptv",
     "tinygptv caption ~/Pictures -o captions.jsonl --sidecar",
@@ -60,10 +64,14 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, as they become whole: file, size, mtime, model, question, text, finish_reason; of two lines "
-        "on a file the last counts",
+        help="JSON Lines, as they become complete: file, size, mtime, model, question, text, finish_reason; of two "
+        "lines on a file the last counts",
     )
-    parser.add_argument("--question", default=QUESTION, metavar="TEXT", help=f"what to ask (default: {QUESTION})")
+    parser.add_argument(
+        "--question",
+        metavar="TEXT",
+        help="what to ask (default: what asks this model for a caption, as [caption] does)",
+    )
     parser.add_argument(
         "--sidecar",
         action="store_true",
@@ -115,6 +123,9 @@ def run(options: argparse.Namespace) -> int:
         found = _look(folder)
         done.pictures = len(found)
         bundle = bundle_of(options.bundle)
+        manifest = parse_manifest(bundle)
+        if options.question is None:
+            options.question = manifest.caption_question
         model = _identity(bundle)
         with open_captions(output) as captions:
             captioner = _Captioner(options, captions, model, found, done)
@@ -153,17 +164,17 @@ def _look(folder: Path) -> list[Picture | Unreadable]:
 
 
 def _identity(bundle: Path) -> str:
-    """What a model is known by in its captions: :attr:`.captions.Caption.model`.
+    """A model's identity in its captions: :attr:`.captions.Caption.model`.
 
     Raises:
         BundleError: The folder is no bundle.
     """
     parse_manifest(bundle)
-    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:12]
+    return sha256_of(bundle / MANIFEST)[:12]
 
 
 class _OutputError(Exception):
-    """A caption cannot be kept, and so neither could further ones; it has been told of."""
+    """A caption cannot be kept, and so neither could further ones; it has been reported."""
 
 
 class _Captioner:
@@ -180,8 +191,8 @@ class _Captioner:
         """
         Args:
             options: The command's.
-            captions: What is known so far.
-            model: What the model's captions are known by.
+            captions: Those so far.
+            model: The model's identity.
             found: The pictures.
             done: The account.
 
@@ -217,28 +228,26 @@ class _Captioner:
         return todo
 
     def caption(self, model: TinyGPTV, todo: Sequence[Picture]) -> None:
-        """Caption pictures, several in step; each caption is in the file as soon as it is whole.
+        """Caption pictures in batches; each caption is in the file as soon as it is complete.
 
         Raises:
             _OutputError: One of them cannot be.
         """
         seen: list[Picture] = []
-        progress = Progress("captioning", len(todo))
+        started = time.perf_counter()
         try:
-            progress.show()
-            for number, answer in model.ask_each(
-                self._look_at(model, todo, seen, progress),
-                max_new_tokens=self._options.max_new_tokens,
-                template=self._options.template,
-                batch_size=self._options.batch_size,
-            ):
-                self._keep(seen[number], answer, progress)
+            options = AnswerOptions(self._options.max_new_tokens, self._options.template)
+            with progress_bar("captioning", len(todo), "img") as bar:
+                asked = self._look_at(model, todo, seen, bar)
+                with closing(model.ask_each(asked, batch_size=self._options.batch_size, options=options)) as answers:
+                    for number, answer in answers:
+                        self._keep(seen[number], answer)
+                        bar.update()
         finally:
-            progress.clear()
-            self._done.seconds = progress.seconds
+            self._done.seconds = time.perf_counter() - started
 
     def _look_at(
-        self, model: TinyGPTV, todo: Sequence[Picture], seen: list[Picture], progress: Progress
+        self, model: TinyGPTV, todo: Sequence[Picture], seen: list[Picture], bar: tqdm
     ) -> Iterator[tuple[EncodedImage, str]]:
         """What to ask; ``seen`` are the pictures that could be read, in the same order."""
         for picture in todo:
@@ -247,14 +256,13 @@ class _Captioner:
             try:
                 image = interruptible(see, cancellation.cancel)
             except ImageError as error:  # one bad picture must not cost the others their answers
-                progress.clear()
                 self._fail(picture.file, str(error))
-                progress.advance()
+                bar.update()
             else:
                 seen.append(picture)
                 yield image, self._options.question
 
-    def _keep(self, picture: Picture, answer: Answer, progress: Progress) -> None:
+    def _keep(self, picture: Picture, answer: Answer) -> None:
         caption = Caption(
             picture.file,
             picture.size,
@@ -267,14 +275,11 @@ class _Captioner:
         try:
             self._captions.add(caption)
         except OSError as error:
-            progress.clear()
             self._fail(picture.file, f"{self._captions.path} cannot be written: {error.strerror}")
             raise _OutputError from error
         self._done.captioned += 1
-        progress.clear()
         if self._options.sidecar:
             self._write_sidecar(caption)
-        progress.advance()
 
     def _sidecar_of(self, file: str) -> Path:
         return self._folder / self._sidecars[file]
@@ -287,7 +292,7 @@ class _Captioner:
                 self._done.sidecars_kept += 1
                 complain(f"{path} is not this command's and was kept; --overwrite replaces it")
             elif there != caption.text:
-                write_whole(path, lambda file: file.write(text.encode()))
+                write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:
             self._fail(caption.file, f"{path} cannot be written: {error.strerror}")
 

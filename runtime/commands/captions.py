@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError
-from ..system.files import leads_to, lock
+from ..system.files import locked
 from .folder import Picture
 
 _BEGINNING = b'{"file": "'
@@ -84,7 +83,10 @@ class Captions:
 
     def is_at(self, path: Path) -> bool:
         """Whether a path leads to this very file."""
-        return leads_to(path, self._file)
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def add(self, caption: Caption) -> None:
         """Append a caption; once this returns, no kill of the process can lose it.
@@ -127,7 +129,7 @@ class Captions:
 
 @contextmanager
 def open_captions(path: Path) -> Iterator[Captions]:
-    """Open the file, and keep other runs out of it meanwhile; the system lets them in again if this one dies.
+    """Open the file, and keep other runs out of it meanwhile.
 
     Args:
         path: The file, which need not be there yet, and is not if nothing comes of it.
@@ -136,19 +138,16 @@ def open_captions(path: Path) -> Iterator[Captions]:
         ArgumentError: Another run is writing to it, it is no file, or it holds anything else.
         OSError: It cannot be read or written.
     """
-    while True:
-        is_new = not path.exists()
-        if not is_new and not stat.S_ISREG(path.stat().st_mode):
-            raise ArgumentError(f"{path} is not a regular file; expected an earlier OUTPUT, or a new file")
-        with path.open("a+b", buffering=0) as file:
-            if not lock(file, wait=False):
-                raise ArgumentError(f"another caption run is writing to {path}; wait for it, or choose another OUTPUT")
-            if not leads_to(path, file):
-                continue  # whoever had it has removed it meanwhile, as below
-            try:
+    if path.exists() and not path.is_file():
+        raise ArgumentError(f"{path} is not a regular file; expected an earlier OUTPUT, or a new file")
+    place = Path(os.path.realpath(path))  # whatever link leads to it, there is one lock
+    refusal = ArgumentError(f"another caption run is writing to {path}; wait for it, or choose another OUTPUT")
+    with locked(place.with_name(f".{place.name}.lock"), refusal):
+        is_new = not place.exists()
+        try:
+            with place.open("a+b", buffering=0) as file:
                 yield Captions(path, file)
-            finally:
-                if is_new and not os.fstat(file.fileno()).st_size:
-                    with suppress(OSError):  # Windows removes no open file: it stays there, empty
-                        path.unlink()
-            return
+        finally:
+            with suppress(OSError):
+                if is_new and not place.stat().st_size:
+                    place.unlink()

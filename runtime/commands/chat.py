@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..answer import AnswerStream
-from ..boxes import parse_boxes
 from ..cancel import Cancellation
 from ..chat import Chat
 from ..errors import ArgumentError, TinyGPTVError
 from ..model import TinyGPTV
+from ..pointing import regions_of
+from ..system.files import write_atomically
 from ..vision.image import ImageSource
-from .files import write_whole
 from .options import (
     EXIT_ERROR,
     add_answer_options,
     add_model_options,
     add_sampling_options,
+    answer_options,
     examples,
     load,
-    sampling_of,
 )
 from .pictures import STDIN, add_clipboard, from_clipboard, read_sources
 from .report import document
@@ -161,9 +161,7 @@ class _Conversation:
 
     def _answer(self, question: str) -> None:
         options = self._options
-        stream = self._chat.stream(
-            question, max_new_tokens=options.max_new_tokens, sampling=sampling_of(options), stop=options.stop
-        )
+        stream = self._chat.stream(question, options=answer_options(options))
         try:
             interruptible(partial(self._write, stream), stream.cancel)
         except KeyboardInterrupt:
@@ -172,7 +170,9 @@ class _Conversation:
         answer = stream.answer
         if options.json:
             images = self._chat.images
-            regions = parse_boxes(answer.text, images[0].width, images[0].height) if len(images) == 1 else ()
+            manifest = self._model.manifest
+            one = len(images) == 1
+            regions = regions_of(manifest, answer.text, images[0].width, images[0].height) if one else ()
             print(json.dumps({"question": question, **document(answer, regions)}), flush=True)
         else:
             print(flush=True)
@@ -219,7 +219,7 @@ class _Conversation:
         else:
             text = "".join(f"> {question}\n{answer}\n\n" for question, answer in turns)
         try:
-            write_whole(path, lambda file: file.write(text.encode()))
+            write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:
             raise ArgumentError(f"{path} cannot be written: {error.strerror or error}") from error
         self._saved.add(path)

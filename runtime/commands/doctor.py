@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from ..diagnosis import examine, render
+from ..diagnosis import diagnose, render
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import status
 
@@ -30,9 +30,9 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Examine, and print what was found."""
+    """Diagnose, and print what was found."""
     bundle = bundle_of(options.bundle)
     with status("reading all of the bundle ..."):
-        report = examine(bundle)
+        report = diagnose(bundle)
     print(json.dumps(dataclasses.asdict(report)) if options.json else render(report), flush=True)
     return EXIT_ERROR if report.problems else 0

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what follows from them: a loaded model, a way of choosing tokens."""
+"""Options that several commands have, and what follows from them: a loaded model, an answer's options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..engine import DEFAULT_MAX_NEW_TOKENS
 from ..errors import ArgumentError, TinyGPTVError
 from ..language.sampling import GREEDY, Sampling
 from ..loading import DEMO_BUNDLE, MemoryMode
 from ..model import TinyGPTV
+from ..options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from .terminal import status
 
 if TYPE_CHECKING:
@@ -101,18 +101,18 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How tokens are chosen: for :func:`sampling_of`."""
+    """How tokens are sampled, and what ends an answer: for :func:`answer_options`."""
     group = parser.add_argument_group(
-        "choosing words", "without these, the most probable one always, which gives the same answer each time"
+        "sampling", "without these, always the most probable token, which gives the same answer each time"
     )
     group.add_argument(
         "--temperature", type=_within("temperature", float), metavar="T", help="draw at random: 1 as the model says"
     )
     group.add_argument(
-        "--top-p", type=_within("top_p", float), metavar="P", help="draw among the most probable ones, together P"
+        "--top-p", type=_within("top_p", float), metavar="P", help="draw among the most probable tokens, together P"
     )
     group.add_argument(
-        "--top-k", type=_within("top_k", int), metavar="K", help="draw among the K most probable ones (0: all)"
+        "--top-k", type=_within("top_k", int), metavar="K", help="draw among the K most probable tokens (0: all)"
     )
     group.add_argument(
         "--repetition-penalty", type=_within("repetition_penalty", float), metavar="R", help="above 1: repeat less"
@@ -128,10 +128,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sampling_of(options: argparse.Namespace) -> Sampling:
-    """What :func:`add_sampling_options` was given."""
+def answer_options(options: argparse.Namespace) -> AnswerOptions:
+    """The options of :func:`add_answer_options` and :func:`add_sampling_options`."""
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-    return Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    sampling = Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
+    return AnswerOptions(options.max_new_tokens, options.template, sampling, options.stop)
 
 
 def bundle_of(given: Path | None) -> Path:
@@ -145,14 +146,14 @@ def bundle_of(given: Path | None) -> Path:
 
 
 def loader(options: argparse.Namespace) -> Callable[[Path | None], TinyGPTV]:
-    """What loads a bundle in the way that :func:`add_model_options` was told."""
+    """A function that loads a bundle with the options of :func:`add_model_options`."""
     wants_tuning = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
     return partial(TinyGPTV.load, threads=options.threads, memory=options.memory, tune=wants_tuning)
 
 
-def load(options: argparse.Namespace) -> TinyGPTV:
-    """The model that :func:`add_model_options` was told of."""
-    bundle = bundle_of(options.bundle)
+def load(options: argparse.Namespace, bundle: Path | None = None) -> TinyGPTV:
+    """The model that :func:`add_model_options` was told of, whose folder may be known already."""
+    bundle = bundle or bundle_of(options.bundle)
     with status("loading the model ..."):
         return loader(options)(bundle)
 

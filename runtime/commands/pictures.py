@@ -22,7 +22,7 @@ def add_clipboard(parser: argparse.ArgumentParser) -> None:
 
 
 def read_sources(names: Sequence[str], clipboard: bool) -> list[ImageSource]:
-    """The images that a command was told of, in this order, and then the clipboard's.
+    """The images that a command was given, in this order, and then the clipboard's.
 
     Args:
         names: Paths, or ``-`` for stdin; files are read later.

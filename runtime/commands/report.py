@@ -1,11 +1,13 @@
-"""What a program, or a curious person, is told of an answer."""
+"""An answer for programs and for curious people: as JSON, with times and memory."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from ..answer import Answer
-from ..boxes import Region, parse_boxes
+from ..boxes import Region
+from ..bundle.manifest import Manifest
+from ..pointing import regions_of
 from ..system.process import anonymous_rss, peak_rss
 from ..vision.image import ImageSource, open_image
 
@@ -19,11 +21,11 @@ def document(answer: Answer, regions: tuple[Region, ...]) -> dict[str, object]:
     return found
 
 
-def regions_of(text: str, source: ImageSource) -> tuple[Region, ...]:
+def regions_in(manifest: Manifest, text: str, source: ImageSource) -> tuple[Region, ...]:
     """What an answer points at, in pixels of its one image, which is read once more only if there is anything."""
-    if not parse_boxes(text, 1, 1):
+    if not regions_of(manifest, text, 1, 1):
         return ()
-    return parse_boxes(text, *open_image(source).size)
+    return regions_of(manifest, text, *open_image(source).size)
 
 
 def statistics(answer: Answer, load_seconds: float) -> str:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
 RED, GREEN, DIM = "31", "32", "2"
 """Select Graphic Rendition codes (ECMA-48)."""
+COLUMNS, ROWS = 79, 24
+"""Taken for the size of a terminal that does not know it."""
 _NOTICED_SECONDS = 0.1
 """After which Ctrl-C is noticed on Windows, where it does not end a wait for another thread."""
 
@@ -35,94 +39,84 @@ def is_terminal(stream: TextIO | None) -> bool:
 def complain(message: object) -> None:
     """One line on stderr about what went wrong; a file's name in it cannot command the terminal."""
     line = "".join(letter if letter.isprintable() else " " for letter in str(message))
-    print(f"{paint('tinygptv:', RED, sys.stderr)} {line}", file=sys.stderr, flush=True)
+    _print(f"{paint('tinygptv:', RED, sys.stderr)} {line}")
 
 
 def remark(message: str) -> None:
     """One line on stderr that is good to know."""
-    print(paint(message, DIM, sys.stderr), file=sys.stderr, flush=True)
+    _print(paint(message, DIM, sys.stderr))
+
+
+def _print(line: str) -> None:
+    """One line on stderr, above what is shown there for now."""
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Tell a person at a terminal what takes so long; the line is gone once it is done."""
-    line = Line()
-    line.show(text)
-    try:
+    """Show a person at a terminal what takes so long; the line is gone once it is done."""
+    if not is_terminal(sys.stderr):
         yield
-    finally:
-        line.clear()
+        return
+    with _tqdm()(
+        desc=text,
+        bar_format="{desc}",
+        leave=False,
+        file=sys.stderr,
+        dynamic_ncols=_has_size(sys.stderr),
+        ncols=COLUMNS,
+        nrows=ROWS,
+    ):
+        yield
 
 
-class Line:
-    """A line on stderr that changes, at a terminal; elsewhere nothing."""
+def progress_bar(doing: str, total: int, unit: str, unit_scale: bool = False) -> tqdm:
+    """A bar on stderr at a terminal, elsewhere nothing; a context manager, at whose end it is gone.
 
-    def __init__(self) -> None:
-        self._shown = is_terminal(sys.stderr)
-        self._length = 0
+    Args:
+        doing: Such as ``captioning``.
+        total: How many steps there are; ``update`` counts them.
+        unit: What one step is.
+        unit_scale: Whether to count in thousands, millions ... of it.
+    """
+    return _tqdm()(
+        desc=doing,
+        total=total,
+        unit=unit,
+        unit_scale=unit_scale,
+        leave=False,
+        disable=not is_terminal(sys.stderr),
+        file=sys.stderr,
+        mininterval=0,  # steps are long
+        smoothing=0,  # batched steps end together: a rate over all of them is steadier
+        dynamic_ncols=_has_size(sys.stderr),
+        ncols=COLUMNS,
+        nrows=ROWS,
+    )
 
-    def show(self, text: str) -> None:
-        """Put ``text`` in the place of what is shown."""
-        if self._shown:
-            text = text[: shutil.get_terminal_size().columns - 1]  # one that wraps could not be taken back
-            print("\r" + text.ljust(self._length), end="", file=sys.stderr, flush=True)
-            self._length = len(text)
 
-    def clear(self) -> None:
-        """Take it away, so that another line can be printed."""
-        if self._shown and self._length:
-            print("\r" + " " * self._length, end="\r", file=sys.stderr, flush=True)
-            self._length = 0
+@functools.cache
+def _tqdm() -> Any:
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is for several processes, and starts one on some systems
+    return tqdm
 
 
-class Progress:
-    """How much of some work is done, how fast it goes, and what time is left at that rate."""
-
-    def __init__(self, doing: str, total: int) -> None:
-        """
-        Args:
-            doing: Such as ``captioning``.
-            total: How many steps there are.
-        """
-        self._doing = doing
-        self._total = total
-        self._done = 0
-        self._line = Line()
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.perf_counter() - self._started
-
-    def advance(self, steps: int = 1) -> None:
-        """Say that so many more steps are done."""
-        self._done += steps
-        self.show()
-
-    def show(self) -> None:
-        """Show how it stands."""
-        text = f"{self._doing} {self._done} of {self._total}"
-        if self._done:
-            rate = self._done / max(self.seconds, 1e-9)
-            text += f", {pace(rate)}, {duration((self._total - self._done) / rate)} left"
-        self._line.show(text)
-
-    def clear(self) -> None:
-        """Take the line away, so that another can be printed."""
-        self._line.clear()
+def _has_size(stream: TextIO) -> bool:
+    """Whether it is a terminal that knows its size; where nobody has set it, that is 0 by 0."""
+    try:
+        return is_terminal(stream) and os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # a host program's own stream
+        return False
 
 
 def pace(rate: float) -> str:
     """A rate in steps a second, in words that keep it readable."""
     return f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute"
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``2:05`` or ``1:00:09``."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def interruptible(work: Callable[[], T], cancel: Callable[[], object]) -> T:

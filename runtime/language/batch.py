@@ -1,8 +1,8 @@
-"""Several sequences decoded in step: the weights are read once for all of them, which is what decoding waits for."""
+"""Batched decoding: the weights are read once a step for all sequences, which is what decoding waits for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,15 +17,15 @@ Float32Array = NDArray[np.float32]
 
 
 class DecoderBatch:
-    """Up to ``rows`` sequences of any lengths, each fed one position a step. Not for two threads at once.
+    """Up to ``rows`` sequences of any lengths, each one position longer after a step. Not for two threads at once.
 
-    A prompt is fed on its own (it keeps the cores busy by itself) and then put in as a row.
+    Prefill is not batched (one prompt keeps the cores busy by itself); a sequence is put in as a row after it.
     """
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
         self._session = decoder.session
-        self._sizes = decoder.sizes
-        self._cache = KVCache(decoder.sizes, decoder.cache_dtype, rows)
+        self._vocab_size = decoder.contract.vocab_size
+        self._cache = KVCache(decoder.contract, rows)
         self._lengths = np.zeros(rows, np.int64)
         self._binding = decoder.session.io_binding()
         self._count = 0
@@ -57,7 +57,7 @@ class DecoderBatch:
         self._cache.length = int(self._lengths[:last].max(initial=0))
 
     def run(self, inputs_embeds: Float32Array, cancellation: Cancellation | None = None) -> Float32Array:
-        """Feed each row one position.
+        """Run the decoder on one new position of each row.
 
         Args:
             inputs_embeds: float32 [rows in use, hidden].
@@ -74,7 +74,7 @@ class DecoderBatch:
         if self._bound != count:
             bind_cache(self._binding, [buffer[:count] for buffer in self._cache.buffers])
             self._bound = count
-        logits = np.empty((count, 1, self._sizes.vocab_size), np.float32)
+        logits = np.empty((count, 1, self._vocab_size), np.float32)
         inputs: dict[str, NDArray[np.generic]] = {
             "inputs_embeds": np.ascontiguousarray(inputs_embeds[:, np.newaxis]),
             "position_ids": lengths[:, np.newaxis].copy(),
@@ -97,70 +97,74 @@ class DecoderBatch:
             self._bound = 0
 
 
-class Prompt(Protocol):
-    """What is decoded, one row of a batch."""
+class Row(Protocol):
+    """An answer that is decoded as one row of a batch."""
 
     def inputs_embeds(self) -> Float32Array:
-        """float32 [1, sequence, hidden]; asked for when its turn comes."""
+        """Of its prompt, float32 [1, sequence, hidden]; called when its turn comes."""
+
+    def sample(self, logits: Float32Array) -> int:
+        """The next token from logits, float32 [vocabulary]."""
 
     def push(self, token_id: int) -> bool:
-        """Take the next token of the answer; says whether it goes on."""
+        """Take the next token of the answer; returns whether it goes on."""
 
 
-P = TypeVar("P", bound=Prompt)
+R = TypeVar("R", bound=Row)
 
 
-def greedy_batch(
+def decode_batch(
     decoder: Decoder,
-    prompts: Iterable[P],
+    waiting: Iterable[R],
     embed: Callable[[list[int]], Float32Array],
     eos_token_ids: Collection[int],
     batch_size: int,
     cancellation: Cancellation,
-) -> Iterator[P]:
-    """Decode many prompts greedily, ``batch_size`` at a time; where one ends, the next begins.
+) -> Generator[R, None, None]:
+    """Decode many answers, ``batch_size`` at a time; where one ends, the next begins.
 
     Args:
         decoder: The model's.
-        prompts: Taken one by one, as there is room for them.
+        waiting: Taken one by one, as there is room for them.
         embed: Token ids to embeddings, float32 [tokens, hidden].
         eos_token_ids: Tokens that end a text; they are not pushed.
         batch_size: Rows of the batch, at least 1.
         cancellation: Ends it from another thread.
 
     Yields:
-        Each prompt, as soon as its answer is whole.
+        Each row, as soon as its answer is complete.
 
     Raises:
         CancellationError: It was cancelled.
     """
     batch = DecoderBatch(decoder, batch_size)
-    waiting = iter(prompts)
-    rows: list[P] = []
+    waiting = iter(waiting)
+    rows: list[R] = []
     tokens: list[int] = []
 
-    def goes_on(prompt: P, token: int) -> bool:
-        return token not in eos_token_ids and prompt.push(token)
+    def goes_on(row: R, token: int) -> bool:
+        return token not in eos_token_ids and row.push(token)
 
     while True:
-        while len(batch) < batch_size and (prompt := next(waiting, None)) is not None:
+        while len(batch) < batch_size and (row := next(waiting, None)) is not None:
             state = decoder.start()
-            token = int(state.run(prompt.inputs_embeds(), cancellation=cancellation)[-1].argmax())
-            if goes_on(prompt, token):
+            token = row.sample(state.run(row.inputs_embeds(), cancellation=cancellation)[-1])
+            if goes_on(row, token):
                 batch.add(state)
-                rows.append(prompt)
+                rows.append(row)
                 tokens.append(token)
             else:
-                yield prompt
+                yield row
         if not rows:
             return
-        tokens = [int(token) for token in batch.run(embed(tokens), cancellation).argmax(axis=1)]
-        whole: list[P] = []
-        for row in reversed(range(len(batch))):
-            if not goes_on(rows[row], tokens[row]):
-                whole.append(rows[row])
-                batch.remove(row)
-                rows[row], tokens[row] = rows[-1], tokens[-1]
+        logits = batch.run(embed(tokens), cancellation)
+        tokens = [row.sample(row_logits) for row, row_logits in zip(rows, logits, strict=True)]
+        complete: list[R] = []
+        for number in reversed(range(len(batch))):
+            if not goes_on(rows[number], tokens[number]):
+                complete.append(rows[number])
+                batch.remove(number)
+                rows[number], tokens[number] = rows[-1], tokens[-1]
                 rows.pop()
                 tokens.pop()
-        yield from reversed(whole)
+        yield from reversed(complete)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import LanguageArchitecture
+from ..bundle.contract import Contract
 from ..bundle.sessions import run_options
 from ..cancel import Cancellation
 from ..errors import ArgumentError
@@ -17,15 +17,14 @@ from .kv_cache import CacheArray, KVCache
 if TYPE_CHECKING:
     import onnxruntime
 
-CACHE_DTYPES: dict[str, type[np.floating]] = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 ALL_LOGITS = 0
 """``num_logits_to_keep`` for the logits of every position fed."""
 
 
-def check_embeds(inputs_embeds: NDArray[np.float32], sizes: LanguageArchitecture) -> None:
+def check_embeds(inputs_embeds: NDArray[np.float32], contract: Contract) -> None:
     """Raise ArgumentError unless the shape is [1, sequence, hidden], with at least one position."""
-    if inputs_embeds.ndim != 3 or inputs_embeds.shape[0] != 1 or inputs_embeds.shape[2] != sizes.hidden_size:
-        raise ArgumentError(f"inputs_embeds is {inputs_embeds.shape}; expected (1, sequence, {sizes.hidden_size})")
+    if inputs_embeds.ndim != 3 or inputs_embeds.shape[0] != 1 or inputs_embeds.shape[2] != contract.hidden_size:
+        raise ArgumentError(f"inputs_embeds is {inputs_embeds.shape}; expected (1, sequence, {contract.hidden_size})")
     if not inputs_embeds.shape[1]:
         raise ArgumentError("inputs_embeds has no positions; expected at least one")
 
@@ -33,12 +32,9 @@ def check_embeds(inputs_embeds: NDArray[np.float32], sizes: LanguageArchitecture
 class Decoder:
     """The language model's graph; immutable, may be used by several threads at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, sizes: LanguageArchitecture) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, contract: Contract) -> None:
         self.session = session
-        self.sizes = sizes
-        kinds = {tensor.name: tensor.type for tensor in session.get_inputs()}
-        self.cache_dtype: type[np.floating] = CACHE_DTYPES[kinds["past_key_values.0.key"]]
-        """Of the KV cache: the graph's own choice."""
+        self.contract = contract
 
     def start(self, cache: KVCache | None = None) -> DecoderState:
         """A sequence that goes on after what is in ``cache``, or a new, empty one."""
@@ -46,7 +42,7 @@ class Decoder:
 
     def new_cache(self) -> KVCache:
         """An empty cache of one row."""
-        return KVCache(self.sizes, self.cache_dtype)
+        return KVCache(self.contract)
 
 
 class DecoderState:
@@ -58,7 +54,7 @@ class DecoderState:
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._session = decoder.session
-        self._sizes = decoder.sizes
+        self._contract = decoder.contract
         self.cache = cache
         self._binding = decoder.session.io_binding()
         if cache.capacity:
@@ -92,7 +88,7 @@ class DecoderState:
             CancellationError: It was cancelled.
             ArgumentError: The shape is wrong, or the context has no room for so many positions.
         """
-        check_embeds(inputs_embeds, self._sizes)
+        check_embeds(inputs_embeds, self._contract)
         sequence = inputs_embeds.shape[1]
         if self.cache.reserve(sequence):
             bind_cache(self._binding, self.cache.buffers)
@@ -111,16 +107,15 @@ class DecoderState:
         return self._logits
 
     def _bind_step(self, sequence: int, kept: int) -> None:
-        sizes = self._sizes
         shaped: dict[str, NDArray[np.generic]] = {
-            "inputs_embeds": np.empty((1, sequence, sizes.hidden_size), np.float32),
+            "inputs_embeds": np.empty((1, sequence, self._contract.hidden_size), np.float32),
             "position_ids": np.empty((1, sequence), np.int64),
             "num_logits_to_keep": np.array(kept, np.int64),
         }
         for name, array in shaped.items():
             self._binding.bind_cpu_input(name, array)
         self._inputs |= shaped
-        logits = np.empty((1, kept, sizes.vocab_size), np.float32)
+        logits = np.empty((1, kept, self._contract.vocab_size), np.float32)
         self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._logits = logits[0]
         self._bound = (sequence, kept)

@@ -1,4 +1,4 @@
-"""Token ids to text as they come: whole characters only, and never a part of a stop string."""
+"""Token ids to text as they come: complete characters only, and never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class Detokenizer:
     """Decodes one answer's token ids piece by piece.
 
     The pieces of all :meth:`push` calls and :meth:`finish` joined are
-    ``tokenizer.decode(token_ids, skip_special_tokens=True)`` cut before the stop string that is completed first (when
-    one character completes several, before the longest). A token costs time in proportion to its own length, not to
-    the answer's.
+    ``tokenizer.decode(token_ids, skip_special_tokens=True)`` without ``prefix``, cut before the stop string that is
+    completed first (when one character completes several, before the longest). A token costs time in proportion to its
+    own length, not to the answer's.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = (), prefix: str = "") -> None:
         """
         Args:
             tokenizer: A byte-level BPE tokenizer, as bundles hold.
             stop_strings: Texts that end the answer and are not part of it.
+            prefix: Taken off where the decoded text begins with it; stop strings are looked for behind it.
 
         Raises:
             TypeError: ``stop_strings`` is one string, or holds something else than strings.
@@ -40,7 +41,8 @@ class Detokenizer:
         self._stop_strings = tuple(stop_strings)
         self._longest_prefix = max((len(stop) - 1 for stop in stop_strings), default=0)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # decoded, but possibly the beginning of a stop string
+        self._prefix = prefix  # empty once it was taken off, or the text begins otherwise
+        self._held = ""  # decoded, but possibly the beginning of the prefix or of a stop string
         self._stopped = False
         self._finished = False
 
@@ -67,7 +69,7 @@ class Detokenizer:
     def finish(self) -> str:
         """Return the text that was still held back; a character left incomplete becomes U+FFFD."""
         self._finished = True
-        text = self._advance(self._utf8.decode(b"", final=True)) + self._held
+        text = self._advance(self._utf8.decode(b"", final=True), final=True) + self._held
         self._held = ""
         return text
 
@@ -80,11 +82,16 @@ class Detokenizer:
         except KeyError:  # an added token, which stands for itself
             return token.encode()
 
-    def _advance(self, text: str) -> str:
-        """Append decoded text and return what can no longer become part of a stop string."""
+    def _advance(self, text: str, final: bool = False) -> str:
+        """Append decoded text and return what can no longer become part of the prefix or of a stop string."""
         if self._stopped:
             return ""
         text = self._held + text
+        if not final and len(text) < len(self._prefix) and self._prefix.startswith(text):
+            self._held = text
+            return ""
+        text = text.removeprefix(self._prefix)
+        self._prefix = ""
         found = [(start + len(stop), start) for stop in self._stop_strings if (start := text.find(stop)) >= 0]
         if found:
             self._stopped = True

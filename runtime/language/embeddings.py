@@ -8,23 +8,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import LanguageArchitecture
+from ..bundle.contract import Contract
 from ..errors import ArgumentError, BundleError
 
 
 class TokenEmbeddings:
     """The table [vocab_size, hidden_size], memory-mapped: only the rows that are asked for are ever in memory."""
 
-    def __init__(self, path: Path, sizes: LanguageArchitecture) -> None:
+    def __init__(self, path: Path, contract: Contract) -> None:
         try:
             self._table = np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # numpy reads the header as Python, and raises whatever that gives
             raise BundleError(f"{path} is not a whole .npy file ({error}); copy the bundle again") from error
-        expected = (sizes.vocab_size, sizes.hidden_size)
+        expected = (contract.vocab_size, contract.hidden_size)
         if self._table.shape != expected or self._table.dtype not in (np.float16, np.float32):
             raise BundleError(
                 f"{path} holds {self._table.dtype}{list(self._table.shape)}; expected float16{list(expected)}"
             )
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._table.shape[1])
 
     def rows(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """float32 [tokens, hidden]."""
@@ -33,29 +37,48 @@ class TokenEmbeddings:
 
 
 def assemble(
-    table: TokenEmbeddings, segments: Sequence[Sequence[int]], images: Sequence[NDArray[np.float32]]
+    table: TokenEmbeddings,
+    segments: Sequence[Sequence[int]],
+    images: Sequence[NDArray[np.float32]],
+    start: int = 0,
 ) -> NDArray[np.float32]:
     """Text segments with an image between each two of them.
 
     Args:
         table: Token embeddings.
         segments: Token ids, one list more than there are images.
-        images: Image embeddings, each [queries, hidden].
+        images: Image embeddings, each [image tokens, hidden].
+        start: The first position that is wanted; embeddings of those before it are not looked up.
 
     Returns:
-        inputs_embeds, float32 [1, sequence, hidden].
+        inputs_embeds, float32 [1, sequence - start, hidden].
+
+    Raises:
+        ArgumentError: As :func:`check_images`.
     """
+    check_images(table, segments, images)
+    parts: list[NDArray[np.float32]] = []
+    for number, segment in enumerate(segments):
+        if number:
+            image = images[number - 1]
+            parts.append(image[start:])
+            start = max(0, start - len(image))
+        parts.append(table.rows(segment[start:]))
+        start = max(0, start - len(segment))
+    return np.concatenate(parts)[np.newaxis]
+
+
+def check_images(
+    table: TokenEmbeddings, segments: Sequence[Sequence[int]], images: Sequence[NDArray[np.float32]]
+) -> None:
+    """Raise ArgumentError unless there is an image for each slot, of this very model."""
     if len(segments) != len(images) + 1:
         raise ArgumentError(
             f"{len(segments)} text segments have room for {len(segments) - 1} images, not {len(images)}"
         )
-    parts = [table.rows(segments[0])]
-    hidden = parts[0].shape[1]
     for image in images:
-        if image.ndim != 2 or image.shape[1] != hidden:
+        if image.ndim != 2 or image.shape[1] != table.hidden_size:
             raise ArgumentError(
-                f"an image's embeds are {image.shape}; expected (queries, {hidden}): encode it with this very model"
+                f"an image's embeds are {image.shape}; expected (tokens, {table.hidden_size}): encode it with this "
+                "very model"
             )
-    for image, segment in zip(images, segments[1:], strict=True):
-        parts += [image, table.rows(segment)]
-    return np.concatenate(parts)[np.newaxis]

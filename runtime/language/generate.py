@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,23 @@ from .decoder import DecoderState
 Float32Array = NDArray[np.float32]
 
 
-def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
-    """Raise unless a prompt and what may follow it fit in the context.
-
-    Raises:
-        TypeError: ``max_new_tokens`` is no int.
-        ArgumentError: It is less than 1.
-        ContextOverflowError: They do not fit; names all three lengths.
-    """
+def check_max_new_tokens(max_new_tokens: int) -> None:
+    """Raise TypeError unless ``max_new_tokens`` is an int, and ArgumentError if it is less than 1."""
     if not isinstance(max_new_tokens, int):
         raise TypeError(f"max_new_tokens is a {type(max_new_tokens).__name__}; expected an int")
     if max_new_tokens < 1:
         raise ArgumentError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+
+
+def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
+    """Raise unless a prompt and what may follow it fit in the context.
+
+    Raises:
+        TypeError: ``max_new_tokens`` is not an int.
+        ArgumentError: It is less than 1.
+        ContextOverflowError: They do not fit; names all three lengths.
+    """
+    check_max_new_tokens(max_new_tokens)
     if prompt + max_new_tokens > context:
         raise ContextOverflowError(
             f"the prompt has {prompt} tokens (images included) and {max_new_tokens} new ones may follow, together "
@@ -35,7 +40,7 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
 
 
 def most_probable(logits: Float32Array) -> int:
-    """Greedy decoding's choice from float32 [vocabulary]; the first of equals."""
+    """The token with the largest of the logits, float32 [vocabulary]; the first of equals."""
     return int(logits.argmax())
 
 
@@ -45,13 +50,13 @@ def decode(
     embed: Callable[[int], Float32Array],
     max_new_tokens: int,
     eos_token_ids: Collection[int],
-    choose: Callable[[Float32Array], int] = most_probable,
+    sample: Callable[[Float32Array], int] = most_probable,
     cancellation: Cancellation | None = None,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yield the next token until end of text or ``max_new_tokens``.
 
-    The prompt is fed whole, then one position a token. A token is yielded before it is fed, so a caller who stops
-    early (at a stop string) pays for nothing more.
+    Prefill is one run of the decoder, then each token is one. A token is yielded before the decoder runs on it, so a
+    caller who stops early (at a stop string) pays for nothing more; such a caller closes the generator.
 
     Args:
         state: An empty sequence, or one to continue.
@@ -59,7 +64,7 @@ def decode(
         embed: Token id to its embedding, float32 [1, hidden].
         max_new_tokens: At most so many tokens.
         eos_token_ids: Tokens that end the text; they are not yielded.
-        choose: The next token from logits, float32 [vocabulary].
+        sample: The next token from logits, float32 [vocabulary].
         cancellation: Ends it from another thread.
 
     Raises:
@@ -67,7 +72,7 @@ def decode(
     """
     logits = state.run(inputs_embeds, cancellation=cancellation)
     for remaining in range(max_new_tokens - 1, -1, -1):
-        token = choose(logits[-1])
+        token = sample(logits[-1])
         if token in eos_token_ids:
             return
         yield token

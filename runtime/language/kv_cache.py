@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..architecture import LanguageArchitecture
+from ..bundle.contract import Contract
 from ..errors import ArgumentError
 
 CacheArray = NDArray[np.floating]
 GROWTH = 128
-"""Positions added at a time: 42 MB at the published sizes, in fp16."""
+"""Positions added at a time: 42 MB with the published Phi-2 in fp16."""
 
 
 class KVCache:
@@ -20,12 +20,12 @@ class KVCache:
     so a step copies nothing; only growing does.
     """
 
-    def __init__(self, sizes: LanguageArchitecture, dtype: type[np.floating] = np.float32, rows: int = 1) -> None:
-        self._limit = sizes.max_position_embeddings
-        self._shape = (rows, sizes.num_attention_heads, 0, sizes.head_dim)
+    def __init__(self, contract: Contract, rows: int = 1) -> None:
+        self._limit = contract.context
+        self._shape = (rows, contract.heads, 0, contract.head_dim)
         self.length = 0
         """Positions filled, in the longest row."""
-        self.buffers = [np.zeros(self._shape, dtype) for _ in range(2 * sizes.num_hidden_layers)]
+        self.buffers = [np.zeros(self._shape, contract.cache_dtype) for _ in range(2 * contract.layers)]
         """Keys and values in turn: layer i's are at 2i and 2i + 1."""
 
     @property

@@ -1,4 +1,4 @@
-"""Keys and values that are still there from before: what of a prompt need not be computed again."""
+"""Keys and values that earlier answers left: what of a prompt need not be computed again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Protocol
 from .kv_cache import KVCache
 
 Position = int | tuple[str, int]
-"""What was fed there: a token id, or an image's key and the number of its embedding."""
-IDLE_CACHES = 2
-"""Kept for later questions, each cut behind its images: 42 MB each at the published sizes, in fp16."""
+"""What a position of a sequence is: a token id, or an image's key and the number of its embedding."""
+IDLE_CACHES, IDLE_BYTES = 2, 256_000_000
+"""How many caches are kept for later questions, each cut behind its images, and how large they may be together; the
+last one is always kept. With Phi-2 in fp16, a prompt through one image of TinyGPT-V takes 42 MB, through one of 729
+tokens 252 MB."""
 
 
 def positions_of(segments: Sequence[Sequence[int]], images: Sequence[tuple[str, int]]) -> list[Position]:
@@ -30,13 +32,17 @@ def positions_of(segments: Sequence[Sequence[int]], images: Sequence[tuple[str, 
 
 
 @dataclass
-class Fed:
-    """A KV cache, and what it was fed: as many positions as it is long."""
+class CachedSequence:
+    """A KV cache, and the positions that it holds keys and values of: as many as it is long."""
 
     cache: KVCache
     positions: list[Position]
+    prompt_length: int = 0
+    """How many of the positions are the prompt's; the others are the answer's."""
+    shared_length: int = 0
+    """How many of the prompt's first positions every question about the same images begins with."""
 
-    def agreement(self, wanted: Sequence[Position]) -> int:
+    def common_prefix(self, wanted: Sequence[Position]) -> int:
         """How many positions from the first on are those of a prompt; less than all of it, since the last one's logits
         are wanted.
         """
@@ -52,47 +58,92 @@ class Fed:
         self.cache.rewind(length)
         del self.positions[length:]
 
-    def keep(self, length: int) -> None:
-        """Forget all but the first positions at most, and give back their room."""
-        self.rewind(min(length, len(self.positions)))
+    def shrink(self) -> None:
+        """Forget all but the shared positions, and give back their room."""
+        self.rewind(min(self.shared_length, len(self.positions)))
         self.cache.shrink()
 
 
-class Memory(Protocol):
-    """Where an answer gets a cache from that may hold its beginning, and where it leaves its own."""
+class CacheStore(Protocol):
+    """Where an answer takes a KV cache from that may hold its prompt's beginning, and where it puts its own."""
 
-    def take(self, wanted: Sequence[Position]) -> Fed | None:
-        """A cache for this prompt, not lent to anybody else; None if nothing of it was fed before."""
+    def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
+        """A sequence that begins as this prompt does, and that nobody else uses; None if there is none."""
 
-    def put(self, fed: Fed, shared: int) -> None:
-        """Leave a cache whose first ``shared`` positions other questions about the same images begin with."""
+    def put(self, sequence: CachedSequence) -> None:
+        """Keep a sequence that is no longer being written."""
 
 
 class PrefixCache:
-    """A few caches of answers that are whole, for other questions about the same images; for many threads."""
+    """A few caches of complete answers, for other questions about the same images; for many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: list[Fed] = []
+        self._idle: list[CachedSequence] = []
 
-    def take(self, wanted: Sequence[Position]) -> Fed | None:
-        """The longest cache all of which a prompt begins with: images that are others would cost it its own."""
+    def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
+        """The longest sequence all of which a prompt begins with: other images would cost it its own."""
         with self._lock:
-            fitting = [fed for fed in self._idle if fed.agreement(wanted) == len(fed.positions)]
+            fitting = [cached for cached in self._idle if cached.common_prefix(wanted) == len(cached.positions)]
             if not fitting:
                 return None
-            best = max(fitting, key=lambda fed: len(fed.positions))
-            self._idle = [fed for fed in self._idle if fed is not best]
+            best = max(fitting, key=lambda cached: len(cached.positions))
+            self._idle = [cached for cached in self._idle if cached is not best]
             return best
 
-    def put(self, fed: Fed, shared: int) -> None:
-        """Keep a cache up to ``shared``; the one that was left first makes room."""
-        fed.keep(shared)
-        if fed.positions:
+    def put(self, sequence: CachedSequence) -> None:
+        """Keep the shared positions; the sequences that were put first make room."""
+        sequence.shrink()
+        if sequence.positions:
             with self._lock:
-                self._idle = [fed, *self._idle][:IDLE_CACHES]
+                idle = [sequence, *self._idle][:IDLE_CACHES]
+                while len(idle) > 1 and sum(one.cache.nbytes for one in idle) > IDLE_BYTES:
+                    idle.pop()
+                self._idle = idle
 
-    def clear(self) -> None:
-        """Forget everything."""
+
+class ConversationCache:
+    """The prompt of the last conversation, for its next question: 0.33 MB a token at the published sizes.
+
+    Of the prompt only, not of the answer to it: in int8, a token that is computed alone, as an answer's are, is rounded
+    other than among several, as in the next prompt. The same request would be answered one way by whoever computed the
+    answer before it, and another way if somebody else asked in between. For many threads.
+    """
+
+    def __init__(self, prefixes: PrefixCache) -> None:
+        """
+        Args:
+            prefixes: Where a conversation begins, and what another one's images go back to.
+        """
+        self._prefixes = prefixes
+        self._lock = threading.Lock()
+        self._last: CachedSequence | None = None
+
+    def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
+        """The last conversation's, as far as a prompt about the same images agrees with it; else the images' only.
+
+        At least two positions are left to compute, for one would be computed alone.
+        """
+        last = self._replace(None)
+        if last is not None and _images(last.positions) == _images(wanted):
+            last.rewind(last.common_prefix(wanted[:-1]))
+            return last
+        if last is not None:
+            self._prefixes.put(last)
+        return self._prefixes.take(wanted)
+
+    def put(self, sequence: CachedSequence) -> None:
+        """Keep the prompt's positions; the conversation that was kept makes room."""
+        sequence.rewind(min(sequence.prompt_length, len(sequence.positions)))
+        displaced = self._replace(sequence)
+        if displaced is not None:
+            self._prefixes.put(displaced)
+
+    def _replace(self, sequence: CachedSequence | None) -> CachedSequence | None:
         with self._lock:
-            self._idle = []
+            last, self._last = self._last, sequence
+        return last
+
+
+def _images(positions: Sequence[Position]) -> list[Position]:
+    return [position for position in positions if isinstance(position, tuple)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
@@ -12,21 +13,65 @@ from ..errors import ArgumentError
 IMAGE_SLOT = "<ImageHere>"
 """Where a prompt is cut and one picture's image tokens are put in; it never reaches the tokenizer."""
 
-_IMAGE = f"<Img>{IMAGE_SLOT}</Img> "
 
-PUBLISHED_TEMPLATES = (
-    PromptTemplate(name="human_assistant", system="", user="###Human: ", assistant="###Assistant: ", image=_IMAGE),
-    PromptTemplate(
-        name="human_assistant_with_system",
-        system="Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it "
-        "to you. Please answer my questions.",
-        user="###Human: ",
-        assistant="###Assistant: ",
-        image=_IMAGE,
-    ),
-    PromptTemplate(name="inst", system="", user="<s>[INST] ", assistant=" [/INST]", image=_IMAGE),
-)
-"""Of stages 1 to 3 and all released evaluations, of stages 1 to 3's demo, and of stage 4's (DLYuanGod/TinyGPT-V)."""
+@dataclass(frozen=True)
+class Turn:
+    """A question, and its answer unless the model is to give it."""
+
+    question: str
+    answer: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    """Of the answer as the model generated it, which the tokenizer may split otherwise; None where only the text is
+    there."""
+
+
+class Prompt:
+    """A conversation in one of the published formats, as token ids; its oldest turns may be left out.
+
+    What the keys and values were computed of when an answer was generated stays the beginning of the next prompt:
+    answers with token ids keep these. All other text is tokenised as the published code does, each piece of it once.
+    """
+
+    def __init__(self, template: PromptTemplate, tokenizer: Tokenizer, turns: Sequence[Turn], image_count: int) -> None:
+        """
+        Args:
+            template: The conversation format.
+            tokenizer: The bundle's.
+            turns: Oldest first.
+            image_count: Pictures before the first question, whichever turn that is; 0 for text alone.
+
+        Raises:
+            TypeError: As :func:`render`.
+            ArgumentError: As :func:`render`.
+        """
+        _check(turns, image_count)
+        self._template = template
+        self._tokenizer = tokenizer
+        self._turns = turns
+        self._image_count = image_count
+        self._tokenised: dict[str, list[int]] = {}
+
+    def segments(self, first: int = 0) -> list[list[int]]:
+        """Token ids of the turns from ``first`` on, cut where images go: one list more than there are images.
+
+        Raises:
+            ArgumentError: The template has another number of slots than there are images.
+        """
+        segments: list[list[int]] = [[]]
+        for part in _parts(self._template, self._turns[first:], self._image_count):
+            if isinstance(part, str):
+                beginning, *rest = part.split(IMAGE_SLOT)
+                segments[-1] += self._tokens(beginning)
+                segments += ([*self._tokens(text)] for text in rest)
+            else:
+                segments[-1] += part
+        _check_slots(self._template, len(segments) - 1, self._image_count)
+        return segments
+
+    def _tokens(self, text: str) -> list[int]:
+        if text not in self._tokenised:
+            (self._tokenised[text],) = encode_segments(self._tokenizer, text)
+        return self._tokenised[text]
 
 
 def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], image_count: int = 1) -> str:
@@ -34,8 +79,7 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
 
     Args:
         template: The conversation format.
-        turns: (question, answer) pairs, oldest first. The last answer is None where the model is to speak; a text
-            there is what it has already said.
+        turns: (question, answer) pairs, oldest first. The last answer is None where the model is to give it.
         image_count: Pictures before the first question; 0 for a conversation about text alone.
 
     Returns:
@@ -46,33 +90,12 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
         ArgumentError: There are no turns, ``image_count`` is negative, a question is empty or blank, an earlier answer
             is None, or a text holds lone surrogates or an ``<ImageHere>``, which would take a picture's place.
     """
-    if not turns:
-        raise ArgumentError("turns is empty; expected at least one question")
-    if image_count < 0:
-        raise ArgumentError(f"image_count is {image_count}; expected 0 or more")
-    parts = [template.system]
-    for number, (question, answer) in enumerate(turns, start=1):
-        _check_text("question", number, question)
-        if not question.strip():
-            raise ArgumentError(f"question {number} is {question!r}; expected some text")
-        if answer is None and number < len(turns):
-            raise ArgumentError(f"answer {number} of {len(turns)} is None; only the last one may be")
-        parts.append(render_question(template, question, image_count if number == 1 else 0))
-        if answer is not None:
-            _check_text("answer", number, answer)
-            parts.append(answer)
-    prompt = "".join(parts)
-    slots = prompt.count(IMAGE_SLOT)
-    if slots != image_count:
-        raise ArgumentError(
-            f"template {template.name!r} gives {slots} {IMAGE_SLOT} for {image_count} images; expected one each"
-        )
+    conversation = [Turn(question, answer) for question, answer in turns]
+    _check(conversation, image_count)
+    (prompt,) = _parts(template, conversation, image_count)
+    assert isinstance(prompt, str)
+    _check_slots(template, prompt.count(IMAGE_SLOT), image_count)
     return prompt
-
-
-def render_question(template: PromptTemplate, question: str, image_count: int = 0) -> str:
-    """Write one question, with the images before it, up to where its answer begins; both must have been checked."""
-    return f"{template.user}{template.image * image_count}{question}{template.assistant}"
 
 
 def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
@@ -86,6 +109,55 @@ def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
         The pieces' token ids, one list more than there are pictures; no special tokens are added.
     """
     return [tokenizer.encode(segment, add_special_tokens=False).ids for segment in prompt.split(IMAGE_SLOT)]
+
+
+def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:
+    """How many tokens after the last image are those of every question about the same images, such as ``</Img>``'s.
+
+    White space at the end of the template's text is not counted: it may become one token with the question's.
+    """
+    *_, closing = encode_segments(tokenizer, template.image.rstrip())
+    return len(closing)
+
+
+def _parts(template: PromptTemplate, turns: Sequence[Turn], image_count: int) -> Iterator[str | tuple[int, ...]]:
+    """A prompt in parts that are tokenised each on its own: text, or an answer's own token ids."""
+    text = template.system
+    for number, turn in enumerate(turns):
+        images = 0 if number else image_count
+        question = turn.question.strip() if images and template.strip_question else turn.question
+        text += f"{template.user}{template.image * images}{question}{template.assistant}"
+        if turn.token_ids is not None:
+            yield text
+            yield turn.token_ids
+            text = template.after_answer
+        elif turn.answer is not None:
+            text += f"{template.before_answer}{turn.answer}{template.after_answer}"
+    yield text
+
+
+def _check(turns: Sequence[Turn], image_count: int) -> None:
+    if not turns:
+        raise ArgumentError("turns is empty; expected at least one question")
+    if image_count < 0:
+        raise ArgumentError(f"image_count is {image_count}; expected 0 or more")
+    for number, turn in enumerate(turns, start=1):
+        _check_text("question", number, turn.question)
+        if not turn.question.strip():
+            raise ArgumentError(f"question {number} is {turn.question!r}; expected some text")
+        if turn.token_ids is not None:
+            continue  # its text is not tokenised
+        if turn.answer is not None:
+            _check_text("answer", number, turn.answer)
+        elif number < len(turns):
+            raise ArgumentError(f"answer {number} of {len(turns)} is None; only the last one may be")
+
+
+def _check_slots(template: PromptTemplate, slots: int, image_count: int) -> None:
+    if slots != image_count:
+        raise ArgumentError(
+            f"template {template.name!r} gives {slots} {IMAGE_SLOT} for {image_count} images; expected one each"
+        )
 
 
 def _check_text(role: str, number: int, text: str) -> None:

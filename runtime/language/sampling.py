@@ -1,4 +1,4 @@
-"""Choosing the next token: the most probable one, or one drawn at random."""
+"""Sampling the next token from logits: the most probable one, or one drawn at random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .generate import most_probable
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; as it stands, greedily.
+    """How the next token is sampled; greedily by default, which gives the same answer each time.
 
     Raises:
         ArgumentError: A value is out of range.
@@ -30,7 +30,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Makes tokens of this answer less probable (above 1) or more (below), as in CTRL (Keskar et al. 2019)."""
     seed: int | None = None
-    """The same draws each time, at least 0; None for others each time."""
+    """At least 0: each answer is drawn with random numbers of its own, which begin with this seed, so the same question
+    gets the same answer. None for other draws each time."""
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -49,26 +50,28 @@ PUBLISHED_DEMO = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.05)
 """Of the demo that was released with the model."""
 
 
-def chooser(sampling: Sampling) -> Callable[[NDArray[np.float32]], int]:
-    """What chooses the tokens of one answer, from logits, float32 [vocabulary]."""
-    return most_probable if sampling == GREEDY else _Chooser(sampling)
+def sampler(sampling: Sampling) -> Callable[[NDArray[np.float32]], int]:
+    """A function that samples the tokens of one answer, one after the other, from logits, float32 [vocabulary]."""
+    return most_probable if sampling == GREEDY else _Sampler(sampling)
 
 
-class _Chooser:
+class _Sampler:
     """Penalty, temperature, top_k and top_p in this order, as transformers does."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
-        self._said: list[int] = []
+        self._sampled: list[int] = []
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         sampling = self._sampling
         scores = logits.astype(np.float64)
-        said = scores[self._said]
-        scores[self._said] = np.where(said > 0, said / sampling.repetition_penalty, said * sampling.repetition_penalty)
+        sampled = scores[self._sampled]
+        scores[self._sampled] = np.where(
+            sampled > 0, sampled / sampling.repetition_penalty, sampled * sampling.repetition_penalty
+        )
         token = int(scores.argmax()) if sampling.temperature == 0 else self._draw(scores - scores.max())
-        self._said.append(token)
+        self._sampled.append(token)
         return token
 
     def _draw(self, scores: NDArray[np.float64]) -> int:

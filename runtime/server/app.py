@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..bundle.manifest import Manifest
 from ..errors import ArgumentError, CancellationError, ContextOverflowError, ImageError
 from .limits import Guard, drain, read_body
 from .page import page
@@ -24,16 +25,18 @@ from .requests import read_request
 from .responses import HEADERS, json_bytes, json_response, refusal_response
 
 
-def make_app(queue: AnswerQueue, name: str, token: str | None, max_body: int) -> ASGIApp:
+def make_app(queue: AnswerQueue, manifest: Manifest, token: str | None, max_body: int) -> ASGIApp:
     """Put the server together.
 
     Args:
         queue: Of the model's answers.
-        name: What the model is called.
+        manifest: The model's.
         token: What clients must send; None where only this machine's own can reach it.
         max_body: Largest request in bytes.
     """
+    name = manifest.name
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "tinygptv"}
+    model |= {"family": manifest.family, "tasks": list(manifest.tasks), "boxes": manifest.boxes}
 
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [model]})
@@ -74,7 +77,7 @@ def make_app(queue: AnswerQueue, name: str, token: str | None, max_body: int) ->
             Route("/health", health),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", one_model),
-            Route("/v1/chat/completions", Completions(queue, name, max_body), methods=["POST"]),
+            Route("/v1/chat/completions", Completions(queue, manifest, max_body), methods=["POST"]),
         ],
         exception_handlers={HTTPException: http_error, RefusedError: refusal, Exception: internal_error},
     )
@@ -85,9 +88,9 @@ def make_app(queue: AnswerQueue, name: str, token: str | None, max_body: int) ->
 class Completions:
     """``POST /v1/chat/completions``."""
 
-    def __init__(self, queue: AnswerQueue, name: str, max_body: int) -> None:
+    def __init__(self, queue: AnswerQueue, manifest: Manifest, max_body: int) -> None:
         self._queue = queue
-        self._name = name
+        self._manifest = manifest
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,16 +101,16 @@ class Completions:
             job = self._queue.admit()  # before the body is read: so many bodies, and no more, are in memory
             body = await read_body(scope, receive, self._max_body, self._queue.closing)
             unread = False
-            request = await asyncio.to_thread(read_request, body, self._name)
+            request = await asyncio.to_thread(read_request, body, self._manifest.name)
             del body
             job.start(request)
             watch = asyncio.create_task(_cancel_when_gone(receive, job))
             try:
-                reply = Reply(self._name)
+                reply = Reply(self._manifest)
                 if request.stream:
                     await _send_events(self._events(job, reply, request.include_usage), scope, receive, send)
                 else:
-                    await (await self._whole(job, reply))(scope, receive, send)
+                    await (await self._complete(job, reply))(scope, receive, send)
             finally:
                 watch.cancel()
         except RefusedError as refusal:
@@ -120,10 +123,10 @@ class Completions:
             if job is not None:
                 job.leave()
 
-    async def _whole(self, job: Job, reply: Reply) -> Response:
+    async def _complete(self, job: Job, reply: Reply) -> Response:
         while not isinstance(event := await _next(job), Finished):
             pass
-        return json_response(reply.whole(event.answer, event.images))
+        return json_response(reply.complete(event.answer, event.images))
 
     async def _events(self, job: Job, reply: Reply, include_usage: bool) -> AsyncIterator[bytes]:
         """Server-sent events; what is wrong with the request is raised by the first."""

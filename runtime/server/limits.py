@@ -52,7 +52,7 @@ class Guard:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            stumbled(error)  # the client was told already
+            stumbled(error)  # the client got a response already
 
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

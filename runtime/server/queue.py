@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
-from ..answer import Answer, EncodedImage
+from ..answer import Answer
 from ..cancel import Cancellation
-from ..engine import Request, Turn
 from ..errors import CancellationError
 from ..model import TinyGPTV
-from .prefixes import ConversationMemory
+from ..vision.encoded import EncodedImage
 from .refusal import RefusedError, stopping
 from .requests import CompletionRequest
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A whole answer, and the images that it is about."""
+    """A complete answer, and the images that it is about."""
 
     answer: Answer
     images: tuple[EncodedImage, ...]
 
 
 class Job:
-    """A place in the queue, held from before a request is read until its answer is whole; for the event loop only."""
+    """A place in the queue, from before a request is read until its answer is complete; for the event loop only."""
 
     def __init__(self, queue: AnswerQueue) -> None:
         """Made by :meth:`AnswerQueue.admit`."""
@@ -54,7 +54,7 @@ class Job:
             self._queue._end(self, CancellationError("cancelled"))
 
     async def next(self) -> str | Finished:
-        """The next piece of the answer's text, never empty; at last, the whole.
+        """The next piece of the answer's text, never empty; at last, the complete answer.
 
         Raises:
             CancellationError: It was cancelled.
@@ -66,7 +66,7 @@ class Job:
         return event
 
     def leave(self) -> None:
-        """Give up the place; cancelled, if there is no whole answer yet."""
+        """Give up the place; cancelled, if there is no complete answer yet."""
         self.cancel()
         if not self.started:
             self._queue._forget(self)
@@ -88,11 +88,10 @@ class AnswerQueue:
         self._waiting = waiting
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinygptv-answers")
         self._jobs: set[Job] = set()
-        self._memory = ConversationMemory(model._engine.prefixes)  # the thread's own
         self.closing = asyncio.Event()
         """Set once nobody is admitted any more."""
         self.answered = 0
-        """Whole answers so far."""
+        """Complete answers so far."""
         self.cancelled = 0
         """Answers that were begun or waited for, and not wanted any more."""
 
@@ -139,11 +138,12 @@ class AnswerQueue:
 
         def work() -> None:
             try:
-                for event in self._answer(request, cancellation):
-                    if isinstance(event, str):
-                        tell(job._put, event)
-                    else:
-                        tell(self._end, job, event)
+                with closing(self._answer(request, cancellation)) as events:
+                    for event in events:
+                        if isinstance(event, str):
+                            tell(job._put, event)
+                        else:
+                            tell(self._end, job, event)
             except Exception as error:
                 tell(self._end, job, error)
 
@@ -161,20 +161,14 @@ class AnswerQueue:
     def _forget(self, job: Job) -> None:
         self._jobs.discard(job)
 
-    def _answer(self, request: CompletionRequest, cancellation: Cancellation) -> Iterator[str | Finished]:
-        """In the thread: what one request is answered.
-
-        It depends on the request alone: earlier answers are tokenised from their text, also where this very server
-        wrote them and would know their tokens, since it may have forgotten those when it is asked the same again.
-        """
-        said, engine = request.conversation, self._model._engine
-        turns = [*(Turn(question, answer) for question, answer in said.turns), Turn(said.question)]
-        how = Request(request.max_new_tokens, None, request.sampling, request.stop)
-        prepared = engine.prepare(turns, len(said.images), how)  # what is wrong must not cost the time of an image
-        images = [engine.encode_image(image, cancellation) for image in said.images]
-        stream = engine.answer(prepared, images, (), cancellation, self._memory if said.turns else None)
-        yield from stream
-        answer = stream.answer
+    def _answer(self, request: CompletionRequest, cancellation: Cancellation) -> Generator[str | Finished, None, None]:
+        """In the thread: what one request is answered. It depends on the request alone (:meth:`.TinyGPTV.stream`)."""
+        said = request.conversation
+        with self._model.stream(
+            said.images, said.question, turns=said.turns, options=request.options, cancellation=cancellation
+        ) as stream:
+            yield from stream
+            answer = stream.answer
         if answer.finish_reason == "cancelled":
             raise CancellationError("cancelled")
-        yield Finished(answer, tuple(images))
+        yield Finished(answer, stream.images)

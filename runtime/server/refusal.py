@@ -1,4 +1,4 @@
-"""What a client is told when it gets no answer, in the shape that OpenAI's clients read."""
+"""Refusals: what a client gets in place of an answer, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RefusedError(TinyGPTVError):
 
 
 def stopping() -> RefusedError:
-    """What clients are told whose requests a stop of the server ends."""
+    """The refusal of requests that a stop of the server ends."""
     return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)
 
 

@@ -7,19 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..answer import Answer, EncodedImage
-from ..boxes import parse_boxes
+from ..answer import Answer
+from ..bundle.manifest import Manifest
+from ..pointing import regions_of
+from ..vision.encoded import EncodedImage
 
 
 @dataclass(frozen=True)
 class Reply:
     """Writes one completion; all documents of a stream have the same id and time."""
 
-    model: str
+    manifest: Manifest
+    """The model's."""
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answer: Answer, images: Sequence[EncodedImage]) -> dict[str, object]:
+    def complete(self, answer: Answer, images: Sequence[EncodedImage]) -> dict[str, object]:
         """The document of an answer that was waited for.
 
         Besides OpenAI's fields, ``message.boxes`` are in pixels, and ``truncated_turns`` says how many of the oldest
@@ -31,7 +34,12 @@ class Reply:
         """
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None, "boxes": boxes(answer, images)},
+            "message": {
+                "role": "assistant",
+                "content": answer.text,
+                "refusal": None,
+                "boxes": self._boxes(answer, images),
+            },
             "logprobs": None,
             "finish_reason": answer.finish_reason,
         }
@@ -51,8 +59,8 @@ class Reply:
         return self._chunk({"content": text})
 
     def last(self, answer: Answer, images: Sequence[EncodedImage]) -> dict[str, object]:
-        """The document that says how it ended; extensions as in :meth:`whole`, the boxes in ``delta``."""
-        chunk = self._chunk({"boxes": boxes(answer, images)}, answer.finish_reason)
+        """The document that says how it ended; extensions as in :meth:`complete`, the boxes in ``delta``."""
+        chunk = self._chunk({"boxes": self._boxes(answer, images)}, answer.finish_reason)
         return {**chunk, "truncated_turns": answer.truncated_turns}
 
     def counts(self, answer: Answer) -> dict[str, object]:
@@ -63,8 +71,18 @@ class Reply:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
+    def _boxes(self, answer: Answer, images: Sequence[EncodedImage]) -> list[dict[str, object]]:
+        """What the answer points at: ``{"phrase": str or null, "boxes": [[left, top, right, bottom], ...]}`` each.
+
+        In pixels of the upright picture. An answer about several pictures does not say which it points into: none then.
+        """
+        if len(images) != 1:
+            return []
+        regions = regions_of(self.manifest, answer.text, images[0].width, images[0].height)
+        return [{"phrase": region.phrase, "boxes": [list(box) for box in region.boxes]} for region in regions]
+
     def _head(self, kind: str) -> dict[str, object]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.manifest.name}
 
 
 def usage(answer: Answer) -> dict[str, object]:
@@ -76,14 +94,3 @@ def usage(answer: Answer) -> dict[str, object]:
         "total_tokens": answer.prompt_tokens + completion,
         "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
     }
-
-
-def boxes(answer: Answer, images: Sequence[EncodedImage]) -> list[dict[str, object]]:
-    """What the answer points at: ``{"phrase": str or null, "boxes": [[left, top, right, bottom], ...]}`` each.
-
-    In pixels of the upright picture. An answer about several pictures does not say which it points into: none then.
-    """
-    if len(images) != 1:
-        return []
-    regions = parse_boxes(answer.text, images[0].width, images[0].height)
-    return [{"phrase": region.phrase, "boxes": [list(box) for box in region.boxes]} for region in regions]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError
 from ..language.sampling import Sampling
+from ..options import AnswerOptions
 from .messages import Conversation, read_messages
 from .refusal import RefusedError, quoted
 
@@ -44,9 +45,7 @@ class CompletionRequest:
     """What is asked, and how the answer is wanted."""
 
     conversation: Conversation
-    max_new_tokens: int | None
-    sampling: Sampling
-    stop: tuple[str, ...]
+    options: AnswerOptions
     stream: bool
     include_usage: bool
     """Whether a stream ends with the counts of tokens."""
@@ -104,9 +103,7 @@ def read_request(body: bytes, model: str) -> CompletionRequest:
         raise RefusedError(400, str(error), param=str(error).split()[0]) from error
     return CompletionRequest(
         conversation=read_messages(given.get("messages")),
-        max_new_tokens=_max_tokens(given),
-        sampling=sampling,
-        stop=_stop(given.get("stop", [])),
+        options=AnswerOptions(max_new_tokens=_max_tokens(given), sampling=sampling, stop=_stop(given.get("stop", []))),
         stream=stream,
         include_usage=_flag(options, "include_usage"),
     )

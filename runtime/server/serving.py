@@ -17,14 +17,14 @@ from .app import make_app
 from .queue import AnswerQueue
 
 CONNECTIONS = 128
-"""At once; beyond, clients are told to come back."""
+"""At once; beyond, clients are asked to come back."""
 _STOP_SECONDS = 5
 """A client that reads slowly may take so long to read its last words."""
 _INTERRUPTED = 130
 
 
 def serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> int:
-    """Serve until a signal says to stop: answers are cancelled, and their clients told.
+    """Serve until a signal says to stop: answers are cancelled, and their clients get a refusal.
 
     Args:
         model: Loaded.
@@ -44,7 +44,7 @@ def serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body:
 async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> None:
     queue = AnswerQueue(model, waiting)
     config = uvicorn.Config(
-        make_app(queue, model.manifest.name, token, max_body),
+        make_app(queue, model.manifest, token, max_body),
         loop="asyncio",
         http="h11",
         ws="none",
@@ -65,7 +65,7 @@ async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, ma
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it can be reached, and ends all answers as soon as it is told to stop."""
+    """Says where it is once it can be reached, and ends all answers as soon as it has to stop."""
 
     def __init__(self, config: uvicorn.Config, queue: AnswerQueue, name: str) -> None:
         super().__init__(config)

@@ -1,1 +1,1 @@
-"""What the operating system tells and does."""
+"""What the operating system does for the rest: files, locks, facts about the machine."""

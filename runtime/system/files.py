@@ -1,54 +1,181 @@
-"""Locks between processes, on files; the system lets others in if a process dies."""
+"""Locks between processes, SHA-256, and files and folders that are there complete or not at all."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import re
+import shutil
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
-_LOCKED_BYTE = 2**31 - 2
-"""Far behind what the file holds: on Windows nobody else can read the byte that is locked."""
+_HASHED_AT_ONCE = 4 << 20
+_PARTIAL = re.compile(r"\.tinygptv\.[0-9a-f]{16}\.part")
+_ABANDONED_SECONDS = 3600
+"""After which a partial file is no longer being written: its process was killed."""
 
 
-def lock(file: IO[bytes], wait: bool) -> bool:
-    """Lock a file until it is closed.
+def sha256_of(path: Path, size: int | None = None, progress: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file.
 
     Args:
-        file: Open for appending.
-        wait: For whoever has it.
+        path: The file.
+        size: How many of its first bytes count; all of them if None.
+        progress: Callback with the number of bytes read since the last call.
 
     Returns:
-        Whether it is locked now; False only where somebody else has it, and nobody waits.
+        Hexadecimal digits.
 
     Raises:
-        OSError: The file cannot be locked.
+        OSError: The file cannot be read.
     """
+    digest, left = hashlib.sha256(), sys.maxsize if size is None else size
+    buffer = memoryview(bytearray(_HASHED_AT_ONCE))
+    with path.open("rb", buffering=0) as file:
+        while left and (count := file.readinto(buffer[:left])):
+            digest.update(buffer[:count])
+            left -= count
+            if progress is not None:
+                progress(count)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, then rename it; what was there before stays until then.
+
+    A killed process leaves the partial file. It is removed when something is written to the same folder an hour later
+    or more.
+
+    Args:
+        path: The file. If it is a link, the link stays and its target is written.
+        write: Writes the content.
+
+    Raises:
+        OSError: It cannot be written; names ``path`` where the system gives the reason.
+    """
+    place = Path(os.path.realpath(path))
+    made = place.with_name(f".tinygptv.{os.urandom(8).hex()}.part")  # short, however long the file's own name is
+    _remove_abandoned(place.parent)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(_LOCKED_BYTE)
-            while wait:
-                with suppress(OSError):  # it gives up after ten seconds
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    return True
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the one or the other, by the system
-        return False
+        try:
+            with made.open("xb") as file:
+                write(file)
+            publish_file(made, place)
+        finally:
+            made.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, file.name) from error
-    return True
+        if error.errno is None:  # not the system's, such as Pillow's on a format
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def leads_to(path: Path, file: IO[bytes]) -> bool:
-    """Whether there is this very file, and not another that took its place, or none."""
+@functools.lru_cache(maxsize=1024)
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the partial files of killed processes, once in a process for each folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+                os.unlink(entry.path)
+
+
+def publish_file(made: Path, place: Path) -> None:
+    """Flush a finished file to the disk and rename it to its place, with the permissions of the file that was there.
+
+    Args:
+        made: The file, on the same disk.
+        place: Its new name. A file of that name is replaced in one step.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    with made.open("r+b") as file:
+        os.fsync(file.fileno())
+    # Only where they differ: some file systems have no permissions to change.
+    if place.exists() and place.stat().st_mode != made.stat().st_mode:
+        shutil.copymode(place, made)
+    made.replace(place)
+
+
+@contextmanager
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder, removed at the end unless it was renamed.
+
+    What a killed process left in its place is removed first. So if two processes may be at it, hold a lock.
+
+    Args:
+        folder: The folder; its parent exists.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_folder(made: Path, target: Path) -> None:
+    """Rename a finished folder to its place; one that was there is removed once the new one is in its place.
+
+    However it is interrupted, the old or the new folder is in place. Only a kill between two renames leaves the old one
+    beside its place, under a hidden name; it is removed when a folder is published there again.
+
+    Args:
+        made: The folder, on the same disk.
+        target: Its new name.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    retired = target.with_name(f".{target.name}.replaced")
+    try:
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+            target.rename(retired)
+        made.rename(target)
+    finally:
+        if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        elif retired.exists():
+            retired.rename(target)
+
+
+@contextmanager
+def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
+    """Hold a lock between processes and threads; if the process dies, the system releases it.
+
+    Args:
+        path: The lock's own file. It is made, with its folder, and removed at the end; one that a killed process left
+            locks nobody out.
+        refusal: Raised if another has the lock; None to wait for it.
+
+    Raises:
+        OSError: The lock's file cannot be made, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=-1 if refusal is None else 0)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+            break
+        except Timeout as error:
+            raise refusal or error from None
+        except FileNotFoundError:  # whoever had it has removed the folder meanwhile
+            continue
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":  # where filelock itself removes it, when it is closed
+            # While it is held: who waits does so for a file of this name, not for one that has been removed.
+            with suppress(OSError):
+                path.unlink()
+        lock.release()

@@ -1,4 +1,4 @@
-"""What this machine is: its processor, and how much memory there is for us."""
+"""What this machine is: its processor and its memory, as far as the system tells."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .process import PROC
 
 X86_FEATURES = (
     *("sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx_ne_convert"),
@@ -34,7 +37,9 @@ APPLE_NAMES = {
     **{"hw.optional.arm.FEAT_DotProd": "asimddp", "hw.optional.arm.FEAT_I8MM": "i8mm"},
     **{"hw.optional.arm.FEAT_BF16": "bf16", "hw.optional.arm.FEAT_SME": "sme", "hw.optional.arm.FEAT_SME2": "sme2"},
 }
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+_UNLIMITED = 1 << 60
+"""What control groups of version 1 have instead of a limit is larger."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Processor:
     """As ``platform.machine`` calls it: x86_64, AMD64, arm64, aarch64 ..."""
     features: tuple[str, ...]
     """Those of :data:`X86_FEATURES` or :data:`ARM_FEATURES` that are there, as far as the system tells."""
+    all_features: bool
+    """Whether the system lists them all, as Linux does; elsewhere there may be more."""
     threads: int
     """Logical processors that this process may use."""
     cores: int
@@ -63,12 +70,13 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Memory:
+class SystemMemory:
     """In bytes."""
 
-    total: int
-    available: int
-    """What can be had without swapping, in this container."""
+    total: int | None
+    """None if the system does not tell."""
+    available: int | None
+    """What can be had without swapping, in this container; None if the system does not tell."""
     limit: int | None
     """The container's, if it is less than ``total``."""
 
@@ -77,35 +85,43 @@ def processor() -> Processor:
     """This machine's."""
     architecture = platform.machine()
     known = ARM_FEATURES if architecture.lower() in ("arm64", "aarch64") else X86_FEATURES
-    name = platform.processor() or architecture
+    name, found, all_features = "", set[str](), False
     if sys.platform == "linux":
-        text = (PROC / "cpuinfo").read_text(encoding="utf-8", errors="replace")
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-        found = set(flags[1].split()) if flags else set()
-        model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-        name = model[1] if model else name
+        text = _read(PROC / "cpuinfo")
+        if flags := re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE):
+            found, all_features = set(flags[1].split()), True
+        if model := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            name = model[1]
     elif sys.platform == "darwin":
         lines = _run("sysctl", "-a").splitlines()
         values = dict(line.split(": ", 1) for line in lines if ": " in line)
         found = {feature for key, feature in APPLE_NAMES.items() if values.get(key) == "1"}
-        name = values.get("machdep.cpu.brand_string", name)
-    else:
-        found = _numpy_features()
-    threads = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    features = tuple(feature for feature in known if feature in found)
-    return Processor(name, architecture, features, threads, _physical_cores(threads))
+        name = values.get("machdep.cpu.brand_string", "")
+    found = found or _numpy_features()
+    usable = _usable_cpus()
+    return Processor(
+        name=name or platform.processor() or architecture,
+        architecture=architecture,
+        features=tuple(feature for feature in known if feature in found),
+        all_features=all_features,
+        threads=len(usable),
+        cores=_physical_cores(usable),
+    )
 
 
-def _physical_cores(threads: int) -> int:
+def _usable_cpus() -> set[int]:
+    """Numbers of the logical processors that this process may use."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _physical_cores(usable: set[int]) -> int:
     if sys.platform == "darwin":
-        return int(_run("sysctl", "-n", "hw.physicalcpu") or threads)
-    if sys.platform != "linux":
-        return threads
-    siblings = set()
-    for number in os.sched_getaffinity(0):
-        shared = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        siblings.add(shared.read_text(encoding="ascii") if shared.is_file() else str(number))
-    return len(siblings)
+        return _number(_run("sysctl", "-n", "hw.physicalcpu")) or len(usable)
+    siblings = (_read(CPUS / f"cpu{number}" / "topology" / "thread_siblings_list") for number in usable)
+    return len({shared or str(number) for number, shared in zip(usable, siblings, strict=True)})
 
 
 def _numpy_features() -> set[str]:
@@ -133,52 +149,52 @@ def int8_kernels(cpu: Processor) -> Kernels:
     if has({"avx512bw", "avx512dq", "avx512vl"}):
         return Kernels("AVX512 without VNNI", False, "slower than with it")
     if has({"avx2"}):
-        if sys.platform != "linux":
+        if not cpu.all_features:
             return Kernels("AVX2", False, "with VNNI, which this system does not tell of, fast; else slower")
         return Kernels("AVX2 without VNNI", False, "slower than with it")
     return Kernels("no AVX2", False, "slow")
 
 
-def memory() -> Memory:
+def system_memory() -> SystemMemory:
     """This machine's, or its container's."""
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
         pages = dict(re.findall(r"^Pages (free|inactive|speculative|purgeable):\s+(\d+)", _run("vm_stat"), re.M))
-        size = os.sysconf("SC_PAGE_SIZE")
-        return Memory(int(_run("sysctl", "-n", "hw.memsize")), sum(map(int, pages.values())) * size, None)
-    text = (PROC / "meminfo").read_text(encoding="ascii", errors="replace")
+        free = sum(map(int, pages.values())) * os.sysconf("SC_PAGE_SIZE")
+        return SystemMemory(_number(_run("sysctl", "-n", "hw.memsize")), free or None, None)
+    text = _read(PROC / "meminfo")
     values = {key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
-    total, available, limit = values["MemTotal"], values["MemAvailable"], None
+    total, available, limit = values.get("MemTotal"), values.get("MemAvailable"), None
     for allowed, used in _cgroup_limits():
-        if allowed < total:
+        if allowed < (total or _UNLIMITED):
             limit = min(allowed, limit or allowed)
-            available = min(available, max(0, allowed - used))
-    return Memory(total, available, limit)
+            room = max(0, allowed - used)
+            available = room if available is None else min(available, room)
+    return SystemMemory(total, available, limit)
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
     """(limit, used without what can be dropped) of this process's control groups and all those around them."""
     found = []
-    lines = (PROC / "self" / "cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", _read(PROC / "self" / "cgroup"), re.MULTILINE):
         if controllers and "memory" not in controllers.split(","):
             continue
         # Version 1 has a tree for memory, version 2 one for everything.
         root = CGROUPS / "memory" if controllers else CGROUPS
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        here = root / path.lstrip("/")
+        here = root / path
         for folder in (here, *here.parents):
-            if folder.is_relative_to(root) and (folder / names[0]).is_file():
-                allowed, used = ((folder / name).read_text(encoding="ascii").strip() for name in names)
-                cached = re.search(r"^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-                if allowed != "max":
-                    found.append((int(allowed), int(used) - (int(cached[1]) if cached else 0)))
+            if not folder.is_relative_to(root):
+                break
+            allowed, used = (_number(_read(folder / name)) for name in names)  # ``max`` is no number
+            if allowed is not None and used is not None:
+                cached = re.search(r"^(?:total_)?inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+                found.append((allowed, used - (int(cached[1]) if cached else 0)))
     return found
 
 
-def _windows_memory() -> Memory:
+def _windows_memory() -> SystemMemory:
     import ctypes
 
     class Status(ctypes.Structure):
@@ -192,9 +208,26 @@ def _windows_memory() -> Memory:
 
     status = Status(dwLength=ctypes.sizeof(Status))
     library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-    library.GlobalMemoryStatusEx(ctypes.byref(status))
-    return Memory(int(status.ullTotalPhys), int(status.ullAvailPhys), None)
+    if not library.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return SystemMemory(None, None, None)
+    return SystemMemory(int(status.ullTotalPhys), int(status.ullAvailPhys), None)
+
+
+def _read(path: Path) -> str:
+    """A file of the system's; empty if it is not there or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    """What a command prints; empty if there is no such command."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+
+PROC = Path("/proc")
 
 
 def peak_rss() -> int:
@@ -38,12 +41,16 @@ def peak_rss() -> int:
 
 
 def anonymous_rss() -> int | None:
-    """Resident bytes that no file backs: what cannot be taken back under pressure. None where only Linux would tell."""
-    if sys.platform != "linux":
+    """Resident bytes that no file backs: what cannot be taken back under pressure. None where the system does not tell.
+
+    Linux alone does.
+    """
+    try:
+        status = (PROC / "self" / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
         return None
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
-    return int(line.split()[1]) * 1024
+    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def return_freed_memory() -> None:

@@ -7,7 +7,6 @@ weights, and ``index.json``, without which they are nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from ..bundle.checksums import sums_of
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, Graph, Manifest
 from ..bundle.sessions import packing_version
+from ..system.files import sha256_of
 from ..system.machine import processor
 
 INDEX_VERSION = 1
@@ -26,7 +26,7 @@ FOLDER, INDEX = "tuned", "index.json"
 
 
 @dataclass(frozen=True)
-class Key:
+class TuningKey:
     """What decides how weights are packed, and of what: a copy with another key is not used."""
 
     onnxruntime: str
@@ -42,7 +42,7 @@ class TunedGraph:
     model_sha256: str
     data_bytes: int
     sums: tuple[int, ...]
-    """Of the data file, own and packed weights: what :func:`~.integrity.sums_of` gives."""
+    """Of the data file, own and packed weights: what :func:`~.checksums.sums_of` gives."""
 
 
 @dataclass(frozen=True)
@@ -58,48 +58,56 @@ class Tuned:
         return self.home / FOLDER / graph.file
 
 
-def key_of(folder: Path) -> Key:
+def tuning_key(bundle: Path) -> TuningKey:
     """The key of a bundle on this machine, now."""
     cpu = processor()
-    # Linux alone tells every feature; elsewhere the processor's name stands for those that are not known.
-    name = "" if sys.platform == "linux" else f"{cpu.name}, "
+    # The processor's name stands for the features that the system does not list.
+    name = "" if cpu.all_features else f"{cpu.name}, "
     features = f"{name}{cpu.architecture}: {' '.join(cpu.features)}"
-    return Key(packing_version(), features, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
+    return TuningKey(packing_version(), features, sha256_of(bundle / MANIFEST))
 
 
-def cache_folder() -> Path:
-    """Where tuned copies are kept that are not in their bundle; by the system's own rules."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tinygptv" / FOLDER
+def cache_home(bundle: Path) -> Path | None:
+    """Where the tuned copy of a bundle is kept that is not in the bundle, by the system's own rules.
+
+    None for a user without a home folder.
+    """
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(base) / "tinygptv" / FOLDER / sha256_of(bundle / MANIFEST)[:20]
 
 
-def cache_home(key: Key) -> Path:
-    """The place of one bundle in :func:`cache_folder`."""
-    return cache_folder() / key.bundle[:20]
+def homes_of(bundle: Path) -> list[Path]:
+    """Where tuned copies of a bundle may be, in the order in which they are looked for."""
+    return [home for home in (bundle, cache_home(bundle)) if home is not None]
 
 
-def find_tuned(folder: Path, manifest: Manifest) -> Tuned | None:
+def find_tuned(bundle: Path, manifest: Manifest) -> Tuned | None:
     """The tuned copy of a bundle that fits this machine, in the bundle or the user's cache, if there is one."""
-    key = key_of(folder)
-    for home in (folder, cache_home(key)):
-        found = read_index(home, manifest, key)
+    for home in homes_of(bundle):
+        found = read_index(home, bundle, manifest)
         if isinstance(found, Tuned):
             return found
     return None
 
 
-def read_index(home: Path, manifest: Manifest, key: Key) -> Tuned | str:
-    """The tuned copy in a folder, or why there is none that fits."""
+def read_index(home: Path, bundle: Path, manifest: Manifest) -> Tuned | str:
+    """The tuned copy of a bundle in one of its homes, or why there is none that fits.
+
+    The machine is only looked at where there is an index.
+    """
     try:
         document = json.loads((home / FOLDER / INDEX).read_text(encoding="utf-8"))
         if document["version"] != INDEX_VERSION:
             return f"made by another version of tinygptv (its index is version {document['version']!r:.20})"
-        made_for = Key(**{name: str(value) for name, value in document["key"].items()})
+        made_for = TuningKey(**{name: str(value) for name, value in document["key"].items()})
         graphs = {
             name: TunedGraph(part["model_sha256"], part["data_bytes"], tuple(part["sums"]))
             for name, part in document["graphs"].items()
@@ -109,6 +117,7 @@ def read_index(home: Path, manifest: Manifest, key: Key) -> Tuned | str:
         return "not tuned"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return f"its index cannot be read ({type(error).__name__}: {error})"
+    key = tuning_key(bundle)
     for what, theirs, ours in (
         ("onnxruntime", made_for.onnxruntime, key.onnxruntime),
         ("CPU", made_for.cpu, key.cpu),
@@ -127,7 +136,7 @@ def read_index(home: Path, manifest: Manifest, key: Key) -> Tuned | str:
 def is_intact(tuned: Tuned, manifest: Manifest) -> bool:
     """Read all of a tuned copy and say whether it is as it was written."""
     return all(
-        hashlib.sha256(tuned.model(manifest.graphs[name]).read_bytes()).hexdigest() == part.model_sha256
+        sha256_of(tuned.model(manifest.graphs[name])) == part.model_sha256
         and sums_of(tuned.home / manifest.graphs[name].data) == list(part.sums)
         for name, part in tuned.graphs.items()
     )

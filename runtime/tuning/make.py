@@ -8,7 +8,6 @@ last. So being killed at any moment leaves a bundle that loads, and programs tha
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -24,24 +23,23 @@ from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
 from ..bundle.sessions import packing_version, save_packed
 from ..errors import BundleError, TinyGPTVError
-from ..system.files import leads_to, lock
+from ..system.files import locked, publish_file, sha256_of, staging_folder
 from .find import (
     FOLDER,
     INDEX,
     INDEX_VERSION,
-    Key,
     Tuned,
     TunedGraph,
-    cache_folder,
+    TuningKey,
     cache_home,
     find_tuned,
     is_intact,
-    key_of,
     read_index,
+    tuning_key,
 )
 from .packed_weights import Buffer, packed_weights, with_packed_weights
 
-LOCK = "lock"
+LOCK, STAGING = "lock", "staging"
 ALIGNMENT = 4096
 """A page: packed weights are mapped."""
 
@@ -64,11 +62,13 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
         TinyGPTVError: There is no room, the folder cannot be written, or this onnxruntime keeps no packed weights.
             The bundle loads as before.
     """
-    key = key_of(folder)
-    home = cache_home(key) if cache else folder
+    cached = cache_home(folder)
+    home = cached if cache else folder
+    if home is None:
+        raise TinyGPTVError("no cache folder: this user has no home folder; set HOME, or tune the bundle itself")
     try:
         with _locked(home):
-            found = read_index(home, manifest, key)
+            found = read_index(home, folder, manifest)
             if isinstance(found, Tuned) and is_intact(found, manifest):
                 return found, False
             if damaged := damaged_files(folder, manifest.files):
@@ -77,11 +77,11 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
                 )
             _check_room(home, manifest, cache)
             (home / FOLDER / INDEX).unlink(missing_ok=True)
-            made = _make(folder, home, manifest, key)
+            made = _make(folder, home, manifest, tuning_key(folder))
             if cache:
-                _drop_orphans()
-            elif (other := cache_home(key)).is_dir():
-                shutil.rmtree(other, ignore_errors=True)
+                _drop_orphans(home.parent)
+            elif cached is not None:
+                shutil.rmtree(cached, ignore_errors=True)
     except OSError as error:
         hint = "" if cache else "; --cache keeps packed weights in your cache folder instead"
         raise TinyGPTVError(f"{home} cannot be tuned ({error}){hint}") from error
@@ -118,11 +118,11 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
         TinyGPTVError: A file cannot be changed.
     """
     changed = []
-    home = cache_home(key_of(folder))
+    cached = cache_home(folder)
     try:
-        if home.is_dir():
-            shutil.rmtree(home)
-            changed.append(home)
+        if cached is not None and cached.is_dir():
+            shutil.rmtree(cached)
+            changed.append(cached)
         records = {record.name: record for record in manifest.files}
         own = [records[graph.data] for graph in manifest.graphs.values()]
         grown = [record for record in own if (folder / record.name).stat().st_size > record.size]
@@ -130,14 +130,14 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
             return changed
         with _locked(folder):
             (folder / FOLDER / INDEX).unlink(missing_ok=True)
-            with _staging(folder) as staging:
+            with staging_folder(folder / FOLDER / STAGING) as staging:
                 for record in grown:
                     restored = staging / record.name
                     with (folder / record.name).open("rb") as source, restored.open("wb") as output:
                         _copy(source, output, record.size)
                     if not is_whole(restored, record):
                         raise BundleError(f"{folder / record.name} is damaged; copy the bundle again")
-                    _publish(restored, folder / record.name)
+                    publish_file(restored, folder / record.name)
             for graph in manifest.graphs.values():
                 (folder / FOLDER / graph.file).unlink(missing_ok=True)
         changed.append(folder)
@@ -146,12 +146,12 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
     return changed
 
 
-def _make(folder: Path, home: Path, manifest: Manifest, key: Key) -> Tuned:
+def _make(folder: Path, home: Path, manifest: Manifest, key: TuningKey) -> Tuned:
     """Tune graph by graph, and write the index when all of them are there."""
     records = {record.name: record for record in manifest.files}
     graphs: dict[str, TunedGraph] = {}
     try:
-        with _staging(home) as staging:
+        with staging_folder(home / FOLDER / STAGING) as staging:
             # The largest first: without its packed weights the others' are of little use.
             for name in sorted(GRAPHS, key=lambda name: -records[manifest.graphs[name].data].size):
                 graph = manifest.graphs[name]
@@ -164,7 +164,7 @@ def _make(folder: Path, home: Path, manifest: Manifest, key: Key) -> Tuned:
             }
             index = staging / INDEX
             index.write_text(json.dumps(document), encoding="utf-8")
-            _publish(index, home / FOLDER / INDEX)
+            publish_file(index, home / FOLDER / INDEX)
     except BaseException:
         if not (home / FOLDER / INDEX).exists():
             # The room is given back. Without an index nobody has mapped these files' packed weights.
@@ -207,9 +207,9 @@ def _tune_graph(
         }
     shutil.rmtree(saved)
     tuned_model.write_bytes(with_packed_weights(model, moved))
-    part = TunedGraph(hashlib.sha256(tuned_model.read_bytes()).hexdigest(), data.stat().st_size, tuple(sums_of(data)))
-    _publish(tuned_model, home / FOLDER / graph.file)
-    _publish(data, home / graph.data)
+    part = TunedGraph(sha256_of(tuned_model), data.stat().st_size, tuple(sums_of(data)))
+    publish_file(tuned_model, home / FOLDER / graph.file)
+    publish_file(data, home / graph.data)
     return part
 
 
@@ -231,15 +231,6 @@ def _copy(source: BinaryIO, output: BinaryIO, length: int) -> None:
         length -= len(block)
 
 
-def _publish(made: Path, place: Path) -> None:
-    """Put a finished file in its place, on the disk by then, with the permissions of the one that was there."""
-    with made.open("r+b") as file:
-        os.fsync(file.fileno())
-    if place.exists():
-        shutil.copymode(place, made)
-    made.replace(place)
-
-
 def _check_room(home: Path, manifest: Manifest, cache: bool) -> None:
     """Raise OSError unless there is room for what is there at once, at the most.
 
@@ -254,44 +245,22 @@ def _check_room(home: Path, manifest: Manifest, cache: bool) -> None:
         raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free there, and tuning needs {needed / 1e9:.1f} GB")
 
 
-def _drop_orphans() -> None:
+def _drop_orphans(cache: Path) -> None:
     """Remove from the cache what was made of bundles that are gone or have changed."""
-    for home in cache_folder().iterdir():
+    for home in cache.iterdir():
         with suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads((home / FOLDER / INDEX).read_text(encoding="utf-8"))
             manifest = Path(document["folder"]) / MANIFEST
             wanted = document["key"]["bundle"]
-            if not manifest.is_file() or hashlib.sha256(manifest.read_bytes()).hexdigest() != wanted:
+            if not manifest.is_file() or sha256_of(manifest) != wanted:
                 shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager
-def _staging(home: Path) -> Iterator[Path]:
-    """An empty folder on the same disk, gone afterwards; also what an interrupted tuning left."""
-    staging = home / FOLDER / "staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Keep other processes from changing the same tuned copy; the system unlocks it if this one dies."""
-    path = home / FOLDER / LOCK
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            lock(file, wait=True)
-            # Whoever had it may have removed the file meanwhile.
-            if leads_to(path, file):
-                try:
-                    yield
-                finally:
-                    with suppress(OSError):  # Windows removes no open file: it stays there, empty
-                        if os.listdir(path.parent) == [LOCK]:
-                            path.unlink()
-                            path.parent.rmdir()
-                return
+    """Keep other processes from changing the same tuned copy; they wait."""
+    folder = home / FOLDER
+    with locked(folder / LOCK):
+        yield
+    with suppress(OSError):  # it is not empty where there is a tuned copy
+        folder.rmdir()

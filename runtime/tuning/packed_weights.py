@@ -7,14 +7,22 @@ and, for every packed buffer, its place: ``key|offset;length;padding|offset;leng
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-# Field numbers of onnx.proto.
-MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_NAME, TENSOR_EXTERNAL_DATA, ENTRY_KEY, ENTRY_VALUE = 7, 5, 8, 13, 1, 2
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-"""Wire types of protobuf."""
 PREPACKED = "prepacked_"
+_PACKAGE = "tinygptv.packed_weights"
+_MESSAGES: dict[str, tuple[tuple[str, int, str | None], ...]] = {
+    "ModelProto": (("graph", 7, "GraphProto"),),
+    "GraphProto": (("initializer", 5, "TensorProto"),),
+    "TensorProto": (("name", 8, None), ("external_data", 13, "StringStringEntryProto")),
+    "StringStringEntryProto": (("key", 1, None), ("value", 2, None)),
+}
+"""Of onnx.proto, the fields that matter here: name, number, and message (a string if None). protobuf keeps all others
+as they are. The onnx package, which has all of them, is not part of the runtime."""
+_REPEATED = ("initializer", "external_data")
 
 
 @dataclass(frozen=True)
@@ -42,45 +50,34 @@ def packed_weights(model: bytes) -> dict[str, tuple[Packed, ...]]:
     """What an ONNX file says of packed weights, for each of its initializers; an empty tuple where it says nothing.
 
     Raises:
-        ValueError: The bytes are no ONNX file, or an entry has another form.
+        ValueError: The bytes are not an ONNX file, or an entry has another form.
     """
-    found = {}
-    for tensor in _initializers(memoryview(model)):
-        entries = dict(_entry(value) for number, value in _fields(tensor) if number == TENSOR_EXTERNAL_DATA)
-        packed = (_parse(entry, text) for entry, text in entries.items() if entry.startswith(PREPACKED))
-        found[_name(tensor)] = tuple(packed)
-    return found
+    return {
+        tensor.name: tuple(
+            _packed(entry.key, entry.value) for entry in tensor.external_data if entry.key.startswith(PREPACKED)
+        )
+        for tensor in _parsed(model).graph.initializer
+    }
 
 
 def with_packed_weights(model: bytes, packed: Mapping[str, Sequence[Packed]]) -> bytes:
     """An ONNX file with entries for packed weights added to the initializers named.
 
+    Nothing else in it changes, but fields may come in another order.
+
     Raises:
-        ValueError: The bytes are no ONNX file.
+        ValueError: The bytes are not an ONNX file.
     """
-    whole = bytearray()
-    for number, value, raw in _raw_fields(memoryview(model)):
-        whole += _field(MODEL_GRAPH, _graph(value, packed)) if number == MODEL_GRAPH else raw
-    return bytes(whole)
-
-
-def _graph(graph: memoryview, packed: Mapping[str, Sequence[Packed]]) -> bytes:
-    whole = bytearray()
-    for number, value, raw in _raw_fields(graph):
-        entries = packed.get(_name(value), ()) if number == GRAPH_INITIALIZER else ()
-        if not entries:
-            whole += raw
-            continue
-        tensor = bytearray(value)
-        for one in entries:
+    parsed = _parsed(model)
+    for tensor in parsed.graph.initializer:
+        for one in packed.get(tensor.name, ()):
             places = "".join(f"|{place.offset};{place.length};{place.padding}" for place in one.buffers)
-            entry = _field(ENTRY_KEY, one.entry.encode()) + _field(ENTRY_VALUE, (one.key + places).encode())
-            tensor += _field(TENSOR_EXTERNAL_DATA, entry)
-        whole += _field(GRAPH_INITIALIZER, bytes(tensor))
-    return bytes(whole)
+            tensor.external_data.add(key=one.entry, value=one.key + places)
+    serialized: bytes = parsed.SerializeToString()
+    return serialized
 
 
-def _parse(entry: str, text: str) -> Packed:
+def _packed(entry: str, text: str) -> Packed:
     key, *places = text.split("|")
     buffers = []
     for place in places:
@@ -89,67 +86,30 @@ def _parse(entry: str, text: str) -> Packed:
     return Packed(entry, key, tuple(buffers))
 
 
-def _initializers(model: memoryview) -> Iterator[memoryview]:
-    for number, graph in _fields(model):
-        if number == MODEL_GRAPH:
-            yield from (value for inner, value in _fields(graph) if inner == GRAPH_INITIALIZER)
+def _parsed(model: bytes) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _model_class().FromString(model)
+    except DecodeError as error:
+        raise ValueError(f"{error}; expected an ONNX file") from error
 
 
-def _name(tensor: memoryview) -> str:
-    return next((bytes(value).decode() for number, value in _fields(tensor) if number == TENSOR_NAME), "")
+@functools.cache
+def _model_class() -> Any:
+    """The class of ModelProto, as far as :data:`_MESSAGES` describes it."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-
-def _entry(entry: memoryview) -> tuple[str, str]:
-    texts = {number: bytes(value).decode() for number, value in _fields(entry)}
-    return texts.get(ENTRY_KEY, ""), texts.get(ENTRY_VALUE, "")
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    return ((number, value) for number, value, _ in _raw_fields(message))
-
-
-def _raw_fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Each field's number, its value, and all of its bytes, tag included."""
-    place = 0
-    while place < len(message):
-        start = place
-        tag, place = _varint(message, place)
-        wire = tag & 7
-        if wire == VARINT:
-            end = _varint(message, place)[1]
-        elif wire in (FIXED64, FIXED32):
-            end = place + (8 if wire == FIXED64 else 4)
-        elif wire == LENGTH:
-            length, place = _varint(message, place)
-            end = place + length
-        else:
-            raise ValueError(f"wire type {wire} at byte {start}; expected an ONNX file")
-        if end > len(message):
-            raise ValueError(f"the field at byte {start} ends at {end} of {len(message)} bytes")
-        yield tag >> 3, message[place:end], message[start:end]
-        place = end
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < len(message):
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-    raise ValueError("the file ends within a number")
-
-
-def _field(number: int, value: bytes) -> bytes:
-    return _encoded(number << 3 | LENGTH) + _encoded(len(value)) + value
-
-
-def _encoded(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto2")
+    for message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            field = described.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if name in _REPEATED else kinds.LABEL_OPTIONAL
+            field.type = kinds.TYPE_STRING if kind is None else kinds.TYPE_MESSAGE
+            if kind is not None:
+                field.type_name = f".{_PACKAGE}.{kind}"
+    pool = descriptor_pool.DescriptorPool()  # of its own: the onnx package's messages are in the default one
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.ModelProto"))

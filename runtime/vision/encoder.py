@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from ..cancel import Cancellation
 
 
-class Graph(Protocol):
-    """A graph that can be run, and stopped."""
+class CancellableSession(Protocol):
+    """A session of one graph, whose runs can be cancelled."""
 
     def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation, /) -> list[Any]:
         """The outputs named, for these inputs."""
@@ -20,7 +20,7 @@ class Graph(Protocol):
 class Vision:
     """The two graphs that see; may be used by several threads at once."""
 
-    def __init__(self, encoder: Graph, projector: Graph) -> None:
+    def __init__(self, encoder: CancellableSession, projector: CancellableSession) -> None:
         self._encoder = encoder
         self._projector = projector
 
@@ -36,7 +36,7 @@ class Vision:
     def image_embeds(
         self, image_features: NDArray[np.float32], cancellation: Cancellation | None = None
     ) -> NDArray[np.float32]:
-        """[batch, tokens, width] to [batch, queries, hidden]."""
+        """[batch, tokens, width] to [batch, image tokens, hidden]."""
         inputs = {"image_features": image_features}
         embeds: NDArray[np.float32]
         (embeds,) = self._projector.run(["image_embeds"], inputs, cancellation or Cancellation())

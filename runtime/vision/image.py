@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..bundle.manifest import ImagePreprocessing
 from ..errors import ArgumentError, ImageError
+from .fit import fitted
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
@@ -59,12 +60,12 @@ def open_image(source: ImageSource) -> Image.Image:
         TypeError: ``source`` is none of the types above.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "the PIL image")
+        return _decode(source, name_of(source))
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), len(source), "image bytes")
+        return _read(io.BytesIO(source), len(source), name_of(source))
     if not isinstance(source, str | os.PathLike) or not isinstance(path := os.fspath(source), str):
         raise TypeError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
-    name = path or "the empty path"
+    name = name_of(path)
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe might never end
         raise ImageError(f"{name} is no file; expected {_EXPECTED}: save it as one, or pipe it to tinygptv ask -")
     try:
@@ -79,30 +80,38 @@ def open_image(source: ImageSource) -> Image.Image:
         return _read(file, os.fstat(file.fileno()).st_size, name)
 
 
-def preprocess(image: Image.Image, preprocessing: ImagePreprocessing) -> npt.NDArray[np.float32]:
-    """Resize an RGB image to the vision encoder's square and normalise it.
+def name_of(source: ImageSource) -> str:
+    """What messages call a picture: its path, or what it is."""
+    if isinstance(source, Image.Image):
+        return "the PIL image"
+    return "image bytes" if isinstance(source, bytes) else os.fspath(source) or "the empty path"
 
-    The aspect ratio is not kept, as in the published evaluation. Numbers are those of torchvision's ``ToTensor`` and
-    ``Normalize`` on the resized image, rounding included.
+
+def preprocess(
+    image: Image.Image, preprocessing: ImagePreprocessing, name: str = "the picture"
+) -> npt.NDArray[np.float32]:
+    """Bring an RGB image to the vision encoder's square (squashed, padded or cropped) and normalise it.
+
+    Numbers are those of torchvision's ``ToTensor`` and ``Normalize`` on the square, rounding included.
 
     Args:
         image: Mode RGB, of any size; not modified.
-        preprocessing: Size, mean and standard deviation from the bundle's manifest.
+        preprocessing: From the bundle's manifest.
+        name: What messages call the picture; see :func:`name_of`.
 
     Returns:
         pixel_values, float32 [1, 3, image_size, image_size], C-contiguous.
 
     Raises:
-        ArgumentError: ``image`` is not RGB, or the manifest asks for another filter than bicubic.
+        ArgumentError: ``image`` is not RGB.
+        ImageError: It is too long and thin to be padded or cropped.
     """
     if image.mode != "RGB":
         raise ArgumentError(f"image has mode {image.mode}; expected RGB: pass it through open_image first")
-    if preprocessing.resample != "bicubic":
-        raise ArgumentError(f"resample is {preprocessing.resample!r}; this tinygptv knows 'bicubic'")
+    square = np.asarray(fitted(image, preprocessing, name))  # uint8 [size, size, 3]
     size = preprocessing.image_size
-    resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))  # uint8 [size, size, 3]
     pixel_values = np.empty((1, 3, size, size), np.float32)
-    np.divide(resized.transpose(2, 0, 1), np.float32(255), out=pixel_values[0])
+    np.divide(square.transpose(2, 0, 1), np.float32(255), out=pixel_values[0])
     pixel_values -= np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)
     pixel_values /= np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
     return pixel_values

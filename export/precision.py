@@ -1,0 +1,179 @@
+"""int8: the one place where a float becomes an integer, and what that rounding does to a product.
+
+Two schemes. Group-wise: a scale for each group of values along the input dimension, of the weights and of the
+activations alike; what MatMulNBits computes, fastest for one token at a time. Per-channel: a scale for each output
+channel of the weights and one for each token of the activations; what MatMulIntegerToFloat computes, fastest for many
+tokens at once. Which layer gets which is a kernel's speed against what its rounding costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
+from torch import Tensor
+
+ZERO_POINT = 128
+"""What MatMulNBits takes for zero where a graph gives no zero points (8 bits); ours for a token's uint8 values too."""
+LARGEST = 127
+LARGEST_UNSIGNED = 255
+CHUNK_VALUES = 16 << 20
+"""float32 values quantised at a time: bounds the temporaries to a few times 64 MiB whatever the matrix."""
+SMALLEST_STEP = 1e-30
+"""A row of zeros has no scale; any step quantises it to zeros."""
+
+
+def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix symmetrically in groups along its input dimension.
+
+    Each group's scale is its largest magnitude / 127, so that ``weight ~ (packed - 128) * scale`` with an error of at
+    most half a scale. A last, shorter group is padded with zeros, as MatMulNBits expects.
+
+    Args:
+        weight: float32 [rows, columns].
+        group_size: Values that share a scale.
+
+    Returns:
+        packed: uint8 [rows, groups, group_size].
+        scales: float32 [rows, groups].
+    """
+    rows, columns = weight.shape
+    groups = -(-columns // group_size)
+    packed = torch.empty((rows, groups, group_size), dtype=torch.uint8)
+    scales = torch.empty((rows, groups), dtype=torch.float32)
+    step = max(1, CHUNK_VALUES // (groups * group_size))
+    for start in range(0, rows, step):
+        chunk, scale = _scaled(_in_groups(weight[start : start + step], group_size))
+        packed[start : start + step] = chunk.round_().clamp_(-LARGEST, LARGEST).add_(ZERO_POINT).to(torch.uint8)
+        scales[start : start + step] = scale.squeeze(2)
+    return packed, scales
+
+
+def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix symmetrically with one scale a row (output channel): ``weight ~ packed * scale``.
+
+    Args:
+        weight: float32 [rows, columns].
+
+    Returns:
+        packed: int8 [rows, columns].
+        scales: float32 [rows].
+    """
+    rows, columns = weight.shape
+    packed = torch.empty((rows, columns), dtype=torch.int8)
+    scales = torch.empty(rows, dtype=torch.float32)
+    step = max(1, CHUNK_VALUES // columns)
+    for start in range(0, rows, step):
+        chunk, scale = _scaled(weight[start : start + step])
+        packed[start : start + step] = chunk.round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+        scales[start : start + step] = scale.squeeze(1)
+    return packed, scales
+
+
+def round_groups(x: Tensor, group_size: int) -> Tensor:
+    """What is left of float32 [rows, columns] after quantising in groups: weights or activations of MatMulNBits."""
+    scaled, scale = _scaled(_in_groups(x, group_size))
+    return (scaled.round_() * scale).flatten(1)[:, : x.shape[1]]
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """The same for one symmetric scale a row: weights, or activations of a token."""
+    scaled, scale = _scaled(x)
+    return scaled.round_() * scale
+
+
+def round_rows_above(x: Tensor, minimum: Tensor) -> Tensor:
+    """The same for activations of which nothing is below ``minimum`` [columns]: all 256 steps from there up."""
+    step = (x - minimum).amax(dim=1, keepdim=True).clamp_min(SMALLEST_STEP) / LARGEST_UNSIGNED
+    return ((x - minimum) / step).round_() * step + minimum
+
+
+def _in_groups(x: Tensor, group_size: int) -> Tensor:
+    """[rows, columns] to [rows, groups, group_size], padded with zeros."""
+    return torch.nn.functional.pad(x, (0, -x.shape[1] % group_size)).unflatten(1, (-1, group_size))
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` in steps of its scale, -127 to 127, along the last axis; and the scales, of size 1 there."""
+    scale = x.abs().amax(dim=-1, keepdim=True) / LARGEST
+    # All zeros have scale 0 and are zeros by any divisor.
+    return x / torch.where(scale > 0, scale, torch.ones_like(scale)), scale
+
+
+PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE = 32, 16
+"""At most, of the projector, and of the decoder's last layer."""
+
+
+@dataclass(frozen=True)
+class GroupWise:
+    """MatMulNBits: weights and activations int8, a scale for each group of values along the input dimension."""
+
+    size: int
+
+    def above(self, least: float) -> GroupWise:
+        """The scheme for an input that is never less: the same, groups have no use for it."""
+        return self
+
+    def round_weight(self, weight: Tensor) -> Tensor:
+        """What quantising leaves of a weight matrix [rows, columns]."""
+        return round_groups(weight, self.size)
+
+    def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
+        """What quantising leaves of an input [tokens, columns]; a smoothing factor changes no group."""
+        return round_groups(x, self.size)
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """MatMulIntegerToFloat: weights int8 with a scale for each output channel, activations uint8 with one a token.
+
+    Args:
+        minimum: The input is never less, before smoothing: its 256 steps begin there. None: they are symmetric.
+    """
+
+    minimum: float | None = None
+
+    def above(self, least: float) -> PerChannel:
+        """The scheme for an input that is never less."""
+        return PerChannel(least)
+
+    def round_weight(self, weight: Tensor) -> Tensor:
+        """What quantising leaves of a weight matrix [rows, columns]."""
+        return round_rows(weight)
+
+    def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
+        """What quantising leaves of an input [tokens, columns] that was divided by ``factor`` [columns]."""
+        return round_rows(x) if self.minimum is None else round_rows_above(x, self.minimum / factor)
+
+
+Scheme = GroupWise | PerChannel
+SchemeOf = Callable[[str], Scheme | None]
+"""How the linear layer of a name is quantised; None: not at all."""
+
+
+def schemes(precision: str, group_size: int, exact: Collection[str] = ()) -> dict[str, SchemeOf]:
+    """The scheme of each linear layer of each graph, at a precision of ``int8`` or ``fp32``.
+
+    Layers in ``exact`` have none.
+
+    The vision encoder reads hundreds of tokens at once, so its products are bound by arithmetic: per-channel. The
+    decoder reads one token, and is bound by memory: group-wise, the smallest groups for its last layer, whose rounding
+    tells most in the answers (benchmarks/fidelity). The projector is small itself, and its last product is what the
+    decoder sees of an image: small groups.
+    """
+    if precision == "fp32":
+        return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: None)
+    groups, projector, lm_head = (
+        GroupWise(min(group_size, most)) for most in (group_size, PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE)
+    )
+
+    def but_exact(scheme_of: SchemeOf) -> SchemeOf:
+        return lambda name: None if name in exact else scheme_of(name)
+
+    return {
+        VISION_ENCODER: but_exact(lambda name: PerChannel()),
+        PROJECTOR: but_exact(lambda name: projector),
+        DECODER: but_exact(lambda name: lm_head if name == "lm_head" else groups),
+    }

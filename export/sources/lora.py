@@ -1,0 +1,73 @@
+"""Low-rank adapters: where they are, and what PEFT's adapter_config.json says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinygptv.runtime.errors import ExportError
+
+from ..documents import Config, read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+Prefixes = tuple[tuple[str, str], ...]
+"""(what stored keys begin with, what canonical keys begin with instead); the first that fits counts."""
+FACTORY_ADAPTERS: Prefixes = (
+    ("base_model.model.language_model.", ""),
+    ("base_model.model.vision_tower._vision_tower.", "tower."),
+    ("base_model.model.connector._connector.", "projector."),
+)
+BUNNY_ADAPTERS: Prefixes = (
+    ("base_model.model.model.vision_tower.vision_tower.", "tower."),
+    ("base_model.model.model.mm_projector.", "projector."),
+    ("model.vision_tower.vision_tower.", "tower."),
+    ("model.mm_projector.", "projector."),
+    ("base_model.model.", ""),
+)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: W + (alpha / r) B A, computed in float32 (Hu et al. 2021, section 4.1)."""
+
+    alpha: float
+    """The scale is alpha / r, with the rank r that the shapes tell."""
+    adapted: Callable[[str], bool]
+    """Whether a linear layer, by its canonical name, must have one."""
+    rank: int | None = None
+    """r, where a file says so besides the shapes."""
+
+
+def read_lora(folder: Path, prefixes: Prefixes) -> Lora:
+    """What adapter_config.json says, as PEFT reads it; ``prefixes`` are those of the adapters' keys."""
+    config = Config(str(folder / ADAPTER_CONFIG), read_json(folder / ADAPTER_CONFIG))
+    config.expect("peft_type", None, "LORA")
+    config.expect("bias", None, "none")
+    for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+        config.expect(name, None, False)
+    for name in ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"):
+        config.expect(name, None, {}, [])
+    targets = config.fields.get("target_modules")
+    if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
+        raise ExportError(f"{config.label}: target_modules is {targets!r:.60}; expected a list of names")
+    whole, suffixes = _canonical_targets(targets, prefixes)
+
+    def adapted(name: str) -> bool:
+        # A suffix may fit layers of the tower too; LoRA was on the language model alone.
+        return name in whole or (name.startswith("model.layers.") and name.endswith(suffixes))
+
+    return Lora(config.number("lora_alpha"), adapted, config.integer("r"))
+
+
+def _canonical_targets(targets: Sequence[str], prefixes: Prefixes) -> tuple[set[str], tuple[str, ...]]:
+    """Whole names, as canonical ones, and ends of names."""
+    whole, suffixes = set(), []
+    for target in targets:
+        if "layers." not in target and "_connector." not in target:
+            suffixes.append(f".{target}")
+            continue
+        name = f"base_model.model.{target}"
+        old, new = next((old, new) for old, new in prefixes if name.startswith(old))
+        whole.add(new + name.removeprefix(old))
+    return whole, tuple(suffixes)

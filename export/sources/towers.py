@@ -1,0 +1,97 @@
+"""Which vision tower a published configuration asks for, and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinygptv.runtime.errors import ExportError
+
+from ..documents import Config, read_json
+from ..parts import Tower
+from .families import TOWERS
+from .ledger import KeyLedger
+
+CONFIG = "config.json"
+FIRST_NORM = "tower.vision_model.encoder.layers.0.layer_norm1.weight"
+FIRST_MLP = "tower.vision_model.encoder.layers.0.mlp.fc1.weight"
+POSITIONS = "tower.vision_model.embeddings.position_embedding.weight"
+REFUSED = ("dinov2", "mof", "eva")
+"""In names of towers: kinds that the published code has besides, and the exporter has not."""
+
+
+def find_tower(config: Config, name: str) -> Tower:
+    """The tower that the published code would take: by what a field, its name, contains."""
+    text = config.text(name)
+    # The Factory's names may say their class before a colon.
+    lowered = text.partition(":")[0].lower()
+    kinds = [kind for kind in TOWERS if kind in lowered]
+    if not kinds or any(word in lowered for word in REFUSED):
+        raise ExportError(
+            f"{config.label}: {name} is {text!r}, a tower that is not supported; expected {' or '.join(TOWERS)}"
+        )
+    return TOWERS[kinds[0]]
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which hidden state of the tower, and whether its first token goes on to the projector."""
+
+    layer: int
+    keep_first: bool
+
+
+def select(config: Config, layer_name: str, feature_name: str) -> Select:
+    """What two fields say: -2 and ``patch`` where they are absent."""
+    layer = config.fields.get(layer_name, -2)
+    if type(layer) is not int:
+        raise ExportError(f"{config.label}: {layer_name} is {layer!r:.60}; expected a whole number such as -2")
+    config.expect(feature_name, None, "patch", "cls_patch")
+    return Select(layer, config.fields.get(feature_name) == "cls_patch")
+
+
+def tower_config(tower: Tower, folder: Path) -> Config:
+    """The vision part of a tower folder's config.json."""
+    if not (folder / CONFIG).is_file():
+        raise ExportError(f"--tower {folder}: no {CONFIG} in it; expected the folder of a CLIP or SigLIP tower")
+    return nested(folder, None, "vision_config", tower.DEFAULTS)
+
+
+def nested(folder: Path, config: Config | None, name: str, defaults: Mapping[str, Any]) -> Config:
+    """A part's own config.json where it has a folder, else the object ``name`` of the model's."""
+    file = folder / CONFIG
+    if config is not None and not folder.is_dir():
+        return config.part(name, defaults)
+    own = Config(str(file), read_json(file), defaults)
+    return own.part(name, defaults) if name in own.fields else own
+
+
+def tower_of_weights(tower: Tower, weights: KeyLedger, config: Config, folder: Path | None) -> Config:
+    """The configuration of a tower whose weights the model's folder holds, but not its configuration.
+
+    That of a published tower, if the weights have its shapes; else the one in ``folder``, what ``--tower`` names.
+    """
+    keys = {"hidden_size": FIRST_NORM, "intermediate_size": FIRST_MLP, "positions": POSITIONS}
+    found = {name: weights.shape(key)[0] for name, key in keys.items() if weights.has(key)}
+    for published, fields in tower.KNOWN.items():
+        shapes = {**fields, "positions": (fields["image_size"] // fields["patch_size"]) ** 2}
+        if all(shapes[name] == value for name, value in found.items()):
+            if folder is not None:
+                raise ExportError(
+                    f"--tower {folder} is not needed: {weights.reader.label} holds the tower; leave it out"
+                )
+            return Config(f"{config.label}: {published}", fields)
+    if folder is None:
+        sizes = ", ".join(f"{name} {value}" for name, value in found.items())
+        known = ", ".join(
+            f"{name} (hidden_size {fields['hidden_size']}, intermediate_size {fields['intermediate_size']})"
+            for name, fields in tower.KNOWN.items()
+        )
+        raise ExportError(
+            f"{config.label}: the tower has {sizes}, and its number of heads is in no file of the folder; it is none "
+            f"of those that are known{f': {known}' if known else ''}; pass the folder of "
+            f"{config.fields['mm_vision_tower']} with --tower"
+        )
+    return tower_config(tower, folder)

@@ -1,0 +1,102 @@
+"""The sessions of a bundle's three graphs: open all the time, or only while they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bundle.checksums import verified
+from .bundle.manifest import DECODER, GRAPHS, PROJECTOR, VISION_ENCODER, Manifest
+from .bundle.sessions import open_session, run_options
+from .cancel import Cancellation
+from .errors import BundleError
+from .language.decoder import Decoder
+from .system.process import return_freed_memory
+from .tuning.find import Tuned
+from .vision.encoder import Vision
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class OpenSessions:
+    """A session for each of the three graphs; may be used by several threads at once."""
+
+    def __init__(self, open_graph: Callable[[str], InferenceSession], manifest: Manifest, low_memory: bool) -> None:
+        """
+        Args:
+            open_graph: Opens the graph of a name.
+            manifest: The bundle's.
+            low_memory: Keep only the graph that was used last. One that is still in use by then lives until its user
+                is done, so an image that is encoded in the middle of an answer needs the memory of both.
+        """
+        self._open_graph = open_graph
+        self._contract = manifest.contract
+        self.low_memory = low_memory
+        self._lock = threading.Lock()
+        self._open: dict[str, InferenceSession] = {}
+        if not low_memory:
+            # onnxruntime packs a graph's weights on one core: the three load at the same time.
+            with ThreadPoolExecutor(max_workers=len(GRAPHS)) as pool:
+                self._open = dict(zip(GRAPHS, pool.map(open_graph, GRAPHS), strict=True))
+            return_freed_memory()
+
+    @property
+    def vision(self) -> Vision:
+        """The two that see. Made anew each time: kept here, they would refer to each other, and to gigabytes."""
+        return Vision(_SessionOnDemand(self, VISION_ENCODER), _SessionOnDemand(self, PROJECTOR))
+
+    def decoder(self) -> Decoder:
+        """The language model; what is started with it keeps it open."""
+        return Decoder(self.session(DECODER), self._contract)
+
+    def session(self, name: str) -> InferenceSession:
+        """The session of a graph, opened if need be."""
+        with self._lock:
+            session = self._open.get(name)
+            if session is None:
+                self._open.clear()
+                return_freed_memory()
+                session = self._open[name] = self._open_graph(name)
+            return session
+
+
+class _SessionOnDemand:
+    """One of the sessions, opened when it is run."""
+
+    def __init__(self, sessions: OpenSessions, name: str) -> None:
+        self._sessions = sessions
+        self._name = name
+
+    def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation) -> list[Any]:
+        session = self._sessions.session(self._name)
+        # A picture's working memory is not kept for the next: an answer is written first.
+        options = run_options(returning_memory=True)
+        with cancellation.stopping(options):
+            results: list[Any] = session.run(outputs, inputs, options)
+        return results
+
+
+def open_graph(
+    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None
+) -> InferenceSession:
+    """Open one graph of a bundle: its tuned copy, which is checked on the way, or the portable one.
+
+    Raises:
+        BundleError: onnxruntime cannot load it, or the tuned copy is damaged.
+    """
+    graph = manifest.graphs[name]
+    if tuned is None:
+        return open_session(folder, graph, threads)
+    part = tuned.graphs[name]
+    advice = "run tinygptv tune again, or copy the bundle again if that fails"
+    path = tuned.model(graph)
+    model = path.read_bytes()
+    if hashlib.sha256(model).hexdigest() != part.model_sha256:
+        raise BundleError(f"{path} is damaged; {advice}")
+    with verified(tuned.home / graph.data, part.sums, advice):
+        return open_session(tuned.home, graph, threads, model)

@@ -1,0 +1,77 @@
+"""How an answer is to be written: the options of every call that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypedDict
+
+from .errors import ArgumentError
+from .language.generate import check_max_new_tokens
+from .language.sampling import GREEDY, Sampling
+
+DEFAULT_MAX_NEW_TOKENS = 300
+"""As in the released demo."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is to be written.
+
+    Calls take it as ``options``, or its fields as keywords: ``model.ask(image, question, max_new_tokens=40)`` is
+    ``model.ask(image, question, options=AnswerOptions(max_new_tokens=40))``. Where both are given, keywords replace
+    fields of ``options``.
+
+    Raises:
+        TypeError: ``stop`` is not a sequence of strings, or another value is of another type.
+        ArgumentError: A value is out of range.
+    """
+
+    max_new_tokens: int | None = None
+    """At most so many tokens, at least 1. If None, 300, for which the oldest turns of a conversation make room, or what
+    the context has room for after a single question."""
+    template: str | None = None
+    """Name of a prompt template of the bundle; its default one if None. In a chat, the chat's own."""
+    sampling: Sampling = GREEDY
+    """How tokens are sampled; greedily if not given, which gives the same answer each time."""
+    stop: Sequence[str] = ()
+    """Texts that end the answer and are not part of it, besides the bundle's own; none of them empty."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            check_max_new_tokens(self.max_new_tokens)
+        if not isinstance(self.template, str | None):
+            raise TypeError(f"template is {self.template!r}; expected a template's name, or None")
+        if not isinstance(self.sampling, Sampling):
+            raise TypeError(f"sampling is {self.sampling!r}; expected a Sampling")
+        # One string is most likely meant as one, not as its letters.
+        stop = (None,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) for text in stop):
+            raise TypeError(f"stop is {self.stop!r}; expected a sequence of strings")
+        if "" in stop:
+            raise ArgumentError("stop holds an empty string, which would end every answer before it began")
+        object.__setattr__(self, "stop", stop)
+
+
+class AnswerKeywords(TypedDict, total=False):
+    """The fields of :class:`AnswerOptions`, as keywords of a call: ``**keywords: Unpack[AnswerKeywords]``."""
+
+    max_new_tokens: int | None
+    template: str | None
+    sampling: Sampling
+    stop: Sequence[str]
+
+
+def merged(options: AnswerOptions | None, keywords: AnswerKeywords) -> AnswerOptions:
+    """Options with the fields that were given as keywords.
+
+    Raises:
+        TypeError: A keyword is not a field, or as :class:`AnswerOptions`.
+        ArgumentError: As :class:`AnswerOptions`.
+    """
+    if options is not None and not isinstance(options, AnswerOptions):
+        raise TypeError(f"options is {options!r}; expected AnswerOptions")
+    names = [field.name for field in fields(AnswerOptions)]
+    if unknown := [name for name in keywords if name not in names]:
+        raise TypeError(f"unknown keyword {', '.join(unknown)}; an answer's options are {', '.join(names)}")
+    return replace(options or AnswerOptions(), **keywords)

@@ -1,0 +1,346 @@
+"""Hashes, locks, and files and folders that are complete or not there, whoever is killed and however full the disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tinygptv.runtime.system import files
+from tinygptv.runtime.system.files import (
+    locked,
+    publish_file,
+    publish_folder,
+    sha256_of,
+    staging_folder,
+    write_atomically,
+)
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals, limits, links or permissions")
+HEAD = """
+import os, signal, sys, time
+from pathlib import Path
+from tinygptv.runtime.system.files import locked, publish_folder, write_atomically
+place = Path(sys.argv[1])
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """A process that runs a script after :data:`HEAD`."""
+    command = [sys.executable, "-c", HEAD + script, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes], status: int = 0) -> bytes:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status, err.decode()
+    return out
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Hashes
+
+
+@pytest.mark.parametrize("size", [0, 1, 4 << 20, (9 << 20) + 5])
+def test_hashes(size: int, tmp_path: Path) -> None:
+    path, content = tmp_path / "file", os.urandom(size)
+    path.write_bytes(content)
+    read: list[int] = []
+    assert sha256_of(path, progress=read.append) == hashlib.sha256(content).hexdigest()
+    assert sum(read) == size
+    for part in (0, 1, size // 2, size, size + 1):
+        assert sha256_of(path, part) == hashlib.sha256(content[:part]).hexdigest()
+    with pytest.raises(FileNotFoundError):
+        sha256_of(tmp_path / "nowhere")
+
+
+# Files
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for content in (b"first", b"second"):
+        before = path.read_bytes() if path.exists() else None
+
+        def write(file: object, content: bytes = content, before: bytes | None = before) -> None:
+            file.write(content)
+            file.flush()
+            assert (path.read_bytes() if path.exists() else None) == before
+
+        write_atomically(path, write)
+        assert path.read_bytes() == content
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_what_was_there_stays_if_writing_fails(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"before")
+
+    def fail(file: object) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_errors_of_writing_name_the_file(tmp_path: Path) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for place, write in (("a.txt", full), ("nowhere/a.txt", lambda file: file.write(b""))):
+        with pytest.raises(OSError, match=r"a\.txt") as caught:
+            write_atomically(tmp_path / place, write)
+        assert caught.value.filename == str(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"before")
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+try:
+    write_atomically(place, lambda file: file.write(bytes(1000)))
+except OSError as error:
+    print(error)
+"""
+    assert os.strerror(errno.EFBIG).encode() in finish(start(script, path))
+    assert path.read_bytes() == b"before"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@posix
+def test_a_long_name(tmp_path: Path) -> None:
+    """As long as systems allow; so nothing longer can be needed on the way to it."""
+    write_atomically(tmp_path / ("n" * 255), lambda file: file.write(b"a text"))
+    assert [(len(path.name), path.read_bytes()) for path in tmp_path.iterdir()] == [(255, b"a text")]
+
+
+@posix
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "a.txt").symlink_to(tmp_path / "texts" / "b.txt")
+    write_atomically(tmp_path / "a.txt", lambda file: file.write(b"a text"))
+    assert (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "texts" / "b.txt").read_bytes() == b"a text"
+    assert names(tmp_path / "texts") == ["b.txt"]
+
+
+@posix
+def test_permissions_stay(tmp_path: Path) -> None:
+    path, new = tmp_path / "a.txt", tmp_path / "new.txt"
+    path.touch()
+    path.chmod(0o604)
+    write_atomically(path, lambda file: file.write(b"a text"))
+    assert path.stat().st_mode & 0o777 == 0o604
+    write_atomically(new, lambda file: file.write(b"a text"))
+    mask = os.umask(0)
+    os.umask(mask)
+    assert new.stat().st_mode & 0o777 == 0o666 & ~mask
+    publish_file(path, new)
+    assert (new.stat().st_mode & 0o777, names(tmp_path)) == (0o666 & ~mask, ["new.txt"])
+
+
+@posix
+def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
+    """But neither what may still be written, nor files of others."""
+    finish(start("write_atomically(place, die)", tmp_path / "a.txt"), -signal.SIGKILL)
+    (left,) = tmp_path.iterdir()
+    write = "write_atomically(place, lambda file: file.write(b'a text'))"
+    finish(start(write, tmp_path / "a.txt"))
+    assert names(tmp_path) == sorted([left.name, "a.txt"])
+    others = [".tinygptv.txt", f"{left.name}.txt", "0.part"]
+    for path in (left, *(tmp_path / name for name in others)):
+        path.touch()
+        hours_ago = time.time() - 2 * files._ABANDONED_SECONDS
+        os.utime(path, (hours_ago, hours_ago))
+    finish(start(write, tmp_path / "b.txt"))
+    assert names(tmp_path) == sorted([*others, "a.txt", "b.txt"])
+
+
+# Folders
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["", "after a kill"])
+def test_a_staging_folder_is_empty_and_goes(left: bool, tmp_path: Path) -> None:
+    staging = tmp_path / ".a.partial"
+    if left:
+        folder_with(staging, "half")
+    with staging_folder(staging) as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "more").mkdir()
+        (folder / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), staging_folder(staging) as folder:
+        (folder / "nowhere" / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_staged_folder_is_published(there: bool, tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    if there:
+        folder_with(target, "old")
+    with staging_folder(tmp_path / ".a.partial") as folder:
+        (folder / "file").write_text("new")
+        publish_folder(folder, target)
+    assert names(tmp_path) == ["a"]
+    assert (target / "file").read_text() == "new"
+
+
+def test_the_old_folder_is_back_if_the_new_one_cannot_be_renamed(tmp_path: Path) -> None:
+    target = folder_with(tmp_path / "a", "old")
+    with pytest.raises(FileNotFoundError):
+        publish_folder(tmp_path / "nowhere", target)
+    assert names(tmp_path) == ["a"]
+    assert (target / "file").read_text() == "old"
+
+
+@posix
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_folder_is_published_loses_none(renames: int, tmp_path: Path) -> None:
+    """What lies about then is gone once another is published."""
+    target = folder_with(tmp_path / "a", "old")
+    new = folder_with(tmp_path / ".a.partial", "new")
+    script = """
+rename, left = os.rename, int(sys.argv[3])
+def dying(*arguments):
+    global left
+    if not left:
+        die()
+    left -= 1
+    rename(*arguments)
+os.rename = dying
+if left == 2:
+    import shutil
+    shutil.rmtree = lambda path, **named: die() if os.path.exists(path) else None
+publish_folder(Path(sys.argv[2]), place)
+"""
+    finish(start(script, target, new, renames), -signal.SIGKILL)
+    found = {path.name: (path / "file").read_text() for path in tmp_path.iterdir()}
+    assert "old" in found.values() and "new" in found.values()
+    assert found.get("a") == ("old", None, "new")[renames]
+    with staging_folder(new):
+        (new / "file").write_text("newer")
+        publish_folder(new, target)
+    assert names(tmp_path) == ["a"]
+    assert (target / "file").read_text() == "newer"
+
+
+# Locks
+
+
+HOLDING = """
+with locked(place):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holding(path: Path) -> subprocess.Popen[bytes]:
+    """A process that has a lock until its input ends."""
+    command = [sys.executable, "-c", HEAD + HOLDING, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline().strip() == b"locked"
+    return process
+
+
+def test_another_process_is_refused_or_waits(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "lock"
+    process = holding(path)
+    with pytest.raises(RuntimeError, match="by another"), locked(path, RuntimeError("by another")):
+        pytest.fail("not reached")
+    waiting = start("with locked(place): print('mine')", path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(0.5)
+    finish(process)
+    assert finish(waiting).strip() == b"mine"
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path), pytest.raises(RuntimeError, match="taken"), locked(path, RuntimeError("taken")):
+        pytest.fail("not reached")
+    with locked(path, RuntimeError("taken")):
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    process = holding(path)
+    process.kill()
+    process.communicate()
+    assert path.exists()
+    with locked(path, RuntimeError("taken")):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+def test_the_folder_may_go_while_another_waits(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    script = """
+for _ in range(20):
+    with locked(place):
+        pass
+    try:
+        place.parent.rmdir()
+    except OSError:
+        pass
+"""
+    for process in [start(script, folder / "lock") for _ in range(3)]:
+        finish(process)
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_never_two_at_once(tmp_path: Path) -> None:
+    """Each adds to a number that is read, and written back later."""
+    number, script = (
+        tmp_path / "number",
+        """
+number = Path(sys.argv[2])
+for _ in range(15):
+    with locked(place):
+        found = int(number.read_text())
+        time.sleep(0.002)
+        number.write_text(str(found + 1))
+""",
+    )
+    number.write_text("0")
+    for process in [start(script, tmp_path / "lock", number) for _ in range(4)]:
+        finish(process)
+    assert number.read_text() == "60"
+    assert names(tmp_path) == ["number"]
+
+
+def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), locked(tmp_path / "file" / "lock"):
+        pytest.fail("not reached")

@@ -1,0 +1,91 @@
+"""``tinygptv-export verify`` on bundles of the other Phi-2 families."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PUBLISHED
+from PIL import Image
+from sibling_layouts import write_layout
+from siblings import FAMILIES
+from tinygptv.export.cli import main
+from tinygptv.export.verify.bounds import DEFAULTS
+from tinygptv.runtime.bundle.manifest import GRAPHS, read_manifest
+from variants import published_files
+
+Bundle = Callable[..., Path]
+VERSION_1 = Path(__file__).parent / "bundle_v1"
+LORA = {"tinyllava": "LoRA recipe, all adapted", "bunny": "LoRA"}
+
+
+def options(files: dict[str, str]) -> list[str]:
+    return [text for option in files.items() for text in option]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "precision"),
+    [(family, None, precision) for family in FAMILIES for precision in DEFAULTS] + [(f, LORA[f], "fp32") for f in LORA],
+)
+def test_the_bundle_is_what_was_published(
+    family: str,
+    layout: str | None,
+    precision: str,
+    sibling_bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = sibling_bundle(family, layout, precision)
+    files = write_layout(family, layout or PUBLISHED[family], tmp_path)
+    report, plot = tmp_path / "report.json", tmp_path / "plot.png"
+    capsys.readouterr()
+    status = main(["verify", str(bundle), *options(files), "--json", str(report), "--plot", str(plot)])
+    captured = capsys.readouterr()
+    document = json.loads(report.read_text())
+    assert (document["precision"], document["bundle"]) == (precision, str(bundle))
+    holds = {bound["name"]: bound["holds"] for bound in document["bounds"]}
+    # These models' weights are random: the first two tokens are often as good as equally probable.
+    near_ties = precision == "int8"
+    assert {name for name, held in holds.items() if not held} <= ({"min_top1"} if near_ties else set())
+    assert status == (0 if all(holds.values()) else 1)
+    manifest = read_manifest(bundle)
+    rows = [(layer["graph"], layer["row"]) for layer in document["layers"]]
+    depth = next(part["num_hidden_layers"] for name, part in manifest.parts.items() if name in ("clip", "siglip"))
+    assert [row for graph, row in rows if graph == "vision_encoder"][-1] == "image_features"
+    assert sum(graph == "vision_encoder" and row.startswith("block ") for graph, row in rows) == depth
+    assert sum(graph == "decoder" and row.startswith("layer ") for graph, row in rows) == manifest.contract.layers
+    assert {graph for graph, _ in rows} == set(GRAPHS)
+    assert all(row in captured.out for _, row in rows)
+    with Image.open(io.BytesIO(plot.read_bytes())) as picture:
+        assert picture.format == "PNG" and picture.width > 1000
+
+
+def test_a_bundle_of_another_checkpoint_is_named(
+    sibling_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mipha = sibling_bundle("mipha")
+    for family in ("bunny", "llava-phi"):
+        files = write_layout(family, PUBLISHED[family], tmp_path / family)
+        assert main(["verify", str(mipha), *options(files)]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("tinygptv-export verify: "), line
+        assert str(mipha) in line and "was made from" in line
+    files = write_layout("mipha", PUBLISHED["mipha"], tmp_path / "mipha")
+    shards = sorted((tmp_path / "mipha").rglob("*.safetensors"))
+    data = bytearray(shards[-1].read_bytes())
+    data[-1] ^= 1
+    shards[-1].write_bytes(data)
+    assert main(["verify", str(mipha), *options(files)]) == 1
+    assert f"{shards[-1]} is not the file that {mipha} was made from" in capsys.readouterr().err
+
+
+def test_a_bundle_of_version_1_has_to_be_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its manifest has other sizes of the parts; that it was made from other files would be wrong to say."""
+    assert main(["verify", str(VERSION_1), *options(published_files(3))]) == 1
+    assert capsys.readouterr().err == (
+        f"tinygptv-export verify: {VERSION_1} has format_version 1, which says less than a comparison needs; "
+        "expected 2: export the model again\n"
+    )
