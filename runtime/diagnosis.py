@@ -199,6 +199,10 @@ def _caches(contract: Contract) -> tuple[CacheNeed, ...]:
     return tuple(found)
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def render(report: Diagnosis) -> str:
     """The report for a person, a line for each thing."""
     cpu, mem, bundle = report.cpu, report.memory, report.bundle
@@ -231,7 +235,7 @@ def render(report: Diagnosis) -> str:
         )
         precisions = " ".join(f"{name} {precision}" for name, precision in bundle.precision.items())
         rows += [
-            ("bundle", f"{bundle.folder} ({bundle.name}, {bundle.family}{stage}, {bundle.bytes / 1e9:.2f} GB)"),
+            ("bundle", f"{bundle.folder} ({bundle.name}, {bundle.family}{stage}, {_size(bundle.bytes)})"),
             ("precision", precisions),
             *(("tuned", f"{place.folder}: {place.reason or 'yes, will be used'}") for place in bundle.tuned),
             *(

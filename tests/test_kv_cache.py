@@ -77,6 +77,21 @@ def test_more_than_the_context_is_refused_and_changes_nothing() -> None:
     assert not cache.reserve(1)  # the last place is still free
 
 
+@pytest.mark.parametrize(("length", "capacity"), [(39, 40), (21, 40), (20, 20), (0, 0)])
+def test_room_is_given_back_where_that_is_half_of_it(
+    length: int, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of most of a long prompt's cache would take more than it gives back while both are held."""
+    monkeypatch.setattr(kv_cache, "GROWTH", 10)
+    cache = KVCache(CONTRACT)
+    cache.reserve(39)
+    written = append(cache, 39, np.random.default_rng(0))
+    cache.rewind(length)
+    cache.shrink()
+    assert cache.capacity == capacity
+    assert np.array_equal(np.stack(cache.buffers)[:, 0, :, :length], written[:, :, :length])
+
+
 def test_a_step_is_what_the_documentation_says() -> None:
     phi2 = replace(CONTRACT, layers=32, heads=32, head_dim=80, context=2048, cache_dtype="float16")
     assert round(kv_cache.GROWTH * phi2.cache_bytes_per_position / 1e6) == 42

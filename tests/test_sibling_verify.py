@@ -47,9 +47,11 @@ def test_the_bundle_is_what_was_published(
     document = json.loads(report.read_text())
     assert (document["precision"], document["bundle"]) == (precision, str(bundle))
     holds = {bound["name"]: bound["holds"] for bound in document["bounds"]}
-    # These models' weights are random: the first two tokens are often as good as equally probable.
+    # These models' weights are random. Where int8 chooses another token (of the golden prompts' positions 5 to 6%), the
+    # two first logits are at most 0.26 apart; their median distance is 0.56 to 0.74, int8's error 0.06 to 0.10.
     near_ties = precision == "int8"
     assert {name for name, held in holds.items() if not held} <= ({"min_top1"} if near_ties else set())
+    assert {bound["name"]: bound["value"] for bound in document["bounds"]}["min_top1"] > 0.9
     assert status == (0 if all(holds.values()) else 1)
     manifest = read_manifest(bundle)
     rows = [(layer["graph"], layer["row"]) for layer in document["layers"]]

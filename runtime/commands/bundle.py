@@ -168,7 +168,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _precision(graph: Graph) -> str:
     stored = (
         f"{part.layers} matrices in {part.bits} bits"
-        + (f" by blocks of {part.block_size}" if part.block_size else "")
+        + (f", group size {part.block_size}" if part.block_size else "")
         + f" ({part.operator})"
         for part in graph.quantization
     )

@@ -47,9 +47,9 @@ class KVCache:
         self.length = length
 
     def shrink(self) -> None:
-        """Give back the room of whole steps that nothing fills."""
+        """Give back the room of whole steps that nothing fills, where that is half of it: for a while both are held."""
         capacity = min(-(-self.length // GROWTH) * GROWTH, self._limit)
-        if capacity < self.capacity:
+        if 2 * capacity <= self.capacity:
             for i, old in enumerate(self.buffers):
                 self.buffers[i] = self._grown(old, capacity)
 
