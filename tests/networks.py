@@ -173,6 +173,8 @@ CASES: dict[str, tuple[str, Networks]] = {
     "eva_clip": (VISION_ENCODER, together(Network(eva_clip, EVA_CLIP))),
     "clip, patch": (VISION_ENCODER, _CLIP),
     "clip, cls_patch": (VISION_ENCODER, together(Network(clip, replace(CLIP, keep_first=True)))),
+    "clip, exact GELU": (VISION_ENCODER, together(Network(clip, replace(CLIP, hidden_act="erf")))),
+    "siglip, quick GELU": (VISION_ENCODER, together(Network(siglip, replace(SIGLIP, hidden_act="quick")))),
     "siglip, first patch kept": (VISION_ENCODER, _SIGLIP),
     "siglip, first patch dropped": (VISION_ENCODER, together(Network(siglip, replace(SIGLIP, keep_first=False)))),
     "siglip, in chunks": (VISION_ENCODER, together(Network(siglip, _MANY))),

