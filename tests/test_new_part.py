@@ -40,14 +40,14 @@ SIZES = toy_tower.Sizes()
 TOWER = Network(toy_tower, SIZES)
 NETWORKS = together(TOWER, Network(mlp, mlp.Sizes(SIZES.tokens, SIZES.hidden_size, 32, 2, numbered=True)))
 GROUPS = [
-    # The output of a norm that is added up as well is divided by the graph, for its linear layer alone.
-    Group(("toy.0.qkv",)),
+    Group(("toy.0.qkv",), norm="toy.0.rms", norm_has_bias=False),
     Group(("toy.0.out",), values="toy.0.qkv"),
-    Group(("toy.0.mlp.up",), norm="toy.0.rms", norm_has_bias=False),
+    # The output of a norm that is added up as well is divided by the graph, for its linear layer alone.
+    Group(("toy.0.mlp.up",)),
     Group(("toy.0.mlp.down",), least=LEAST["quick"]),
-    Group(("toy.1.qkv",)),
+    Group(("toy.1.qkv",), norm="toy.1.rms", norm_has_bias=False),
     Group(("toy.1.out",), values="toy.1.qkv"),
-    Group(("toy.1.mlp.up",), norm="toy.1.rms", norm_has_bias=False),
+    Group(("toy.1.mlp.up",)),
     Group(("toy.1.mlp.down",), least=LEAST["quick"]),
 ]
 

@@ -105,7 +105,7 @@ def test_tune(family: str, picture: str, sibling_bundle: Bundle, said: Said, tmp
     assert json.loads(said("tune", bundle, "--json"))["home"] == str(bundle)
     assert said(*asked) == before
     assert said("bundle", "verify", bundle).splitlines()[-1] == f"{bundle} is whole"
-    assert table(said("bundle", "info", bundle))["tuned"] == f"{bundle}: yes, will be used"
+    assert f"{bundle}: yes, will be used" in said("bundle", "info", bundle)
     said("tune", bundle, "--undo")
     assert said(*asked) == before
 

@@ -44,6 +44,7 @@ def test_server(family: str, sibling_bundle: Bundle, tmp_path: Path) -> None:
         assert ask(turn("user", text))[:2] == expected(None, text)
         assert ask(turn("user", text, picture))[:2] == expected(picture, text)
         assert ask(turn("user", text, picture, other))[:2] == expected([picture, other], text)
+        ask(turn("user", "who?", picture))
         first = ask(turn("user", "what?", picture))
         assert first[2] >= model.manifest.contract.image_tokens
         said = [turn("user", "what?", picture), turn("assistant", first[0] or ""), turn("user", "why?")]

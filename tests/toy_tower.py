@@ -1,7 +1,6 @@
 """A part that no published model has: a vision tower unlike the others, in the one file that a new part is.
 
-Its norms come after what they norm, so that their outputs are added up as well as multiplied; its q, k and v have no
-biases, and its MLP's norm is an RMSNorm.
+Its MLP reads the output of a norm that is added up as well; its q, k and v have no biases, and read an RMSNorm's.
 """
 
 from __future__ import annotations
@@ -70,10 +69,10 @@ def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
     x = ops.class_token(ops.patches(x, "toy.patches", sizes.patch_size), "toy.first")
     for i in ops.layers(sizes.num_hidden_layers):
         layer = f"toy.{i}"
-        q, k, v = ops.split_linear(x, f"{layer}.qkv", 3)
+        q, k, v = ops.split_linear(ops.rms_norm(x, f"{layer}.rms", sizes.epsilon), f"{layer}.qkv", 3)
         mixed = ops.linear(ops.attention(q, k, v, f"{layer}.attention", sizes.num_attention_heads), f"{layer}.out")
         _, x = ops.add_norm(x, mixed, f"{layer}.norm", sizes.epsilon)
-        h = ops.linear(ops.rms_norm(x, f"{layer}.rms", sizes.epsilon), f"{layer}.mlp.up")
+        h = ops.linear(x, f"{layer}.mlp.up")
         h = ops.linear(ops.activation(h, "quick", f"{layer}.gelu"), f"{layer}.mlp.down")
         x = ops.add(x, h, f"{layer}.output")
         ops.tap(f"layer {i}", x)

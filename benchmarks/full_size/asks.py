@@ -54,15 +54,21 @@ def exports(document: dict[str, Any]) -> str:
     for family, name in FAMILIES.items():
         made, asked = document[family]["export"], document[family]["ask"]
         default, again = asked["modes"]["default"], asked["second question"]
+        times = [
+            cell
+            for way in ("calibrated", "not calibrated")
+            for cell in (
+                [f"{made[way]['seconds']:.0f}", f"{made[way]['peak_rss_bytes'] / 1e9:.1f}"]
+                if way in made
+                else ["-"] * 2
+            )
+        ]
         rows.append(
             [
                 name,
                 f"{made['bundle']['source_bytes'] / 1e9:.1f}",
                 f"{made['bundle']['bytes'] / 1e9:.1f}",
-                f"{made['calibrated']['seconds']:.0f}",
-                f"{made['calibrated']['peak_rss_bytes'] / 1e9:.1f}",
-                f"{made['not calibrated']['seconds']:.0f}",
-                f"{made['not calibrated']['peak_rss_bytes'] / 1e9:.1f}",
+                *times,
                 f"{default['prompt_tokens']['median']}",
                 f"{default['time_to_first_token']['median']:.1f}",
                 f"{again['cached_tokens']['median']}",

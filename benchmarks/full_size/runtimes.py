@@ -24,8 +24,14 @@ from reporting import describe, describe_bundle
 
 PACKAGES = ("onnxruntime", "numpy", "pillow", "tokenizers")
 FIGURES = (
-    *("load", "image_encode", "projector", "prefill", "time_to_first_token", "decode", "process"),
-    *("peak_rss_bytes", "anonymous_bytes"),
+    "load",
+    "image_encode",
+    "projector",
+    "prefill",
+    "time_to_first_token",
+    "decode",
+    "process",
+    "peak_rss_bytes",
 )
 WHERE = "import tinygptv.runtime; print(tinygptv.runtime.__file__)"
 
