@@ -171,8 +171,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions the decoder was given, one number a run."""
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions the decoder was given, one number a run; what was computed before is kept."""
     counts: list[int] = []
     run = DecoderState.run
 
@@ -181,9 +181,14 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return run(state, inputs_embeds, *arguments, **named)
 
     monkeypatch.setattr(DecoderState, "run", counting)
-    # What an earlier test asked the same model is no part of this one.
-    monkeypatch.setattr(PrefixCache, "take", lambda cache, wanted: None)
     return counts
+
+
+@pytest.fixture
+def fed(runs: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As ``runs``, but what an earlier test asked the same model is no part of this one."""
+    monkeypatch.setattr(PrefixCache, "take", lambda cache, wanted: None)
+    return runs
 
 
 @pytest.fixture

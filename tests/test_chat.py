@@ -10,7 +10,6 @@ from conftest import QUESTION
 from PIL import Image
 from tinygptv.runtime import Answer, ContextOverflowError, EncodedImage, Sampling, TinyGPTV
 from tinygptv.runtime.language import kv_cache, prefix_cache
-from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.embeddings import assemble
 from tinygptv.runtime.language.prompt import Turn, render
 
@@ -26,20 +25,6 @@ def fresh(golden_bundle: Callable[[int, str], Path]) -> Iterator[TinyGPTV]:
         yield model
 
 
-@pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions the decoder was given, one number a run."""
-    fed: list[int] = []
-    run = DecoderState.run
-
-    def counting(state: DecoderState, inputs_embeds, *arguments, **named):
-        fed.append(inputs_embeds.shape[1])
-        return run(state, inputs_embeds, *arguments, **named)
-
-    monkeypatch.setattr(DecoderState, "run", counting)
-    return fed
-
-
 def afresh(model: TinyGPTV, images: list[EncodedImage], turns: list[Turn], tokens: int) -> tuple[int, ...]:
     """The same conversation computed from its first position on."""
     engine = model._engine
@@ -50,7 +35,7 @@ def afresh(model: TinyGPTV, images: list[EncodedImage], turns: list[Turn], token
 
 @pytest.mark.parametrize("growth", [4, 128])
 def test_a_turn_feeds_only_what_is_new(
-    fresh: TinyGPTV, photo: Path, counts: list[int], growth: int, monkeypatch: pytest.MonkeyPatch
+    fresh: TinyGPTV, photo: Path, runs: list[int], growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kv_cache, "GROWTH", growth)
     image = fresh.encode_image(photo)
@@ -58,10 +43,10 @@ def test_a_turn_feeds_only_what_is_new(
     turns: list[Turn] = []
     before = 0
     for question in QUESTIONS[:3]:
-        counts.clear()
+        runs.clear()
         answer = chat.ask(question, max_new_tokens=8)
         positions = answer.prompt_tokens - answer.cached_tokens
-        assert counts == [positions] + [1] * (len(answer.token_ids) - 1)
+        assert runs == [positions] + [1] * (len(answer.token_ids) - 1)
         # All that was fed before: the last token of an answer is not, since nothing followed it yet.
         assert answer.cached_tokens == before
         assert answer.token_ids == afresh(fresh, [image], [*turns, Turn(question)], 8)
@@ -82,7 +67,7 @@ def test_the_prompt_is_the_published_one(fresh: TinyGPTV, photo: Path) -> None:
     assert second.prompt_tokens == len(before) + queries + len(after) + len(first.token_ids) + len(between)
 
 
-def test_another_question_about_the_image_reuses_its_part(fresh: TinyGPTV, photo: Path, counts: list[int]) -> None:
+def test_another_question_about_the_image_reuses_its_part(fresh: TinyGPTV, photo: Path, runs: list[int]) -> None:
     queries = fresh.manifest.contract.image_tokens
     image = fresh.encode_image(photo)
     first = fresh.ask(image, QUESTION, max_new_tokens=8)
@@ -90,10 +75,10 @@ def test_another_question_about_the_image_reuses_its_part(fresh: TinyGPTV, photo
     # ###Human: <Img> image </Img>, which the next question's words follow
     before, after = fresh._engine.segments([Turn(TAGGED)], 1, None)
     closing = len(fresh._engine.tokenizer.encode("</Img>", add_special_tokens=False).ids)
-    counts.clear()
+    runs.clear()
     second = fresh.ask(photo, TAGGED, max_new_tokens=8)
     assert second.cached_tokens == len(before) + queries + closing
-    assert counts[0] == len(after) - closing
+    assert runs[0] == len(after) - closing
     assert second.token_ids == afresh(fresh, [image], [Turn(TAGGED)], 8)
     other = fresh.ask(Image.open(photo).transpose(Image.Transpose.ROTATE_180), TAGGED, max_new_tokens=8)
     assert other.cached_tokens == 0  # and leaves the first one its own

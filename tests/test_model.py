@@ -316,7 +316,7 @@ def test_the_golden_text_is_what_these_tests_take_it_for(speaking_model: TinyGPT
 
 
 @pytest.mark.parametrize(
-    ("changes", "max_new_tokens", "reason", "tokens", "runs"),
+    ("changes", "max_new_tokens", "reason", "tokens", "run_count"),
     [
         pytest.param({"eos_token_ids": (EOS,)}, 24, "stop", STOP_TOKENS - 1, STOP_TOKENS, id="end of text"),
         pytest.param({"eos_token_ids": (EOS,)}, 4, "stop", STOP_TOKENS - 1, STOP_TOKENS, id="end of text as the last"),
@@ -337,7 +337,7 @@ def test_why_an_answer_ends(
     max_new_tokens: int,
     reason: str,
     tokens: int,
-    runs: int,
+    run_count: int,
 ) -> None:
     whole = speaking_model.ask(photo, QUESTION, max_new_tokens=24)
     in_full = speaking_model.ask(photo, QUESTION, max_new_tokens=tokens).text
@@ -348,7 +348,7 @@ def test_why_an_answer_ends(
     answer = stream.answer
     assert answer.finish_reason == reason
     assert answer.token_ids == whole.token_ids[:tokens]
-    assert len(fed) == runs  # decoding stops there
+    assert len(fed) == run_count  # decoding stops there
     assert answer.text == "".join(pieces) == (in_full.split(STOP)[0] if "stop_strings" in changes else in_full)
     if reason == "stop" and "stop_strings" in changes:
         assert answer.text == whole.text[: whole.text.index(STOP)] != in_full

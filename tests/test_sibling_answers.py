@@ -16,7 +16,6 @@ from test_prompt import BUILT
 from tinygptv.runtime import Sampling, TinyGPTV
 from tinygptv.runtime.bundle.manifest import read_manifest
 from tinygptv.runtime.engine import Engine
-from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.embeddings import assemble
 from tinygptv.runtime.language.prompt import Turn
 from tinygptv.runtime.options import AnswerOptions
@@ -49,20 +48,6 @@ def model(family: str, sibling_bundle: Bundle) -> Iterator[TinyGPTV]:
     """In fp32; nobody has asked it before."""
     with TinyGPTV.load(sibling_bundle(family)) as loaded:
         yield loaded
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many positions the decoder was given, one number a run; what was computed before is kept."""
-    counts: list[int] = []
-    run = DecoderState.run
-
-    def counting(state: DecoderState, inputs_embeds: np.ndarray, *arguments: Any, **named: Any) -> np.ndarray:
-        counts.append(inputs_embeds.shape[1])
-        return run(state, inputs_embeds, *arguments, **named)
-
-    monkeypatch.setattr(DecoderState, "run", counting)
-    return counts
 
 
 def afresh(model: TinyGPTV, pictures: list[Path], turns: list[Turn], count: int) -> tuple[int, ...]:

@@ -344,6 +344,25 @@ def test_text_half_may_be_in_the_stage_file(golden: Published, tmp_path: Path, e
     assert_same(merged(golden.write(tmp_path / "files")), expected)
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("checkpoint", "t5_proj.weight"),
+        ("checkpoint", "visual.norm.weight"),
+        ("phi", "t5_model.shared.weight"),
+        ("phi", "Qformer.cls.predictions.bias"),
+        ("qformer", "visual.norm.weight"),
+        ("qformer", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_what_one_file_may_hold_without_use_is_unknown_in_another(
+    golden: Published, tmp_path: Path, part: str, key: str
+) -> None:
+    getattr(golden, part)[key] = torch.zeros(4)
+    with pytest.raises(ExportError, match=rf"unknown .*{re.escape(key)}"):
+        merged(golden.write(tmp_path / "files"))
+
+
 def test_bias_of_the_key_is_zero(golden: Published, expected: dict[str, Tensor]) -> None:
     q, v = (golden.vision[f"blocks.1.attn.{part}_bias"] for part in "qv")
     assert torch.equal(expected["visual.blocks.1.attn.qkv.bias"], torch.cat((q, torch.zeros(96), v)))

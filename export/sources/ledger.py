@@ -23,11 +23,12 @@ class KeyLedger:
         cause: What is most likely wrong if a key is missing or unknown.
         prefixes: From stored to canonical keys.
         home: Pattern of the canonical keys that are looked for here if no file has them.
+        spare: Pattern of the canonical keys that this file may hold without use; those of other files are unknown here.
     """
 
-    def __init__(self, reader: Reader, cause: str, prefixes: Prefixes, home: str = r"(?!)") -> None:
+    def __init__(self, reader: Reader, cause: str, prefixes: Prefixes, home: str = r"(?!)", spare: str = r"") -> None:
         self.reader, self._cause, self._prefixes = reader, cause, prefixes
-        self.home = re.compile(home)
+        self.home, self._spare = re.compile(home), re.compile(spare)
         self._keys: dict[str, str] = {}
         for stored in reader.shapes:
             key = self._canonical(stored)
@@ -79,7 +80,11 @@ class KeyLedger:
     def finish(self, unused: Iterable[str]) -> None:
         """Stop unless every key was taken or matches one of the patterns of known-unused keys."""
         known = re.compile("|".join(f"(?:{pattern})" for pattern in unused) or r"(?!)")
-        unknown = [self._keys[key] for key in self._keys if key not in self._taken and not known.fullmatch(key)]
+        unknown = [
+            stored
+            for key, stored in self._keys.items()
+            if key not in self._taken and not (self._spare.match(key) and known.fullmatch(key))
+        ]
         problems = [
             *(f"{kind} {_few(names)}" for kind, names in (("missing", self._missing), ("unknown", unknown)) if names),
             *([_few(self._misshapen)] if self._misshapen else []),

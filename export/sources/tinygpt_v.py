@@ -66,9 +66,14 @@ def open_tinygpt_v(
                 f"this is not a TinyGPT-V file of stage {stage}, or its download is incomplete",
                 LANGUAGE_PREFIXES,
                 home=rf"llama_proj|.*\.lora_[AB]\.|{TRAINED_NORMS}" + (f"|{qformer_home}" if stage == 4 else ""),
+                spare=r"Qformer\.",
             ),
             KeyLedger(
-                phi_reader, "--phi is not the Phi-2 folder this model was trained on", (), home=r"model\.|lm_head\."
+                phi_reader,
+                "--phi is not the Phi-2 folder this model was trained on",
+                (),
+                home=r"model\.|lm_head\.",
+                spare=r"model\.",
             ),
             KeyLedger(
                 vision_reader,
@@ -81,6 +86,7 @@ def open_tinygpt_v(
                 "--qformer is not blip2_pretrained_flant5xxl.pth",
                 (),
                 home=f"ln_vision|{qformer_home}",
+                spare=r"Qformer\.|t5_",
             ),
         ],
         Lora(_lora_alpha(stage_reader), lambda name: name.endswith(ADAPTED)),
