@@ -304,20 +304,37 @@ def test_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
 
 
 @posix
-def test_the_folder_may_go_while_another_waits(tmp_path: Path) -> None:
+def test_the_folder_may_go_at_any_time(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    script = """
-for _ in range(20):
-    with locked(place):
-        pass
+    vandal = start(
+        """
+while True:
     try:
-        place.parent.rmdir()
+        place.rmdir()
     except OSError:
         pass
+    time.sleep(0.0005)
+""",
+        folder,
+    )
+    try:
+        script = """
+for _ in range(300):
+    with locked(place):
+        pass
 """
-    for process in [start(script, folder / "lock") for _ in range(3)]:
-        finish(process)
+        for process in [start(script, folder / "lock") for _ in range(3)]:
+            finish(process)
+    finally:
+        vandal.kill()
+        vandal.communicate()
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(FileExistsError, match="folder"), locked(tmp_path / "folder" / "lock"):
+        pytest.fail("not reached")
 
 
 def test_never_two_at_once(tmp_path: Path) -> None:

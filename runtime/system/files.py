@@ -162,15 +162,17 @@ def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=-1 if refusal is None else 0)
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for remaining in reversed(range(100)):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             break
         except Timeout as error:
             raise refusal or error from None
-        except FileNotFoundError:  # whoever had it has removed the folder meanwhile
-            continue
+        except (FileNotFoundError, FileExistsError):  # somebody removes the folder just now, or it is a file for good
+            if not remaining:
+                raise
+            time.sleep(0.001)
     try:
         yield
     finally:
