@@ -17,6 +17,7 @@ from typing import Any
 sys.path.extend(str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity"))
 
 import asks
+import bundles
 import render
 import scores
 import targets
@@ -42,6 +43,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     found = targets.read_rows()
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)
+    yield HERE / "README.md", "bundles", bundles.report(_read("full_size/bundles.json"))
     fidelity = scores.tables(_read("fidelity/results.json"))
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
         yield page, "fidelity", fidelity

@@ -38,7 +38,7 @@ from .contract import Interface, interfaces
 from .graph import GraphWriter
 from .graph_ops import GraphOps
 from .parts import vit
-from .precision import SchemeOf, schemes
+from .precision import Scheme, SchemeOf, candidates, chosen
 from .smoothing import Smoothed
 from .sources import SourceFiles, open_model
 from .sources.families import STAGES, TEMPLATE_NAMES
@@ -49,7 +49,6 @@ PRECISIONS = ("int8", "fp32")
 CACHE_DTYPES = {"int8": "float16", "fp32": "float32"}
 """Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
-DEFAULT_GROUP_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def export_bundle(
     *,
     output: str | os.PathLike[str],
     precision: str = "int8",
-    group_size: int = DEFAULT_GROUP_SIZE,
+    group_size: int | None = None,
     template: str | None = None,
     calibration: str | os.PathLike[str] | None = PACKAGED,
     overwrite: bool = False,
@@ -78,7 +77,8 @@ def export_bundle(
         output: Folder to make.
         precision: ``int8``, or ``fp32`` for exact comparison (four times the size).
         group_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
-            rounding tells most, 16.
+            rounding tells most, 16 at most. If not given, layers share one per output channel where calibration finds
+            that close enough.
         template: Name of the bundle's default prompt template; that of the released demo if not given.
         calibration: Folder of pictures and .txt files that decide how int8 weights and activations share their range;
             those that come with the exporter if not given, None for no calibration. fp32 needs none.
@@ -98,7 +98,7 @@ def export_bundle(
     started = time.monotonic()
     for name, value, allowed in (
         ("precision", precision, PRECISIONS),
-        ("group_size", group_size, GROUP_SIZES),
+        ("group_size", group_size, (None, *GROUP_SIZES)),
         ("template", template, (None, *TEMPLATE_NAMES)),
         ("stage", sources.get("stage"), (None, *STAGES)),
     ):
@@ -121,12 +121,14 @@ def export_bundle(
     with locked(lock, busy), staging_folder(staging) as folder:
         tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
         exact = {name for network in model.networks.values() for name in network.part.EXACT}
-        scheme_of = schemes(precision, group_size, exact)
+        candidates_of = candidates(precision, group_size, exact)
         tensors: Mapping[str, torch.Tensor] = model
+        found: Mapping[str, Scheme] = {}
         if calibration_set is not None:
             with tqdm(desc="calibration", unit="group", disable=not progress) as bar:
-                smoothings = calibrate(model, templates[default_template], tokenizer, calibration_set, scheme_of, bar)
-            tensors = Smoothed(model, smoothings)
+                finder = calibrate(model, templates[default_template], tokenizer, calibration_set, candidates_of, bar)
+            tensors, found = Smoothed(model, finder.smoothings), finder.schemes
+        scheme_of = {graph: chosen(of, found) for graph, of in candidates_of.items()}
         graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, progress)
         tokenizer.save(str(folder / TOKENIZER))
         files.append(_record(folder / TOKENIZER))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from .precision import Scheme, SchemeOf
+from .precision import CLOSE_ENOUGH, CandidatesOf, Scheme
 from .smoothing import Group, Smoothing, find_smoothing, groups_of
 from .sources.model import Model
 from .torch_ops import TorchOps, Value
@@ -73,10 +73,10 @@ def calibrate(
     template: PromptTemplate,
     tokenizer: Tokenizer,
     calibration: CalibrationSet,
-    scheme_of: Mapping[str, SchemeOf],
+    candidates_of: Mapping[str, CandidatesOf],
     bar: tqdm,
-) -> dict[Group, Smoothing]:
-    """Find the smoothing of every group of linear layers.
+) -> Finder:
+    """Find the smoothing of every group of linear layers, and the fastest scheme that is close enough.
 
     Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
 
@@ -85,7 +85,7 @@ def calibrate(
         template: Prompt format that the decoder is calibrated in.
         tokenizer: Of the model.
         calibration: What to show it.
-        scheme_of: How each graph's linear layers are quantised, by graph name.
+        candidates_of: How each graph's linear layers may be quantised, by graph name.
         bar: Counts the groups.
 
     Raises:
@@ -98,7 +98,7 @@ def calibrate(
     finder = Finder(model, groups, bar)
 
     def computed(graph: str, x: Tensor) -> Tensor:
-        network, observe = networks[graph], finder.observer(scheme_of[graph]) if graph in SMOOTHED else _unobserved
+        network, observe = networks[graph], finder.observer(candidates_of[graph]) if graph in SMOOTHED else _unobserved
         return network.part.run(TorchOps(model, observe), network.sizes, Value(x)).data
 
     images = computed(PROJECTOR, computed(VISION_ENCODER, pixel_values))
@@ -111,7 +111,7 @@ def calibrate(
         (max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings),
     )
     computed(DECODER, inputs_embeds)
-    return finder.smoothings
+    return finder
 
 
 def _unobserved(name: str, x: Value) -> None:
@@ -130,29 +130,33 @@ class Finder:
     def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[Group], bar: tqdm) -> None:
         self.smoothings: dict[Group, Smoothing] = {}
         """What was found so far; a group that is better left alone is not in it."""
+        self.schemes: dict[str, Scheme] = {}
+        """How each linear layer is quantised best, of those that were seen."""
         self._tensors, self._bar = tensors, bar
         self._groups = {group.linears[0]: group for group in groups}
         bar.reset(len(groups))
 
-    def observer(self, scheme_of: SchemeOf) -> Callable[[str, Value], None]:
-        """What watches a part whose layers are quantised so."""
+    def observer(self, candidates_of: CandidatesOf) -> Callable[[str, Value], None]:
+        """What watches a part whose layers may be quantised so."""
 
         def observe(name: str, x: Value) -> None:
             group = self._groups.get(name)
             if group is None:
                 return
-            if (scheme := scheme_of(name)) is not None:
-                self._find(group, scheme, x.data.flatten(0, -2))
+            if schemes := candidates_of(name):
+                self._find(group, schemes, x.data.flatten(0, -2))
             self._bar.update()
 
         return observe
 
-    def _find(self, group: Group, scheme: Scheme, x: Tensor) -> None:
-        if group.least is not None:
-            scheme = scheme.above(group.least)
-        weights = (self._tensors[f"{linear}.weight"] for linear in group.linears)
-        smoothing = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
-        if smoothing is not None:
+    def _find(self, group: Group, schemes: tuple[Scheme, ...], x: Tensor) -> None:
+        weights = [self._tensors[f"{linear}.weight"] for linear in group.linears]
+        for scheme in schemes:
+            smoothing = find_smoothing(group, x, weights, scheme)
+            if smoothing.error <= CLOSE_ENOUGH * len(weights):
+                break
+        self.schemes |= dict.fromkeys(group.linears, scheme)
+        if not smoothing.nothing:
             self.smoothings[group] = smoothing
 
 

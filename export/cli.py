@@ -14,7 +14,7 @@ from types import FrameType
 from tinygptv.runtime.errors import ExportError
 from tinygptv.runtime.system.process import peak_rss
 
-from .bundle import DEFAULT_GROUP_SIZE, GROUP_SIZES, PRECISIONS, Exported, export_bundle
+from .bundle import GROUP_SIZES, PRECISIONS, Exported, export_bundle
 from .calibration import PACKAGED
 from .options import add_source_files
 from .sources import SourceFiles, problem_with
@@ -86,9 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "--block-size",
         type=int,
         choices=GROUP_SIZES,
-        default=DEFAULT_GROUP_SIZE,
-        help="weights of the decoder that share one int8 scale: smaller is closer, larger is faster "
-        f"(default: {DEFAULT_GROUP_SIZE})",
+        help="weights of the decoder that share one int8 scale (default: those of an output channel, where that is "
+        "close enough)",
     )
     parser.add_argument(
         "--calibration",

@@ -28,6 +28,9 @@ TAPS = "tinygptv.taps"
 """Of a graph's metadata: JSON, the row that ``verify`` shows for each of some tensors, to the tensor's name."""
 INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
+HIDDEN, ROWS = ("hidden_shape", (0, 0, -1)), ("row_shape", (0, -1))
+"""Constants that a Reshape gives an activation its own shape back with: [batch, sequence, width]; in chunks [tokens,
+width]."""
 DTYPES = {
     "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
@@ -52,6 +55,7 @@ class GraphWriter:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
         self._working_bytes = 0
+        self._hidden_shape: tuple[str, tuple[int, ...]] = HIDDEN
         self._specs: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
         self._data_file = f"{name}.onnx.data"
         self._data: BinaryIO = (folder / self._data_file).open("wb")
@@ -127,6 +131,15 @@ class GraphWriter:
         """Convert to another dtype, such as ``float16``."""
         return str(self.op("Cast", [x], name=name, to=DTYPES[dtype]))
 
+    def by_blocks(self, x: str, block: torch.Tensor, name: str) -> str:
+        """The last axis of ``x`` in blocks, each times ``block`` [size, size]."""
+        size = len(block)
+        name_of_shape, shape = self._hidden_shape
+        shapes = self.constant(f"{name_of_shape}_by_{size}", (*shape, size)), self.constant(name_of_shape, shape)
+        blocks = self.op("Reshape", [x, shapes[0]], name=f"{name}.blocks")
+        product = self.op("MatMul", [blocks, self.constant(f"rotation_{size}", block)], name=f"{name}.product")
+        return self.op("Reshape", [product, shapes[1]], name=name)
+
     def by_chunks(self, x: str, name: str, sizes: tuple[int, int], chunk: int, body: Callable[[str], str]) -> str:
         """``body`` of x, so many tokens at a time: what is between its operators then stays in the CPU's cache.
 
@@ -139,8 +152,10 @@ class GraphWriter:
         """
         tokens, width = sizes
         nodes, self._nodes = self._nodes, []
+        shape, self._hidden_shape = self._hidden_shape, ROWS
         inner = f"{name}.chunk"
         result = body(inner)
+        self._hidden_shape = shape
         given, made = (
             helper.make_tensor_value_info(part, TensorProto.FLOAT, [chunk, width]) for part in (inner, result)
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .graph import CONTRIB, GraphWriter
+from .graph import CONTRIB, HIDDEN, GraphWriter
 from .linear import Linears
 from .ops import LEAST, Activation, Rotary
 from .precision import SchemeOf
@@ -95,8 +95,7 @@ class GraphOps:
         graph = self._graph
         by_head = graph.op("Reshape", [x, graph.constant("heads_shape", [0, 0, heads, -1])], name=f"{name}.by_head")
         normed = self.layer_norm(by_head, name, epsilon)
-        whole = graph.constant("hidden_shape", [0, 0, -1])
-        return str(graph.op("Reshape", [normed, whole], name=f"{name}.whole"))
+        return str(graph.op("Reshape", [normed, graph.constant(*HIDDEN)], name=f"{name}.whole"))
 
     def add(self, x: str, y: str, name: str) -> str:
         return str(self._graph.op("Add", [x, y], name=name))

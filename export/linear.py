@@ -14,7 +14,6 @@ from .graph import CONTRIB, GraphWriter
 from .precision import (
     LARGEST,
     LARGEST_UNSIGNED,
-    SMALLEST_STEP,
     ZERO_POINT,
     GroupWise,
     PerChannel,
@@ -22,7 +21,7 @@ from .precision import (
     quantize_channels,
     quantize_groups,
 )
-from .smoothing import INPUT_FACTOR
+from .smoothing import INPUT_FACTOR, INPUT_ROTATION
 
 ACCURACY_LEVEL_INT8 = 4
 """MatMulNBits computes with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
@@ -34,11 +33,14 @@ class Linears:
     Args:
         graph: Where to.
         tensors: ``<name>.weight`` float32 [rows, columns], ``<name>.bias`` float32 [rows] where the layer has one, and
-            where smoothing needs one ``<name>.input_factor`` float32 [columns], that the input is multiplied by.
+            where smoothing needs them ``<name>.input_factor`` float32 [columns], that the input is multiplied by, and
+            ``<name>.input_rotation`` float32 [size, size], that blocks of it are multiplied by then.
     """
 
     def __init__(self, graph: GraphWriter, tensors: Mapping[str, Tensor]) -> None:
         self._graph, self._tensors = graph, tensors
+        self._smooth: dict[str, str] = {}
+        self._quantized: dict[str, _Tokens] = {}
 
     def __call__(self, x: str, name: str, outputs: Sequence[str], scheme: Scheme | None) -> list[str]:
         """``x @ weight.T + bias``, in as many equal parts along the last axis as there are ``outputs``.
@@ -52,22 +54,40 @@ class Linears:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias")
         biases = [None] * len(outputs) if bias is None else bias.tensor_split(len(outputs))
         parts = list(zip(outputs, weight.tensor_split(len(outputs)), biases, strict=True))
-        factor = f"{name}.{INPUT_FACTOR}"
-        divisor = torch.ones(weight.shape[1])
-        minimum = scheme.minimum if isinstance(scheme, PerChannel) else None
-        if minimum is not None:
-            # Shifted by a constant, so that the steps begin at 0; the bias takes the constant back.
-            least = self._graph.constant(f"minimum_{minimum}", np.float32(minimum))
-            x = self._graph.op("Sub", [x, least], name=f"{name}.up")
-        if factor in self._tensors:
-            divisor = self._tensors[factor]
-            x = self._graph.op("Mul", [x, self._graph.constant(factor, divisor)], name=f"{name}.smooth")
+        if isinstance(scheme, PerChannel):
+            tokens = self._tokens(x, name, scheme)
+            return [self._per_channel(tokens, *part) for part in parts]
+        x = self._smoothed(x, name)
         if isinstance(scheme, GroupWise):
             return [self._group_wise(x, *part, scheme.size) for part in parts]
-        if isinstance(scheme, PerChannel):
-            tokens = self._quantized_tokens(x, name, None if minimum is None else minimum * divisor)
-            return [self._per_channel(tokens, *part) for part in parts]
         return [self._floats(x, *part) for part in parts]
+
+    def _smoothed(self, x: str, name: str) -> str:
+        """``x`` as calibration wants it, for all layers that read it."""
+        if x not in self._smooth:
+            graph, smooth = self._graph, x
+            factor, rotation = (self._tensors.get(f"{name}.{kind}") for kind in (INPUT_FACTOR, INPUT_ROTATION))
+            if factor is not None:
+                smooth = graph.op("Mul", [x, graph.constant(f"{name}.{INPUT_FACTOR}", factor)], name=f"{name}.smooth")
+            if rotation is not None:
+                smooth = graph.by_blocks(smooth, rotation, name=f"{name}.rotated")
+            self._smooth[x] = smooth
+        return self._smooth[x]
+
+    def _tokens(self, x: str, name: str, scheme: PerChannel) -> _Tokens:
+        """``x``, quantised once for all layers that read it."""
+        if x not in self._quantized:
+            minimum = None
+            if scheme.minimum is not None and f"{name}.{INPUT_ROTATION}" not in self._tensors:
+                # Shifted by a constant, so that the steps begin at 0; the bias takes the constant back.
+                least = self._graph.constant(f"minimum_{scheme.minimum}", np.float32(scheme.minimum))
+                columns = self._tensors[f"{name}.weight"].shape[1]
+                minimum = scheme.minimum * self._tensors.get(f"{name}.{INPUT_FACTOR}", torch.ones(columns))
+                up = self._graph.op("Sub", [x, least], name=f"{name}.up")
+            self._quantized[x] = self._quantized_tokens(
+                self._smoothed(x if minimum is None else up, name), name, minimum
+            )
+        return self._quantized[x]
 
     def _floats(self, x: str, name: str, weight: Tensor, bias: Tensor | None) -> str:
         inputs = [x, self._graph.constant(f"{name}.weight", weight.t())]
@@ -75,7 +95,7 @@ class Linears:
 
     def _biased(self, product: str, name: str, bias: Tensor | None) -> str:
         graph = self._graph
-        if bias is None:
+        if bias is None or not bias.any():
             return graph.op("Identity", [product], name=name)
         return graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name)
 
@@ -108,12 +128,14 @@ class Linears:
         else:
             size, steps, zero = x, LARGEST_UNSIGNED, 0
         largest = graph.op("ReduceMax", [size, axis], name=f"{name}.largest", keepdims=1)
-        step = graph.op("Mul", [largest, graph.constant(f"one_{steps}th", np.float32(1 / steps))], name=f"{name}.range")
-        step = graph.op("Max", [step, graph.constant("smallest_step", np.float32(SMALLEST_STEP))], name=f"{name}.step")
-        scaled = graph.op("Div", [x, step], name=f"{name}.scaled")
-        one, zero_point = graph.constant("one", np.float32(1)), graph.constant(f"zero_point_{zero}", np.uint8(zero))
-        steps_taken = graph.op("QuantizeLinear", [scaled, one, zero_point], name=f"{name}.uint8")
-        return _Tokens(steps_taken, step, zero_point, minimum)
+        # A token of zeros becomes 0 / 0, whatever integer that is, and is multiplied by its largest value, 0, again.
+        scaled = graph.op("Div", [x, largest], name=f"{name}.scaled")
+        step, zero_point = (
+            graph.constant(f"one_{steps}th", np.float32(1 / steps)),
+            graph.constant(f"zero_point_{zero}", np.uint8(zero)),
+        )
+        steps_taken = graph.op("QuantizeLinear", [scaled, step, zero_point], name=f"{name}.uint8")
+        return _Tokens(steps_taken, largest, step, zero_point, minimum)
 
     def _per_channel(self, tokens: _Tokens, name: str, weight: Tensor, bias: Tensor | None) -> str:
         graph = self._graph
@@ -129,14 +151,14 @@ class Linears:
             [
                 tokens.uint8,
                 graph.constant(f"{name}.weight_int8", packed.t()),
-                graph.constant("one", np.float32(1)),
+                tokens.step,
                 graph.constant(f"{name}.scales", scales),
                 tokens.zero_point,
             ],
             name=f"{name}.product",
             domain=CONTRIB,
         )
-        return self._biased(graph.op("Mul", [product, tokens.step], name=f"{name}.restored"), name, bias)
+        return self._biased(graph.op("Mul", [product, tokens.largest], name=f"{name}.restored"), name, bias)
 
 
 @dataclass(frozen=True)
@@ -144,8 +166,10 @@ class _Tokens:
     """An input that was quantised with one scale for each token."""
 
     uint8: str
+    largest: str
+    """Tensor [..., 1]: the largest magnitude of each."""
     step: str
-    """Tensor [..., 1]: what one step of ``uint8`` is worth."""
+    """What one step of ``uint8`` is worth, in proportion to it."""
     zero_point: str
     minimum: Tensor | None
     """What was taken off before, float32 [columns]."""

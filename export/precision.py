@@ -8,7 +8,7 @@ tokens at once. Which layer gets which is a kernel's speed against what its roun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -102,8 +102,8 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / torch.where(scale > 0, scale, torch.ones_like(scale)), scale
 
 
-PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE = 32, 16
-"""At most, of the projector, and of the decoder's last layer."""
+PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
+"""Of the projector; of the decoder's last layer; of its other layers that per-channel rounding costs too much."""
 
 
 @dataclass(frozen=True)
@@ -151,29 +151,53 @@ class PerChannel:
 Scheme = GroupWise | PerChannel
 SchemeOf = Callable[[str], Scheme | None]
 """How the linear layer of a name is quantised; None: not at all."""
+CandidatesOf = Callable[[str], tuple[Scheme, ...]]
+"""How the linear layer of a name may be quantised, the fastest first and the most exact last; empty: not at all."""
+CLOSE_ENOUGH = 3e-4
+"""Squared error of a layer's products in proportion to them, up to which calibration takes a faster scheme. Rounding
+normally distributed inputs and weights costs half of it per-channel: (4 / 127)^2 / 12 each, where the largest of
+thousands are four standard deviations. More is outliers that neither smoothing nor rotation could help."""
 
 
-def schemes(precision: str, group_size: int, exact: Collection[str] = ()) -> dict[str, SchemeOf]:
-    """The scheme of each linear layer of each graph, at a precision of ``int8`` or ``fp32``.
+def candidates(precision: str, group_size: int | None, exact: Collection[str] = ()) -> dict[str, CandidatesOf]:
+    """How each linear layer of each graph may be quantised, at a precision of ``int8`` or ``fp32``.
 
-    Layers in ``exact`` have none.
+    Layers in ``exact`` are not. ``group_size``, where given, is that of all the decoder's layers, the last one's at
+    most.
 
-    The vision encoder reads hundreds of tokens at once, so its products are bound by arithmetic: per-channel. The
-    decoder reads one token, and is bound by memory: group-wise, the smallest groups for its last layer, whose rounding
-    tells most in the answers (benchmarks/fidelity). The projector is small itself, and its last product is what the
-    decoder sees of an image: small groups.
+    The vision encoder reads hundreds of tokens at once, so its products are bound by arithmetic: per-channel. So is a
+    prompt in the decoder, whose layers are per-channel too where that is close enough; but its last layer, whose
+    rounding tells most in the answers and which sees one token of a prompt, and its attention's, a twelfth of the
+    weights and the least exact of them (benchmarks/fidelity). The projector is small itself, and its last product is
+    what the decoder sees of an image: small groups.
     """
     if precision == "fp32":
-        return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: None)
-    groups, projector, lm_head = (
-        GroupWise(min(group_size, most)) for most in (group_size, PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE)
-    )
+        return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: ())
 
-    def but_exact(scheme_of: SchemeOf) -> SchemeOf:
-        return lambda name: None if name in exact else scheme_of(name)
+    def decoder(name: str) -> tuple[Scheme, ...]:
+        if name == "lm_head":
+            return (GroupWise(min(group_size or LM_HEAD_GROUP_SIZE, LM_HEAD_GROUP_SIZE)),)
+        if group_size is not None:
+            return (GroupWise(group_size),)
+        careful = GroupWise(CAREFUL_GROUP_SIZE)
+        return (careful,) if name.endswith(".dense") else (PerChannel(), careful)
 
+    def but_exact(candidates_of: CandidatesOf) -> CandidatesOf:
+        return lambda name: () if name in exact else candidates_of(name)
+
+    projector = GroupWise(min(group_size or PROJECTOR_GROUP_SIZE, PROJECTOR_GROUP_SIZE))
     return {
-        VISION_ENCODER: but_exact(lambda name: PerChannel()),
-        PROJECTOR: but_exact(lambda name: projector),
-        DECODER: but_exact(lambda name: lm_head if name == "lm_head" else groups),
+        VISION_ENCODER: but_exact(lambda name: (PerChannel(),)),
+        PROJECTOR: but_exact(lambda name: (projector,)),
+        DECODER: but_exact(decoder),
     }
+
+
+def chosen(candidates_of: CandidatesOf, choice: Mapping[str, Scheme]) -> SchemeOf:
+    """The scheme of each layer: that of ``choice``, or the most exact one where nothing was measured."""
+
+    def scheme_of(name: str) -> Scheme | None:
+        left = candidates_of(name)
+        return choice.get(name, left[-1]) if left else None
+
+    return scheme_of

@@ -1,5 +1,7 @@
 """Makes the channels of a linear layer's input alike in range, so that int8 loses less of them and of the weights.
 
+What is left of the outliers, a rotation spreads (:mod:`.rotation`).
+
 SmoothQuant (Xiao et al. 2022, https://arxiv.org/abs/2211.10438, section 4): where every channel j of the input is
 divided by s_j and the weights' column j multiplied by it, the product stays and the input's outliers shrink. Before
 that each channel is moved to the middle of its range (Wei et al. 2023, https://arxiv.org/abs/2304.09145, section 4.1),
@@ -8,25 +10,30 @@ which the layer's bias takes back. Both cost nothing where a norm, or the values
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .parts import Part
+from .precision import Scheme
+from .rotation import block_of, orthogonal, rotate
 from .torch_ops import TorchOps, Value
 
 INPUT_FACTOR = "input_factor"
 """Suffix of the tensor a linear layer's input is multiplied by, where nothing before it could take the division."""
-STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""How much of the range moves into the weights (alpha, in the paper's equation 4), tried in turn."""
+INPUT_ROTATION = "input_rotation"
+"""Suffix of the block that a linear layer's input is rotated by after that, where nothing before it could be."""
+STRENGTHS = (0.0, 0.5)
+"""How much of the range moves into the weights (alpha, in the paper's equation 4), tried in turn: none, or one half.
+Where rounding errs alike in all channels, as after a rotation, one half is the least error (by Cauchy's inequality)."""
 SMALLEST_RANGE = 1e-5
 """A channel that was never seen active, or has no weights, keeps finite factors."""
-
-Rounding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,29 @@ class Group:
     """An RMSNorm has none, and can divide but not move."""
     values: str = ""
     """The fused q, k, v layer of the attention that the tensor comes from: each channel mixes one row of v."""
+    heads: int = 0
+    """Of that attention."""
     least: float | None = None
     """No value of the tensor is less."""
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What the input x of a group becomes: (x - shift) / factor, each float32 [channels]."""
+    """What the input x of a group becomes: (x - shift) / factor, each float32 [channels], and then rotated."""
 
     shift: Tensor
     factor: Tensor
     biases: tuple[Tensor, ...]
     """What the shift takes off each linear layer's output and its bias gives back, float32 [rows]."""
+    rotation: Tensor | None = None
+    """The block of a rotation, float32 [size, size]; None for none."""
+    error: float = 0.0
+    """Of the group's products in int8: squared, each layer's in proportion to its output, and summed."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the input stays as it is."""
+        return self.rotation is None and not self.shift.any() and bool((self.factor == 1).all())
 
 
 def groups_of(part: Part, sizes: Any) -> tuple[Group, ...]:
@@ -71,7 +89,7 @@ def _group(x: Value, linears: Sequence[str], read_otherwise: bool) -> Group:
     if read_otherwise:  # what reads it so would get the divided channels, too
         return Group(tuple(linears), least=x.origin.least)
     origin = x.origin
-    return Group(tuple(linears), origin.norm, origin.norm_has_bias, origin.values, origin.least)
+    return Group(tuple(linears), origin.norm, origin.norm_has_bias, origin.values, origin.heads, origin.least)
 
 
 class _Listening:
@@ -126,9 +144,9 @@ class Smoothed(Mapping[str, Tensor]):
         return len(self._tensors) + len(self._added)
 
     def _fold(self, group: Group, smoothing: Smoothing) -> None:
-        shift, factor = smoothing.shift, smoothing.factor
+        shift, factor, block = smoothing.shift, smoothing.factor, smoothing.rotation
         for linear, given_back in zip(group.linears, smoothing.biases, strict=True):
-            self._edit(f"{linear}.weight", lambda tensor: tensor * factor)
+            self._edit(f"{linear}.weight", lambda tensor: _rotated(tensor * factor, block))
             self._need_bias(linear, len(given_back), shift)
             # First: another group may divide the bias with the rest of a row.
             self._edits.setdefault(f"{linear}.bias", []).insert(0, partial(torch.add, given_back))
@@ -142,9 +160,15 @@ class Smoothed(Mapping[str, Tensor]):
             self._edit(f"{group.values}.weight", lambda tensor: tensor / divisor[:, None])
             self._need_bias(group.values, len(divisor), shift)
             self._edit(f"{group.values}.bias", lambda tensor: (tensor - moved) / divisor)
-        else:
+            if block is not None:
+                self._edit(f"{group.values}.weight", lambda tensor: _values_rotated(tensor, rest, block))
+                self._edit(f"{group.values}.bias", lambda tensor: _values_rotated(tensor, rest, block))
+        elif bool((factor != 1).any()):
             for linear in group.linears:
                 self._added[f"{linear}.{INPUT_FACTOR}"] = 1 / factor
+        if block is not None and not group.values:
+            for linear in group.linears:
+                self._added[f"{linear}.{INPUT_ROTATION}"] = block
 
     def _need_bias(self, linear: str, rows: int, shift: Tensor) -> None:
         """A layer without a bias gets one, of zeros, that the edits of a shift begin with."""
@@ -155,50 +179,63 @@ class Smoothed(Mapping[str, Tensor]):
         self._edits.setdefault(name, []).append(edit)
 
 
+def _rotated(x: Tensor, block: Tensor | None) -> Tensor:
+    return x if block is None else rotate(x, block)
+
+
+def _values_rotated(x: Tensor, rest: int, block: Tensor) -> Tensor:
+    """The rows of v, which are those after ``rest``, of a weight [rows, columns] or a bias [rows]."""
+    return torch.cat((x[:rest], rotate(x[rest:].t(), block).t()))
+
+
 def find_smoothing(
     group: Group,
     x: Tensor,
     weights: Iterable[Tensor],
-    round_input: Callable[[Tensor, Tensor], Tensor],
-    round_weight: Rounding,
-) -> Smoothing | None:
-    """The smoothing of a group with which int8 products come closest to exact ones, None where none is better.
+    scheme: Scheme,
+) -> Smoothing:
+    """The smoothing of a group with which int8 products come closest to exact ones.
 
     Args:
         group: Whose input it is.
         x: Input seen in calibration, float32 [tokens, channels].
         weights: Of the group's linear layers, float32 [rows, channels] each.
-        round_input: What quantising does to (the smoothed input, its factor).
-        round_weight: What quantising does to a weight matrix.
+        scheme: How they are quantised.
     """
     matrices = list(weights)
+    zero, width = torch.zeros(x.shape[1]), x.shape[1]
     movable = group.values or (group.norm and group.norm_has_bias)
-    shifts = [torch.zeros(x.shape[1]), *([(x.amax(dim=0) + x.amin(dim=0)) / 2] if movable else [])]
+    shifts = [zero, *([(x.amax(dim=0) + x.amin(dim=0)) / 2] if movable else [])]
+    size = width // group.heads if group.values else block_of(width)
+    blocks = [None, *([orthogonal(size)] if size > 1 else [])]
     weight_reach = torch.stack([_reach(w) for w in matrices]).amax(dim=0)
     tokens, rows = _spread(x, SAMPLED_TOKENS), [_spread(w, SAMPLED_ROWS) for w in matrices]
     # Each layer's error in proportion to its own output: else the loudest would decide.
     loudness = [(tokens @ w.t()).norm().clamp_min(SMALLEST_RANGE) for w in rows]
-    shift, factor, least = shifts[0], torch.ones_like(shifts[0]), torch.inf
-    for tried in shifts:
-        reach = _reach(x - tried)
-        moved = tokens - tried
+    found: list[Smoothing] = []
+    for shift in shifts:
+        reach = _reach(x - shift)
+        moved = tokens - shift
         exact = [moved @ w.t() for w in rows]
-        for strength in STRENGTHS:
-            divisor = reach**strength / weight_reach ** (1 - strength) if strength else torch.ones_like(reach)
-            seen = round_input(moved / divisor, divisor)
+        for strength, block in product(STRENGTHS, blocks):
+            factor = reach**strength / weight_reach ** (1 - strength) if strength else torch.ones_like(reach)
+            # A rotated input is as likely above 0 as below.
+            fitting = scheme.above(group.least) if group.least is not None and block is None else scheme
+            seen = fitting.round_input(_rotated(moved / factor, block), factor)
             error = sum(
-                float((seen @ round_weight(w * divisor).t() - wanted).norm() / loud) ** 2
+                float((seen @ scheme.round_weight(_rotated(w * factor, block)).t() - wanted).norm() / loud) ** 2
                 for w, wanted, loud in zip(rows, exact, loudness, strict=True)
             )
-            if error < least * CLEARLY_LESS:
-                shift, factor, least = tried, divisor, error
-    if not shift.any() and bool((factor == 1).all()):
-        return None
-    return Smoothing(shift, factor, tuple(w @ shift for w in matrices))
+            # Where float32 overflows, anything finite is better.
+            found.append(Smoothing(shift, factor, (), block, torch.inf if math.isnan(error) else error))
+    best = min(found, key=lambda one: one.error)
+    if best.error >= found[0].error * CLEARLY_LESS:
+        best = found[0]
+    return replace(best, biases=tuple(w @ best.shift for w in matrices))
 
 
 CLEARLY_LESS = 0.9
-"""Of the squared error of a weaker smoothing: what gains less was fitted to what calibration happened to see."""
+"""Of the squared error of no smoothing at all: what gains less was fitted to what calibration happened to see."""
 SAMPLED_TOKENS, SAMPLED_ROWS = 512, 1024
 """Of the input and of each weight matrix, evenly spread: enough to tell strengths apart, in a fraction of the time."""
 

@@ -7,7 +7,7 @@ which linear layers read the same tensor and where that tensor comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Origin:
     norm_has_bias: bool = True
     values: str = ""
     """The linear layer whose last third are the values v that an attention mixes: the tensor is the mixture."""
+    heads: int = 0
+    """Of that attention."""
     least: float | None = None
     """No value is less."""
 
@@ -141,4 +143,5 @@ class TorchOps:
         # [batch, sequence, heads * head_dim] to [batch, heads, sequence, head_dim]
         query, key, value = (part.data.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
-        return Value(mixed.transpose(1, 2).flatten(2), v.origin)
+        origin = replace(v.origin, heads=heads) if v.origin.values else v.origin
+        return Value(mixed.transpose(1, 2).flatten(2), origin)

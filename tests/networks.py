@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from tinygptv.export.bundle import write_graph
 from tinygptv.export.contract import Interface, interfaces
 from tinygptv.export.parts import clip, eva_clip, mlp, phi, qformer, siglip
-from tinygptv.export.precision import SchemeOf
+from tinygptv.export.precision import SchemeOf, candidates, chosen
 from tinygptv.export.sources.model import Network
 from tinygptv.runtime.bundle.contract import read_contract
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, Contract, Graph
@@ -132,6 +132,11 @@ def interfaces_of(networks: Networks, cache_dtype: str = "float32") -> dict[str,
 
 def exact(name: str) -> None:
     """No linear layer is quantised."""
+
+
+def int8(graph: str, group_size: int, exact: Collection[str]) -> SchemeOf:
+    """How a graph's layers are quantised where nothing was calibrated."""
+    return chosen(candidates("int8", group_size, exact)[graph], {})
 
 
 def write(

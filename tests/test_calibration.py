@@ -24,7 +24,7 @@ from tinygptv.export.calibration import (
     find_calibration_set,
 )
 from tinygptv.export.cli import main as export_main
-from tinygptv.export.precision import GroupWise, PerChannel, schemes
+from tinygptv.export.precision import CLOSE_ENOUGH, GroupWise, PerChannel, Scheme, candidates
 from tinygptv.export.smoothing import Group, Smoothing, find_smoothing
 from tinygptv.export.sources.families import TINYGPT_V
 from tinygptv.export.sources.model import Model
@@ -146,7 +146,7 @@ def calibrated(folder: Path, checkpoint: Model) -> dict[Group, Smoothing]:
     tokenizer = build_tokenizer(checkpoint.description.tokenizer, checkpoint.networks[DECODER].sizes.vocab_size)
     calibration = find_calibration_set(folder)
     with tqdm(disable=True) as bar:
-        return calibrate(checkpoint, TEMPLATE, tokenizer, calibration, schemes("int8", 32), bar)
+        return calibrate(checkpoint, TEMPLATE, tokenizer, calibration, candidates("int8", 32), bar).smoothings
 
 
 class Watched:
@@ -216,39 +216,60 @@ def test_what_is_found_fits_the_layers(folder: Path) -> None:
 def test_the_first_layer_of_a_group_speaks_for_it() -> None:
     """The others read the same; what is not quantised is not smoothed; each group counts."""
     generator = torch.Generator().manual_seed(1)
-    x, *weights = (torch.randn(20, 16, generator=generator) for _ in range(4))
+    # 67 channels cannot be rotated.
+    x, *weights = (torch.randn(20, 67, generator=generator) for _ in range(4))
     x[:, 3] *= 50
     tensors = {f"{name}.weight": weight for name, weight in zip("abc", weights, strict=True)}
     groups = [Group(("a", "b")), Group(("c",)), Group(("exact",))]
     with tqdm(file=io.StringIO()) as bar:
         finder = Finder(tensors, groups, bar)
         assert bar.total == 3
-        schemes_of = {"a": PerChannel(), "b": PerChannel(), "c": GroupWise(16), "exact": None, "other": PerChannel()}
-        observe = finder.observer(schemes_of.__getitem__)
-        for name in schemes_of:
+        one, other = (PerChannel(),), (GroupWise(16),)
+        candidates_of: dict[str, tuple[Scheme, ...]] = {"a": one, "b": one, "c": other, "exact": (), "other": one}
+        observe = finder.observer(candidates_of.__getitem__)
+        for name in candidates_of:
             observe(name, Value(x if name != "b" else torch.full_like(x, torch.nan)))
         assert bar.n == 3
     assert set(finder.smoothings) == set(groups[:2])
     assert finder.smoothings[groups[0]].factor[3] > 2
+    assert finder.schemes == {"a": PerChannel(), "b": PerChannel(), "c": GroupWise(16)}
+
+
+@pytest.mark.parametrize("spikes", [False, True])
+def test_the_fastest_scheme_that_is_close_enough(spikes: bool) -> None:
+    """Neither a factor nor a rotation helps against large inputs that no weight reads."""
+    generator = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(40, 256, generator=generator), torch.randn(96, 256, generator=generator)
+    if spikes:
+        unread = torch.randn(256, generator=generator)
+        unread /= unread.norm()
+        x += 300 * torch.randn(40, 1, generator=generator) * unread
+        weight -= torch.outer(weight @ unread, unread)
+    fast, careful = PerChannel(), GroupWise(16)
+    group = Group(("a",))
+    assert (find_smoothing(group, x, [weight], fast).error > CLOSE_ENOUGH) == spikes
+    with tqdm(disable=True) as bar:
+        finder = Finder({"a.weight": weight}, [group], bar)
+        finder.observer(lambda name: (fast, careful))("a", Value(x))
+    assert finder.schemes == {"a": careful if spikes else fast}
 
 
 @pytest.mark.parametrize("least", [None, -0.17])
 def test_a_least_value_is_made_use_of(least: float | None) -> None:
     """Half of a token's 256 steps would be for values that there are none of."""
-    x = torch.nn.functional.gelu(torch.randn(60, 16, generator=torch.Generator().manual_seed(1)))
+    # 67 channels cannot be rotated.
+    x = torch.nn.functional.gelu(torch.randn(60, 67, generator=torch.Generator().manual_seed(1)))
     x[:, 3] *= 4
-    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(24, 67, generator=torch.Generator().manual_seed(2))
     group = Group(("a",), least=least)
     with tqdm(disable=True) as bar:
         finder = Finder({"a.weight": weight}, [group], bar)
-        finder.observer(lambda name: PerChannel())("a", Value(x))
-    scheme = PerChannel(least)
-    expected = find_smoothing(group, x, [weight], scheme.round_input, scheme.round_weight)
-    other = PerChannel(-0.17 if least is None else None)
-    not_expected = find_smoothing(group, x, [weight], other.round_input, other.round_weight)
-    assert expected is not None and not_expected is not None
-    assert torch.equal(finder.smoothings[group].factor, expected.factor)
-    assert not torch.equal(expected.factor, not_expected.factor)
+        finder.observer(lambda name: (PerChannel(),))("a", Value(x))
+    expected, not_expected = (
+        find_smoothing(Group(("a",), least=limit), x, [weight], PerChannel())
+        for limit in (least, -0.17 if least is None else None)
+    )
+    assert finder.smoothings[group].error == expected.error != not_expected.error
 
 
 # What comes of it

@@ -77,7 +77,7 @@ def test_the_published_figures_are_of_what_ships() -> None:
 
 def test_it_is_made_from_the_committed_files(tmp_path: Path) -> None:
     files = published_files(4, EASY_VQA / "model")
-    options = ["--template", "human_assistant", "--block-size", "32"]
+    options = ["--template", "human_assistant", "--group-size", "32"]
     assert export_main(export_arguments(files, tmp_path / "demo", *options)) == 0
     made, shipped = read_manifest(tmp_path / "demo"), read_manifest(DEMO_BUNDLE)
     assert made.sources == shipped.sources

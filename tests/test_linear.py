@@ -16,7 +16,8 @@ from tinygptv.export.graph_ops import chunk_size
 from tinygptv.export.linear import Linears
 from tinygptv.export.ops import LEAST
 from tinygptv.export.precision import GroupWise, PerChannel, Scheme
-from tinygptv.export.smoothing import INPUT_FACTOR
+from tinygptv.export.rotation import block_of, orthogonal, rotate
+from tinygptv.export.smoothing import INPUT_FACTOR, INPUT_ROTATION
 from tinygptv.runtime.bundle.manifest import Axis, Graph, Quantization, TensorSpec
 from tinygptv.runtime.bundle.sessions import open_session
 from torch import Tensor
@@ -113,6 +114,30 @@ def test_smoothed_inputs(scheme: Scheme | None, tmp_path: Path) -> None:
     exact = (x * factor) @ tensors["y.weight"].t() + tensors["y.bias"]
     error = (found - exact).std() / exact.std()
     assert error < 1e-6 if scheme is None else 1e-4 < error < 0.03
+
+
+@pytest.mark.parametrize("columns", [40, 128, 96])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_rotated_inputs(scheme: Scheme | None, columns: int, tmp_path: Path) -> None:
+    """After the factor; a least value is of no use then, and outliers of one token cost the others nothing."""
+    x = some(2, 5, columns)
+    x[..., 3] *= 90
+    x = gelu_like(x)
+    factor, block = torch.exp(some(columns, seed=4)), orthogonal(block_of(columns))
+    tensors = layer(columns, 24, factor) | {f"y.{INPUT_ROTATION}": block}
+    found, _ = run(tmp_path, tensors, scheme, x)
+    turned = rotate(x * factor, block)
+    plain = {name: tensors[name] for name in ("y.weight", "y.bias")}
+    symmetric = PerChannel() if isinstance(scheme, PerChannel) else scheme
+    flat, weight, size = rounded(turned, plain, symmetric)
+    wanted = flat @ weight.t() + plain["y.bias"].double()
+    error = (found.flatten(0, -2).double() - wanted).abs()
+    # What torch rotates to just below half a step, onnxruntime may rotate to just above.
+    assert (error <= TIGHT * (size + plain["y.bias"].abs())).float().mean() > 0.9
+    assert error.std() / wanted.std() < 1e-3
+    exact = turned @ plain["y.weight"].t() + plain["y.bias"]
+    left = (found - exact).std() / exact.std()
+    assert left < 1e-5 if scheme is None else 1e-4 < left < 0.03
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -252,10 +277,36 @@ def test_layers_in_parts_and_what_the_manifest_says(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found).flatten(0, -2), wanted, rtol=0, atol=1e-4 * float(wanted.std()))
 
 
+@pytest.mark.parametrize("scheme", [PerChannel(), PerChannel(MINIMUM)], ids=str)
+def test_layers_with_one_input_share_its_rounding(scheme: Scheme, tmp_path: Path) -> None:
+    """And its rotation."""
+    tensors = layer(64, 24, name="a") | layer(64, 24, name="b") | {f"a.{INPUT_ROTATION}": orthogonal(64)}
+    tensors[f"b.{INPUT_ROTATION}"] = tensors[f"a.{INPUT_ROTATION}"]
+    axes = (Axis("batch", None), Axis("sequence", None))
+    with GraphWriter(tmp_path, "layer") as writer:
+        writer.contract(
+            [TensorSpec("x", "float32", (*axes, Axis("columns", 64)))],
+            [TensorSpec("y", "float32", (*axes, Axis("rows", 24)))],
+            working_bytes=0,
+        )
+        linear = Linears(writer, tensors)
+        outputs = [linear("x", name, [name], scheme)[0] for name in "ab"]
+        writer.op("Sub", outputs, name="y")
+        graph, _ = writer.finish()
+    kinds = [node.op_type for node in onnx.load(tmp_path / graph.file, load_external_data=False).graph.node]
+    assert kinds.count("QuantizeLinear") == kinds.count("MatMul") == 1
+    assert kinds.count("MatMulIntegerToFloat") == 2
+    found = open_session(tmp_path, graph, threads=1).run(["y"], {"x": some(1, 3, 64).numpy()})[0]
+    assert not found.any(), "both have the same weights"
+
+
+@pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_tokens_by_chunks_are_the_same_to_the_bit(scheme: Scheme | None, tmp_path: Path) -> None:
+def test_tokens_by_chunks_are_the_same_to_the_bit(scheme: Scheme | None, rotated: bool, tmp_path: Path) -> None:
     """Two layers for 12 tokens of each of two rows: at once, and 4 tokens at a time."""
     tensors = layer(40, 48, name="up") | layer(48, 40, name="down")
+    if rotated:
+        tensors |= {f"up.{INPUT_ROTATION}": orthogonal(40), f"down.{INPUT_ROTATION}": orthogonal(48)}
     axes = (Axis("batch", None), Axis("tokens", 12), Axis("width", 40))
     x, found = some(2, 12, 40), []
     for name in ("whole", "chunks"):

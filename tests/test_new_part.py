@@ -15,14 +15,13 @@ import safetensors.torch
 import torch
 import toy_tower
 from conftest import computed, published_files
-from networks import random_input, random_tensors, run_vision, together, write
+from networks import int8, random_input, random_tensors, run_vision, together, write
 from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
 from tinygptv.export.documents import Config, read_json
 from tinygptv.export.graph import TAPS
 from tinygptv.export.ops import LEAST
 from tinygptv.export.parts import mlp, phi
-from tinygptv.export.precision import schemes
 from tinygptv.export.smoothing import Group, Smoothed, Smoothing, groups_of
 from tinygptv.export.sources.families import LLAVA_PHI
 from tinygptv.export.sources.ledger import KeyLedger, Ledgers
@@ -41,12 +40,12 @@ TOWER = Network(toy_tower, SIZES)
 NETWORKS = together(TOWER, Network(mlp, mlp.Sizes(SIZES.tokens, SIZES.hidden_size, 32, 2, numbered=True)))
 GROUPS = [
     Group(("toy.0.qkv",), norm="toy.0.rms", norm_has_bias=False),
-    Group(("toy.0.out",), values="toy.0.qkv"),
+    Group(("toy.0.out",), values="toy.0.qkv", heads=2),
     # The output of a norm that is added up as well is divided by the graph, for its linear layer alone.
     Group(("toy.0.mlp.up",)),
     Group(("toy.0.mlp.down",), least=LEAST["quick"]),
     Group(("toy.1.qkv",), norm="toy.1.rms", norm_has_bias=False),
-    Group(("toy.1.out",), values="toy.1.qkv"),
+    Group(("toy.1.out",), values="toy.1.qkv", heads=2),
     Group(("toy.1.mlp.up",)),
     Group(("toy.1.mlp.down",), least=LEAST["quick"]),
 ]
@@ -71,7 +70,7 @@ def test_the_graph_and_its_twin(tmp_path: Path) -> None:
 def test_it_is_quantised_but_for_what_is_exact(tmp_path: Path) -> None:
     tensors, x = random_tensors(NETWORKS), random_input(TOWER)
     twin = computed(NETWORKS, tensors, VISION_ENCODER, x)
-    scheme_of = schemes("int8", 16, toy_tower.EXACT)[VISION_ENCODER]
+    scheme_of = int8(VISION_ENCODER, 16, toy_tower.EXACT)
     graph = write(tmp_path, NETWORKS, VISION_ENCODER, tensors, scheme_of)
     found = run_vision(tmp_path, graph, x)
     assert 1e-4 < float((found - twin).norm() / twin.norm()) < 0.15

@@ -13,10 +13,20 @@ import onnx
 import pytest
 import torch
 from conftest import computed
-from networks import CASES, CLIP, Networks, open_decoder, random_input, random_tensors, run_vision, together, write
+from networks import (
+    CASES,
+    CLIP,
+    Networks,
+    int8,
+    open_decoder,
+    random_input,
+    random_tensors,
+    run_vision,
+    together,
+    write,
+)
 from tinygptv.export.graph import TAPS
 from tinygptv.export.parts import clip
-from tinygptv.export.precision import schemes
 from tinygptv.export.sources.model import Network
 from tinygptv.export.verify.oracle import Oracle, StreamedOracle, load, tensors_of
 from tinygptv.export.verify.tapped_graph import TappedGraph
@@ -195,7 +205,7 @@ def test_int8_is_close(case: tuple[str, Networks], tmp_path: Path) -> None:
     graph, networks = case
     tensors, x = random_tensors(networks), input_of(graph, networks)
     wanted = computed(networks, tensors, graph, x)
-    written = write(tmp_path, networks, graph, tensors, schemes("int8", 16, networks[graph].part.EXACT)[graph])
+    written = write(tmp_path, networks, graph, tensors, int8(graph, 16, networks[graph].part.EXACT))
     if graph == DECODER:
         found = torch.from_numpy(open_decoder(tmp_path, written, networks).start().run(x.numpy(), ALL_LOGITS))[None]
     else:
@@ -226,7 +236,7 @@ def test_exact_layers_stay_float32(name: str, tmp_path: Path) -> None:
     network = networks[graph]
     expected = set() if network.name == "eva_clip" else {"visual.blocks.0.attn.qkv"}
     assert expected == network.part.EXACT
-    written = write(tmp_path, networks, graph, random_tensors(networks), schemes("int8", 16, network.part.EXACT)[graph])
+    written = write(tmp_path, networks, graph, random_tensors(networks), int8(graph, 16, network.part.EXACT))
     found = kernels(tmp_path, written.file)
     floats = {name.removesuffix(".product").rpartition(".")[0] for name, kind in found.items() if kind == "MatMul"}
     assert floats == expected

@@ -14,12 +14,13 @@ from tinygptv.export.precision import (
     ZERO_POINT,
     GroupWise,
     PerChannel,
+    candidates,
+    chosen,
     quantize_channels,
     quantize_groups,
     round_groups,
     round_rows,
     round_rows_above,
-    schemes,
 )
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
 from torch import Tensor
@@ -164,25 +165,35 @@ def test_only_channels_make_use_of_a_least_value() -> None:
 
 
 @pytest.mark.parametrize("group_size", [16, 32, 128])
-def test_schemes_of_int8(group_size: int) -> None:
-    scheme_of = schemes("int8", group_size, {"visual.blocks.0.attn.qkv"})
-    assert set(scheme_of) == {VISION_ENCODER, PROJECTOR, DECODER}
+def test_candidates_of_a_group_size(group_size: int) -> None:
+    of = candidates("int8", group_size)
+    assert set(of) == {VISION_ENCODER, PROJECTOR, DECODER}
     for name in ("llama_proj", "projector.0"):
-        assert scheme_of[PROJECTOR](name) == GroupWise(min(group_size, 32))
-    vision, decoder = scheme_of[VISION_ENCODER], scheme_of[DECODER]
+        assert of[PROJECTOR](name) == (GroupWise(min(group_size, 32)),)
     for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        assert vision(f"visual.blocks.1.{name}") == PerChannel()
+        assert of[VISION_ENCODER](f"visual.blocks.1.{name}") == (PerChannel(),)
     for name in ("self_attn.qkv", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
-        assert decoder(f"model.layers.2.{name}") == GroupWise(group_size)
-    assert decoder("lm_head") == GroupWise(16)
+        assert of[DECODER](f"model.layers.2.{name}") == (GroupWise(group_size),)
+    assert of[DECODER]("lm_head") == (GroupWise(16),)
 
 
-def test_a_layer_that_is_exact_has_none_in_any_graph() -> None:
-    for scheme_of in schemes("int8", 64, {"layer"}).values():
+def test_candidates_of_the_default() -> None:
+    of = candidates("int8", None)
+    assert of[PROJECTOR]("llama_proj") == (GroupWise(32),)
+    for name in ("self_attn.qkv", "mlp.fc1", "mlp.fc2"):
+        assert of[DECODER](f"model.layers.2.{name}") == (PerChannel(), GroupWise(64))
+    assert of[DECODER]("model.layers.2.self_attn.dense") == (GroupWise(64),)
+    assert of[DECODER]("lm_head") == (GroupWise(16),)
+
+
+def test_the_choice_or_the_most_exact() -> None:
+    scheme_of = chosen(candidates("int8", None)[DECODER], {"a": PerChannel()})
+    assert scheme_of("a") == PerChannel() and scheme_of("b") == GroupWise(64)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_a_layer_that_is_exact_has_none_in_any_graph(precision: str) -> None:
+    for of in candidates(precision, 64, {"layer"}).values():
+        scheme_of = chosen(of, {})
         assert scheme_of("layer") is None
-        assert scheme_of("another") is not None
-
-
-def test_schemes_of_fp32() -> None:
-    for scheme_of in schemes("fp32", 128).values():
-        assert scheme_of("visual.blocks.0.mlp.fc2") is None and scheme_of("lm_head") is None
+        assert (scheme_of("another") is None) == (precision == "fp32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from hypothesis.extra import numpy as hnp
 from networks import CASES, Networks, open_decoder, random_input, random_tensors, run_vision, write
 from tinygptv.export.ops import LEAST
 from tinygptv.export.precision import GroupWise, PerChannel, Scheme
+from tinygptv.export.rotation import block_of, orthogonal, rotate
 from tinygptv.export.smoothing import (
     INPUT_FACTOR,
+    INPUT_ROTATION,
     SMALLEST_RANGE,
     STRENGTHS,
     Group,
@@ -46,14 +49,15 @@ def all_groups(networks: Networks, graphs: Sequence[str] = SMOOTHED) -> list[Gro
 def random_smoothings(
     networks: Networks, tensors: Mapping[str, Tensor], graphs: Sequence[str] = SMOOTHED
 ) -> dict[Group, Smoothing]:
-    """For every group: factors of 0.1 to 10 for most channels, and a shift where something can take it."""
+    """For every group: factors of 0.1 to 10 for most channels, a rotation, and a shift where something can take it."""
     generator = torch.Generator().manual_seed(5)
     smoothings = {}
     for group in all_groups(networks, graphs):
         shift, factor = torch.randn(2, tensors[f"{group.linears[0]}.weight"].shape[1], generator=generator)
         shift = shift if (group.norm and group.norm_has_bias) or group.values else torch.zeros_like(shift)
         given_back = tuple(tensors[f"{linear}.weight"] @ shift for linear in group.linears)
-        smoothings[group] = Smoothing(shift, factor.exp(), given_back)
+        size = len(shift) // group.heads if group.values else block_of(len(shift))
+        smoothings[group] = Smoothing(shift, factor.exp(), given_back, orthogonal(size))
     return smoothings
 
 
@@ -93,7 +97,7 @@ def tower_groups(activation: float) -> list[Group]:
         block = f"visual.blocks.{i}"
         groups += [
             Group((f"{block}.attn.qkv",), norm=f"{block}.norm1"),
-            Group((f"{block}.attn.proj",), values=f"{block}.attn.qkv"),
+            Group((f"{block}.attn.proj",), values=f"{block}.attn.qkv", heads=2),
             Group((f"{block}.mlp.fc1",), norm=f"{block}.norm2"),
             Group((f"{block}.mlp.fc2",), least=activation),
         ]
@@ -106,7 +110,7 @@ def phi_groups() -> list[Group]:
         layer = f"model.layers.{i}"
         groups += [
             Group((f"{layer}.self_attn.qkv", f"{layer}.mlp.fc1"), norm=f"{layer}.input_layernorm"),
-            Group((f"{layer}.self_attn.dense",), values=f"{layer}.self_attn.qkv"),
+            Group((f"{layer}.self_attn.dense",), values=f"{layer}.self_attn.qkv", heads=2),
             Group((f"{layer}.mlp.fc2",), least=LEAST["tanh"]),
         ]
     return [*groups, Group(("lm_head",), norm="model.final_layernorm")]
@@ -172,6 +176,24 @@ def test_the_function_stays(stage: int, expected: Expected, tmp_path: Path) -> N
     assert deviation(logits, arrays["prefill_logits"]) < TOLERANCE
 
 
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_rotations_alone_are_exact(stage: int, expected: Expected, tmp_path: Path) -> None:
+    """As close to what the published code computed as a graph without them has to be."""
+    checkpoint, arrays = golden_checkpoint(stage), expected(stage)
+    networks = checkpoint.networks
+    rotations = {
+        group: Smoothing(one.shift * 0, one.factor**0, tuple(bias * 0 for bias in one.biases), one.rotation)
+        for group, one in random_smoothings(networks, checkpoint).items()
+    }
+    tensors = Smoothed(checkpoint, rotations)
+    graph = write(tmp_path, networks, VISION_ENCODER, tensors)
+    features = run_vision(tmp_path, graph, torch.from_numpy(arrays["pixel_values"]))
+    assert deviation(features.numpy(), arrays["image_features"]) < 2e-4
+    decoder = open_decoder(tmp_path, write(tmp_path, networks, DECODER, tensors), networks)
+    logits = decoder.start().run(arrays["inputs_embeds"], ALL_LOGITS)[np.newaxis]
+    assert deviation(logits, arrays["prefill_logits"]) < 2e-4
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_function_of_every_part_stays(name: str, tmp_path: Path) -> None:
     graph, networks = CASES[name]
@@ -188,10 +210,14 @@ def test_the_function_of_every_part_stays(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", GOLDEN_STAGES)
 def test_inputs_are_moved_and_divided(stage: int, expected: Expected) -> None:
-    """Where a norm or the values take it; elsewhere the graph multiplies by the input_factor."""
+    """Where a norm or the values take it, which are rotated, too; elsewhere the graph does it."""
     checkpoint = golden_checkpoint(stage)
     found = random_smoothings(checkpoint.networks, checkpoint)
-    smoothings = {group: one for group, one in found.items() if group.norm or group.values}
+    smoothings = {
+        group: one if group.values else replace(one, rotation=None)
+        for group, one in found.items()
+        if group.norm or group.values
+    }
     smoothing_of = {linear: smoothing for group, smoothing in smoothings.items() for linear in group.linears}
     plain: dict[str, Tensor] = {}
     smooth: dict[str, Tensor] = {}
@@ -204,6 +230,7 @@ def test_inputs_are_moved_and_divided(stage: int, expected: Expected) -> None:
         if one := smoothing_of.get(name):
             assert deviation(smooth[name], x) > 0.1, name
             x = (x - one.shift) / one.factor
+            x = x if one.rotation is None else rotate(x, one.rotation)
         assert deviation(smooth[name], x) < TOLERANCE, name
 
 
@@ -217,6 +244,7 @@ def test_a_layer_without_a_bias_gets_one_where_its_input_is_moved(moved: bool) -
     plain, x = random_tensors(networks), random_input(networks[graph])
     (group,) = (group for group in all_groups(networks, [graph]) if group.linears == ("lm_head",))
     smoothing = random_smoothings(networks, plain, [graph])[group]
+    smoothing = replace(smoothing, rotation=None)
     if not moved:
         smoothing = Smoothing(torch.zeros_like(smoothing.shift), smoothing.factor, (torch.zeros(44),))
     assert "lm_head.bias" not in plain
@@ -245,13 +273,21 @@ def test_it_is_a_mapping() -> None:
     checkpoint = golden_checkpoint(3)
     smoothings = random_smoothings(checkpoint.networks, checkpoint)
     tensors = Smoothed(checkpoint, smoothings)
-    added = {
+    factors = {
         f"{group.linears[0]}.{INPUT_FACTOR}": 1 / smoothing.factor
         for group, smoothing in smoothings.items()
         if not (group.norm or group.values)
     }
-    assert set(added) == {name.replace("weight", INPUT_FACTOR) for name in checkpoint if "mlp.fc2.weight" in name}
-    assert list(tensors) == [*checkpoint, *added]
+    assert set(factors) == {name.replace("weight", INPUT_FACTOR) for name in checkpoint if "mlp.fc2.weight" in name}
+    blocks = {
+        f"{linear}.{INPUT_ROTATION}": smoothing.rotation
+        for group, smoothing in smoothings.items()
+        for linear in group.linears
+        if not group.values
+    }
+    added = factors | blocks
+    assert list(tensors)[: len(checkpoint)] == list(checkpoint)
+    assert set(tensors) == {*checkpoint, *added}
     assert len(tensors) == len(list(tensors)) == len(checkpoint) + len(added)
     for name in tensors:
         assert name in tensors
@@ -270,30 +306,56 @@ def test_what_is_in_no_group_is_untouched() -> None:
     group, smoothing = next(iter(random_smoothings(checkpoint.networks, checkpoint).items()))
     assert group.norm
     changed = {f"{layer}.{part}" for layer in (group.norm, *group.linears) for part in ("weight", "bias")}
-    tensors = Smoothed(checkpoint, {group: smoothing})
+    tensors = Smoothed(checkpoint, {group: replace(smoothing, rotation=None)})
     assert set(tensors) == set(checkpoint)
     assert {name for name in checkpoint if not torch.equal(tensors[name], checkpoint[name])} == changed
     none = Smoothed(checkpoint, {})
     assert all(torch.equal(none[name], checkpoint[name]) for name in checkpoint)
 
 
-# Which factor
+# Which factor and which rotation
 
 
-def found_for(x: Tensor, weights: list[Tensor], scheme: Scheme) -> Tensor | None:
-    group = Group(tuple(f"layer {i}" for i in range(len(weights))))
-    found = find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
-    return None if found is None else found.factor
+PRIME = 67
+"""Channels that only a block of 1 divides: nothing can be rotated."""
+NORM, PLAIN = Group(("layer",), norm="norm"), Group(("layer",))
+WITHOUT_BIAS = Group(("layer",), norm="norm", norm_has_bias=False)
 
 
-def relative_error(x: Tensor, weights: list[Tensor], factor: Tensor | None, scheme: Scheme) -> float:
+@dataclass(frozen=True)
+class Exact:
+    """A scheme that rounds nothing, and keeps what it was asked to round."""
+
+    asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
+
+    def above(self, least: float) -> Exact:
+        self.limits.append(least)
+        return self
+
+    def round_weight(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
+        self.asked.append((x, factor))
+        return x
+
+
+def found_for(x: Tensor, weights: list[Tensor], scheme: Scheme | Exact, group: Group = PLAIN) -> Smoothing | None:
+    group = replace(group, linears=tuple(f"layer {i}" for i in range(len(weights))))
+    found = find_smoothing(group, x, weights, scheme)
+    return None if found.nothing else found
+
+
+def relative_error(x: Tensor, weights: list[Tensor], one: Smoothing | None, scheme: Scheme) -> float:
     """Of the products in int8, each layer's in proportion to its own size."""
-    by = torch.ones(x.shape[1]) if factor is None else factor
-    seen = scheme.round_input(x / by, by)
+    by = torch.ones(x.shape[1]) if one is None else one.factor
+    turned = (lambda values: values) if one is None or one.rotation is None else lambda v: rotate(v, one.rotation)
+    seen = scheme.round_input(turned(x / by), by)
     total = 0.0
     for weight in weights:
         exact = x @ weight.t()
-        error = (seen @ scheme.round_weight(weight * by).t() - exact).norm()
+        error = (seen @ scheme.round_weight(turned(weight * by)).t() - exact).norm()
         total += float(error / exact.norm().clamp_min(SMALLEST_RANGE)) ** 2
     return total
 
@@ -304,75 +366,77 @@ def some(*shape: int, seed: int = 1) -> Tensor:
 
 def test_nothing_is_picked_where_nothing_helps() -> None:
     x, weight = some(40, 32), some(24, 32, seed=2)
-
-    def keep(x: Tensor, factor: Tensor | None = None) -> Tensor:
-        return x
-
-    assert (
-        find_smoothing(PLAIN, torch.zeros(7, 32), [weight], PerChannel().round_input, PerChannel().round_weight) is None
-    )
-    assert find_smoothing(PLAIN, x, [torch.zeros(24, 32)], PerChannel().round_input, PerChannel().round_weight) is None
+    assert found_for(torch.zeros(7, 32), [weight], PerChannel()) is None
+    assert found_for(x, [torch.zeros(24, 32)], PerChannel()) is None
     # Without rounding, dividing and multiplying again can only lose.
     powers = 2.0 ** torch.arange(32).remainder(5)
-    assert find_smoothing(PLAIN, powers.expand(4, -1), [torch.eye(32)], keep, keep) is None
+    assert found_for(powers.expand(4, -1), [torch.eye(32)], Exact()) is None
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_an_outlier_channel_is_smoothed(scheme: Scheme) -> None:
     """More tokens and rows than are looked at: the others gain as much."""
-    x, weights = some(700, 64), [some(1500, 64, seed=2), 5 * some(96, 64, seed=3)]
+    x, weights = some(700, PRIME), [some(1500, PRIME, seed=2), 5 * some(96, PRIME, seed=3)]
     x[:, 5] *= 60
     if scheme == PerChannel(LEAST["erf"]):
         x = torch.nn.functional.gelu(x)
-    factor = found_for(x, weights, scheme)
-    assert factor is not None
-    assert factor.shape == (64,)
-    assert factor[5] > 2 * factor[torch.arange(64) != 5].max()
-    assert relative_error(x, weights, factor, scheme) < 0.5 * relative_error(x, weights, None, scheme)
+    found = found_for(x, weights, scheme)
+    assert found is not None and found.rotation is None
+    assert found.factor.shape == (PRIME,)
+    assert found.factor[5] > 2 * found.factor[torch.arange(PRIME) != 5].max()
+    assert relative_error(x, weights, found, scheme) < 0.5 * relative_error(x, weights, None, scheme)
+
+
+@pytest.mark.parametrize("group", [PLAIN, Group(("layer",), values="qkv", heads=4)], ids=["blocks", "heads"])
+def test_outliers_are_rotated(group: Group) -> None:
+    """Each in its own token, so that no factor helps; what attention mixes, head by head."""
+    x, weights = some(700, 320), [some(1500, 320, seed=2), 5 * some(96, 320, seed=3)]
+    spikes = torch.arange(700) * 7 % 320
+    x[torch.arange(700), spikes] += 40 * some(700, seed=4).sign()
+    found = found_for(x, weights, PerChannel(), group)
+    assert found is not None and found.rotation is not None
+    assert found.rotation.shape == ((80, 80) if group.values else (64, 64))
+    assert relative_error(x, weights, found, PerChannel()) < 0.1 * relative_error(x, weights, None, PerChannel())
+
+
+def test_what_is_rotated_may_be_below_its_least_value() -> None:
+    scheme = Exact()
+    x = torch.nn.functional.gelu(some(40, 32))
+    assert found_for(x, [torch.eye(32)], scheme, Group(("layer",), least=-0.17)) is None
+    assert 0 < len(scheme.limits) < len(scheme.asked)
 
 
 def test_dead_channels_keep_no_other_from_being_smoothed() -> None:
     """One never seen active, one that no weight reads."""
-    x, weight = some(100, 32), some(48, 32, seed=2)
+    x, weight = some(100, PRIME), some(48, PRIME, seed=2)
     x[:, 5] *= 60
     x[:, 7] = 0
     weight[:, 9] = 0
-    factor = found_for(x, [weight], PerChannel())
-    assert factor is not None
-    assert factor.isfinite().all() and factor.gt(0).all()
-    assert relative_error(x, [weight], factor, PerChannel()) < 0.5 * relative_error(x, [weight], None, PerChannel())
+    found = found_for(x, [weight], PerChannel())
+    assert found is not None
+    assert found.factor.isfinite().all() and found.factor.gt(0).all()
+    assert relative_error(x, [weight], found, PerChannel()) < 0.5 * relative_error(x, [weight], None, PerChannel())
 
 
 def test_every_layer_of_a_group_counts() -> None:
-    """The best strength for all of them together is taken, whichever is the loudest."""
-    x = some(100, 32)
-    x[:, 5] *= 100
-    plain, spiked = some(48, 32, seed=2), some(48, 32, seed=3)
+    """What helps the loudest of them is left alone where it costs another more."""
+    x = some(100, PRIME)
+    x[:, 5] *= 10
+    plain, spiked = some(48, PRIME, seed=2), 30 * some(48, PRIME, seed=3)
     spiked[:, 5] *= 50
-    weights = [plain, 30 * spiked]
-    # Root mean squares; each column's is largest in the second matrix.
-    reach, weight_reach = (tensor.square().mean(0).sqrt() for tensor in (x, weights[1]))
-    candidates = [None, *(reach**strength / weight_reach ** (1 - strength) for strength in STRENGTHS if strength)]
-    best = min(candidates, key=lambda factor: relative_error(x, weights, factor, PerChannel()))
-    loudest = min(candidates, key=lambda factor: relative_error(x, weights[1:], factor, PerChannel()))
-    assert best is not None and best is not loudest
-    torch.testing.assert_close(found_for(x, weights, PerChannel()), best)
-    torch.testing.assert_close(found_for(x, weights[::-1], PerChannel()), best)
+    assert found_for(x, [spiked], PerChannel()) is not None
+    for order in ([plain, spiked], [spiked, plain]):
+        assert found_for(x, order, PerChannel()) is None
 
 
-def test_rounding_is_told_the_factor() -> None:
+def test_rounding_is_given_the_factor() -> None:
     """What a channel's least value has become depends on it."""
-    told: list[tuple[Tensor, Tensor]] = []
-    x, weight = some(20, 16), some(8, 16, seed=2)
-
-    def round_input(divided: Tensor, factor: Tensor) -> Tensor:
-        told.append((divided, factor))
-        return divided.round()
-
-    find_smoothing(PLAIN, x, [weight], round_input, lambda weight: weight)
-    assert len(told) > 3
-    assert torch.equal(told[0][1], torch.ones(16)), "no smoothing is tried too"
-    for divided, factor in told:
+    scheme = Exact()
+    x, weight = some(20, PRIME), some(8, PRIME, seed=2)
+    find_smoothing(PLAIN, x, [weight], scheme)
+    assert len(scheme.asked) == len(STRENGTHS)
+    assert torch.equal(scheme.asked[0][1], torch.ones(PRIME)), "no smoothing is tried too"
+    for divided, factor in scheme.asked:
         assert torch.equal(divided, x / factor)
 
 
@@ -400,26 +464,18 @@ def products(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @example((np.full((1, 2), 3e38, np.float32), np.zeros((1, 2), np.float32)), GroupWise(16))
 def test_it_is_never_worse_and_always_finite(drawn: tuple[np.ndarray, np.ndarray], scheme: Scheme) -> None:
     x, weight = (torch.from_numpy(array) for array in drawn)
-    factor = found_for(x, [weight], scheme)
-    if factor is None:
+    found = found_for(x, [weight], scheme)
+    if found is None:
         return
-    for values in (factor, 1 / factor, x / factor, weight * factor):
+    for values in (found.factor, 1 / found.factor, x / found.factor, weight * found.factor):
         assert values.isfinite().all()
-    assert factor.gt(0).all()
+    assert found.factor.gt(0).all()
     without = relative_error(x, [weight], None, scheme)
     # Where float32 itself overflows without smoothing, anything finite is better.
-    assert relative_error(x, [weight], factor, scheme) <= without or math.isnan(without)
+    assert relative_error(x, [weight], found, scheme) <= without or math.isnan(without)
 
 
 # Where the middle of a channel is
-
-
-NORM, PLAIN = Group(("layer",), norm="norm"), Group(("layer",))
-WITHOUT_BIAS = Group(("layer",), norm="norm", norm_has_bias=False)
-
-
-def smoothing_for(group: Group, x: Tensor, weights: list[Tensor], scheme: Scheme) -> Smoothing | None:
-    return find_smoothing(group, x, weights, scheme.round_input, scheme.round_weight)
 
 
 @pytest.mark.parametrize("scheme", [PerChannel(), GroupWise(16)], ids=str)
@@ -427,19 +483,18 @@ def test_channels_far_from_zero_are_moved(scheme: Scheme) -> None:
     """Only where a norm or the values can take that."""
     x, weight = some(100, 32), some(48, 32, seed=2)
     x[:, 5] += 60
-    found = smoothing_for(NORM, x, [weight], scheme)
+    found = found_for(x, [weight], scheme, NORM)
     assert found is not None
     torch.testing.assert_close(found.shift, (x.amax(0) + x.amin(0)) / 2)
-    moved = relative_error(x - found.shift, [weight], found.factor, scheme)
+    moved = relative_error(x - found.shift, [weight], found, scheme)
     # In proportion to smaller products: what was moved is exact.
     products = [(by @ weight.t()).norm() for by in (x, x - found.shift)]
     assert moved * float(products[1] / products[0]) ** 2 < 0.1 * relative_error(x, [weight], None, scheme)
     for group in (PLAIN, WITHOUT_BIAS):
-        stays = smoothing_for(group, x, [weight], scheme)
+        stays = found_for(x, [weight], scheme, group)
         assert stays is not None
         assert torch.equal(stays.shift, torch.zeros(32))
-        assert torch.equal(stays.factor, found_for(x, [weight], scheme))
 
 
 def test_nothing_is_done_where_nothing_can_be_moved_and_no_factor_helps() -> None:
-    assert smoothing_for(PLAIN, torch.zeros(7, 32), [some(24, 32)], PerChannel()) is None
+    assert found_for(torch.zeros(7, 32), [some(24, 32)], PerChannel()) is None

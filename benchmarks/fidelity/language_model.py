@@ -91,6 +91,11 @@ def groups(sizes: Sizes) -> list[Group]:
     return [*found, Group(("lm_head",), norm="output_norm", norm_has_bias=False)]
 
 
+def phi_name(name: str) -> str:
+    """The linear layer of Phi-2 that stands where this one does, for the schemes that are chosen by name."""
+    return name.replace("attn_output", "self_attn.dense")
+
+
 @torch.inference_mode()
 def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Observe) -> Tensor:
     """In torch, float32: [batch, sequence] to [batch, sequence, vocabulary]."""

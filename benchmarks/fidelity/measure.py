@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -25,12 +26,12 @@ import skimage
 import torch
 import vision_model
 from scores import Scores, tables
-from tinygptv.export.bundle import DEFAULT_GROUP_SIZE, write_graph
+from tinygptv.export.bundle import write_graph
 from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
 from tinygptv.export.contract import Interface
 from tinygptv.export.graph import GraphWriter
 from tinygptv.export.parts import eva_clip
-from tinygptv.export.precision import GroupWise, PerChannel, SchemeOf, schemes
+from tinygptv.export.precision import CandidatesOf, GroupWise, PerChannel, Scheme, SchemeOf, candidates, chosen
 from tinygptv.export.smoothing import Group, Smoothed, groups_of
 from tinygptv.export.sources.model import Network
 from tinygptv.export.torch_ops import Observe, TorchOps, Value
@@ -52,13 +53,15 @@ PHOTOS = (
 """Of scikit-image's, none of which comes with the exporter."""
 TEXTS = (
     (("LICENSE",), 4),
-    (("README.md", "CONTRIBUTING.md", "benchmarks/README.md"), 8),
-    (("runtime/*.py",), 8),
+    (("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/*.md"), 14),
+    (("runtime/*.py",), 14),
 )
 """Of this repository, and sequences from each: legal, plain and technical English, and code."""
 LENGTH = 512
 """Of a sequence, in tokens."""
 CALIBRATION_LENGTH = 256
+DRAWS = 2000
+"""Of the bootstrap (Efron 1979)."""
 
 
 @dataclass(frozen=True)
@@ -73,26 +76,41 @@ class Bound:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-VISION_BOUNDS = (Bound("mean_cosine", 0.9996, True), Bound("worst_cosine", 0.997, True))
+VISION_BOUNDS = (Bound("mean_cosine", 0.9998, True), Bound("worst_cosine", 0.997, True))
 LANGUAGE_BOUNDS = (
-    Bound("kl", 0.004, False),
-    Bound("top_1_agreement", 0.965, True),
+    Bound("kl", 0.0024, False),
+    Bound("top_1_agreement", 0.973, True),
     Bound("perplexity_change", 0.005, False),
 )
 SHIPPED = "shipped"
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model is quantised."""
+
+    name: str
+    candidates_of: CandidatesOf
+    calibrated: bool = True
+    cache: bool = False
+    """Whether keys and values are int8, too."""
+
+
+def always(scheme: Scheme) -> CandidatesOf:
+    """The same for all layers."""
+    return lambda name: (scheme,)
+
+
 def quantised(
-    tensors: Mapping[str, Tensor],
-    scheme_of: SchemeOf,
-    groups: Sequence[Group],
-    observed: Callable[[Observe], object],
-) -> Smoothed:
-    """The weights with smoothing found by a forward pass, ``observed(observer)``."""
+    tensors: Mapping[str, Tensor], way: Way, groups: Sequence[Group], observed: Callable[[Observe], object]
+) -> tuple[Mapping[str, Tensor], SchemeOf]:
+    """The weights and each layer's scheme, calibrated by a forward pass, ``observed(observer)``."""
+    if not way.calibrated:
+        return tensors, chosen(way.candidates_of, {})
     with tqdm(desc="calibration", unit="group", leave=False) as bar:
         finder = Finder(tensors, groups, bar)
-        observed(finder.observer(scheme_of))
-    return Smoothed(tensors, finder.smoothings)
+        observed(finder.observer(way.candidates_of))
+    return Smoothed(tensors, finder.smoothings), chosen(way.candidates_of, finder.schemes)
 
 
 def session(write: Callable[[Path], object], threads: int) -> onnxruntime.InferenceSession:
@@ -125,7 +143,6 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
 
     exact = features(photos, lambda name, x: None)
     assert (exact - wanted).abs().max() < 1e-3, "the weights were not read as the file means them"
-    ours = schemes("int8", DEFAULT_GROUP_SIZE)[VISION_ENCODER]
     batch, side = Axis("batch", None), Axis("size", sizes.image_size)
     interface = Interface(
         (TensorSpec("pixel_values", "float32", (batch, Axis("channels", 3), side, side)),),
@@ -133,16 +150,13 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
     )
     network = Network(eva_clip, sizes)
     scores = {}
-    for name, scheme_of, smoothed in (
-        ("blocks of 128", lambda name: GroupWise(128), False),
-        ("blocks of 32", lambda name: GroupWise(32), False),
-        ("rows, not calibrated", lambda name: PerChannel(), False),
-        (SHIPPED, ours, True),
+    for way in (
+        Way("groups of 128, not calibrated", always(GroupWise(128)), calibrated=False),
+        Way("groups of 32, not calibrated", always(GroupWise(32)), calibrated=False),
+        Way("per-channel, not calibrated", always(PerChannel()), calibrated=False),
+        Way(SHIPPED, candidates("int8", None)[VISION_ENCODER]),
     ):
-        weights: Mapping[str, Tensor] = tensors
-        if smoothed:
-            observed = partial(features, shown)
-            weights = quantised(tensors, scheme_of, groups_of(eva_clip, sizes), observed)
+        weights, scheme_of = quantised(tensors, way, groups_of(eva_clip, sizes), partial(features, shown))
 
         def write(folder: Path, weights: Mapping[str, Tensor] = weights, scheme_of: SchemeOf = scheme_of) -> None:
             write_graph(folder, VISION_ENCODER, network, interface, weights, scheme_of)
@@ -150,7 +164,7 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
         encoder = session(write, threads)
         found = torch.from_numpy(encoder.run(None, {"pixel_values": photos.numpy()})[0])
         cosines = functional.cosine_similarity(found, wanted, dim=-1)
-        scores[name] = {
+        scores[way.name] = {
             "mean_cosine": cosines.mean().item(),
             "worst_cosine": cosines.min().item(),
             "relative_error": ((found - wanted).norm() / wanted.norm()).item(),
@@ -168,31 +182,30 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
     ranges = language_model.cache_ranges(tensors, sizes, shown_ids)
-    decoder, larger = (schemes("int8", size)[DECODER] for size in (DEFAULT_GROUP_SIZE, 128))
+    careful, shipped = (candidates("int8", size)[DECODER] for size in (64, None))
     scores = {}
-    for name, scheme_of, smoothed, cache in (
-        ("blocks of 32, not calibrated (Q8_0's)", lambda name: GroupWise(32), False, None),
-        ("blocks of 128, not calibrated", lambda name: GroupWise(128), False, None),
-        ("blocks of 128", lambda name: GroupWise(128), True, None),
-        ("blocks of 128, of 16 for lm_head", larger, True, None),
-        ("blocks of 64", lambda name: GroupWise(64), True, None),
-        (SHIPPED, decoder, True, None),
-        (f"{SHIPPED}, and an int8 KV cache", decoder, True, ranges),
+    for way in (
+        Way("groups of 32, not calibrated (Q8_0's)", always(GroupWise(32)), calibrated=False),
+        Way("groups of 128, not calibrated", always(GroupWise(128)), calibrated=False),
+        Way("groups of 128", always(GroupWise(128))),
+        Way("groups of 64, of 16 for lm_head", careful),
+        Way("per-channel, not calibrated", always(PerChannel()), calibrated=False),
+        Way("per-channel", always(PerChannel())),
+        Way(SHIPPED, lambda name: shipped(language_model.phi_name(name))),
+        Way(f"{SHIPPED}, and an int8 KV cache", lambda name: shipped(language_model.phi_name(name)), cache=True),
     ):
-        weights: Mapping[str, Tensor] = tensors
-        if smoothed:
-            weights = quantised(
-                tensors,
-                scheme_of,
-                language_model.groups(sizes),
-                lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
-            )
+        weights, scheme_of = quantised(
+            tensors,
+            way,
+            language_model.groups(sizes),
+            lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
+        )
 
         def write(
             folder: Path,
             weights: Mapping[str, Tensor] = weights,
             scheme_of: SchemeOf = scheme_of,
-            cache: Mapping[str, float] = cache or {},
+            cache: Mapping[str, float] = ranges if way.cache else {},
         ) -> None:
             with GraphWriter(folder, "model") as graph:
                 language_model.build_graph(graph, weights, sizes, LENGTH, scheme_of, cache)
@@ -201,28 +214,35 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
         model = session(write, threads)
         embeds = tensors["token_embd.weight"][ids]
         found = (torch.from_numpy(model.run(None, {"embeds": row[None].numpy()})[0]) for row in embeds)
-        scores[name] = compare_logits(exact, found, ids)
+        scores[way.name] = compare_logits(exact, found, ids)
     return scores
 
 
-def compare_logits(exact: Tensor, found: Sequence[Tensor], ids: Tensor) -> Scores:
-    """Scores over all positions; a row at a time, for memory's sake."""
-    kl, same, lost, was, count = 0.0, 0, 0.0, 0.0, 0
+def compare_logits(exact: Tensor, found: Iterable[Tensor], ids: Tensor) -> Scores:
+    """Scores over all positions, with the 95% interval of some; a row at a time, for memory's sake."""
+    rows = []
     for wanted, got, row in zip(exact, found, ids, strict=True):
         wanted, got = wanted.log_softmax(dim=-1), got[0].log_softmax(dim=-1)
-        kl += (wanted.exp() * (wanted - got)).sum().item()
-        same += int((wanted.argmax(dim=-1) == got.argmax(dim=-1)).sum())
-        chosen = row[1:, None]
-        was -= wanted[:-1].gather(1, chosen).sum().item()
-        lost -= got[:-1].gather(1, chosen).sum().item()
-        count += len(row)
-    predicted = count - len(ids)
-    perplexity, changed = (torch.tensor(total / predicted).exp().item() for total in (was, lost))
+        kl = (wanted.exp() * (wanted - got)).sum(dim=-1).mean()
+        same = (wanted.argmax(dim=-1) == got.argmax(dim=-1)).float().mean()
+        right = row[1:, None]
+        was, lost = (-by[:-1].gather(1, right).mean() for by in (wanted, got))
+        rows.append(torch.stack((kl, same, was, lost)))
+    table = torch.stack(rows)  # [sequences, 4]
+    # Whole sequences are drawn again: positions of one text err alike.
+    draws = torch.randint(len(table), (DRAWS, len(table)), generator=torch.Generator().manual_seed(0))
+    low, high = table[draws].mean(dim=1).quantile(torch.tensor([0.025, 0.975]), dim=0)
+    kl, same, was, lost = table.mean(dim=0).tolist()
     return {
-        "kl": kl / count,
-        "top_1_agreement": same / count,
-        "perplexity_change": changed / perplexity - 1,
-        "float32_perplexity": perplexity,
+        "kl": kl,
+        "kl_low": low[0].item(),
+        "kl_high": high[0].item(),
+        "top_1_agreement": same,
+        "top_1_low": low[1].item(),
+        "top_1_high": high[1].item(),
+        "perplexity_change": math.exp(lost - was) - 1,
+        "float32_perplexity": math.exp(was),
+        "tokens": float(ids.numel()),
     }
 
 

@@ -20,6 +20,8 @@ def tables(document: Mapping[str, Mapping[str, Scores]]) -> str:
     lines += ["", "| language model, int8 scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
     for name, scores in document["language"].items():
         lines.append(
-            f"| {name} | {scores['kl']:.4f} | {scores['top_1_agreement']:.2%} | {scores['perplexity_change']:+.2%} |"
+            f"| {name} | {scores['kl']:.4f} ({scores['kl_low']:.4f} to {scores['kl_high']:.4f}) "
+            f"| {scores['top_1_agreement']:.2%} ({scores['top_1_low']:.2%} to {scores['top_1_high']:.2%}) "
+            f"| {scores['perplexity_change']:+.2%} |"
         )
     return "\n".join(lines)
