@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -42,7 +43,7 @@ def load_engine(
     import_onnxruntime()
     tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE) if tune else find_tuned(folder, manifest)
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
-    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
+    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned, turn=threading.Lock())
     sessions = OpenSessions(opened, manifest, memory == "low")
     table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
     tokenizer = _read_tokenizer(folder / TOKENIZER)

@@ -16,6 +16,7 @@ from .cancel import Cancellation
 from .errors import BundleError
 from .language.decoder import Decoder
 from .system.process import return_freed_memory
+from .system.read_ahead import reading_ahead
 from .tuning.find import Tuned
 from .vision.encoder import Vision
 
@@ -108,16 +109,19 @@ class _SessionOnDemand:
 
 
 def open_graph(
-    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None
+    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None, turn: threading.Lock
 ) -> InferenceSession:
     """Open one graph of a bundle: its tuned copy, which is checked on the way, or the portable one.
+
+    Graphs with the same ``turn`` are read from the disk one after the other.
 
     Raises:
         BundleError: onnxruntime cannot load it, or the tuned copy is damaged.
     """
     graph = manifest.graphs[name]
     if tuned is None:
-        return open_session(folder, graph, threads)
+        with reading_ahead(folder / graph.data, turn):
+            return open_session(folder, graph, threads)
     part = tuned.graphs[name]
     advice = "run tinygptv tune again, or copy the bundle again if that fails"
     path = tuned.model(graph)
