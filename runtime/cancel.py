@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import CancellationError
 
 if TYPE_CHECKING:
     from onnxruntime import RunOptions
+
+T = TypeVar("T")
 
 
 class Cancellation:
@@ -26,7 +30,8 @@ class Cancellation:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requested = False
-        self._runs: list[RunOptions] = []
+        self._ends: list[Callable[[], object]] = []
+        """What ends each thing that is being done or waited for."""
 
     @property
     def requested(self) -> bool:
@@ -37,13 +42,27 @@ class Cancellation:
         """Stop what is running with it, image encoding and prefill included, and whatever would run next."""
         with self._lock:
             self._requested = True
-            for options in self._runs:
-                options.terminate = True
+            for end in self._ends:
+                end()
 
     def check(self) -> None:
         """Raise CancellationError if it was cancelled."""
         if self._requested:
             raise CancellationError("cancelled")
+
+    def wait(self, future: Future[T]) -> T:
+        """Wait for what another thread is making; cancelling ends the wait, and not the work.
+
+        Raises:
+            CancellationError: It was cancelled, before or meanwhile.
+        """
+        over = threading.Event()
+        with self._ended_by(over.set):
+            future.add_done_callback(lambda future: over.set())
+            over.wait()
+        if not future.done():
+            self.check()
+        return future.result()
 
     @contextmanager
     def stopping(self, options: RunOptions) -> Iterator[None]:
@@ -52,16 +71,22 @@ class Cancellation:
         Raises:
             CancellationError: It was cancelled, before or meanwhile.
         """
+        with self._ended_by(partial(setattr, options, "terminate", True)):
+            try:
+                yield
+            except Exception as error:
+                # Whatever onnxruntime calls a run that was ended from outside.
+                if self._requested:
+                    raise CancellationError("cancelled") from error
+                raise
+
+    @contextmanager
+    def _ended_by(self, end: Callable[[], object]) -> Iterator[None]:
         with self._lock:
             self.check()
-            self._runs.append(options)
+            self._ends.append(end)
         try:
             yield
-        except Exception as error:
-            # Whatever onnxruntime calls a run that was ended from outside.
-            if self._requested:
-                raise CancellationError("cancelled") from error
-            raise
         finally:
             with self._lock:
-                self._runs.remove(options)
+                self._ends.remove(end)

@@ -160,7 +160,7 @@ class Engine:
     ) -> Generator[int, None, None]:
         """Nothing is taken from the store before the first token is asked for; all of it is put back at the end."""
         # The decoder may have to be opened: that is part of what a prompt takes.
-        decoder = self.sessions.decoder()
+        decoder = self.sessions.decoder(cancellation)
         embeds = [image.embeds for image in images]
         positions = positions_of(prepared.segments, [(image.key, len(image.embeds)) for image in images])
         sequence = store.take(positions) or CachedSequence(decoder.new_cache(), [])

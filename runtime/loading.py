@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -32,6 +32,7 @@ def load_engine(
     memory: MemoryMode,
     tune: bool,
     image_cache: str | os.PathLike[str] | None,
+    background: bool,
 ) -> Engine:
     """Open a bundle; arguments and errors as for :meth:`.TinyGPTV.load`."""
     if threads is not None and threads < 1:
@@ -42,12 +43,13 @@ def load_engine(
     import_onnxruntime()
     tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE) if tune else find_tuned(folder, manifest)
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
-    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        sessions = pool.submit(OpenSessions, opened, manifest, memory == "low")
-        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
-        tokenizer = _read_tokenizer(folder / TOKENIZER)
-    return Engine(manifest, sessions.result(), table, tokenizer, images)
+    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned, turn=threading.Lock())
+    sessions = OpenSessions(opened, manifest, memory == "low")
+    table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
+    tokenizer = _read_tokenizer(folder / TOKENIZER)
+    if not background:
+        sessions.wait()
+    return Engine(manifest, sessions, table, tokenizer, images)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

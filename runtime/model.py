@@ -62,6 +62,7 @@ class TinyGPTV:
         memory: MemoryMode = "default",
         tune: bool = False,
         image_cache: str | os.PathLike[str] | None = None,
+        background: bool = False,
     ) -> Self:
         """Load a bundle that ``tinygptv-export`` wrote.
 
@@ -78,12 +79,16 @@ class TinyGPTV:
             image_cache: Folder that remembers encoded images beyond this process, 4 bytes times the image tokens times
                 the hidden size each (TinyGPT-V's 0.33 MB, with 729 tokens 7.5 MB); the last ones, 64 MB of them, are
                 always remembered in memory. Without this and ``tune``, nothing is ever written.
+            background: Return before the graphs are open. Other threads open them, and whatever needs one waits for
+                it: so an image is encoded while the language model is still being loaded. A graph that cannot be
+                opened is reported there, as the BundleError that would be raised here. Changes nothing with ``low``.
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
             ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
         """
-        return cls(load_engine(DEMO_BUNDLE if path is None else Path(path), threads, memory, tune, image_cache))
+        folder = DEMO_BUNDLE if path is None else Path(path)
+        return cls(load_engine(folder, threads, memory, tune, image_cache, background))
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +99,11 @@ class TinyGPTV:
         self.close()
 
     def close(self) -> None:
-        """Release the weights; a generation that is running keeps them until it ends."""
+        """Release the weights; a generation that is running keeps them until it ends.
+
+        A graph that other threads are still opening is released as soon as it is open, and Python waits for that when
+        it exits.
+        """
         self._open = None
 
     @property
@@ -109,7 +118,7 @@ class TinyGPTV:
 
     @property
     def _decoder(self) -> Decoder:
-        return self._engine.sessions.decoder()
+        return self._engine.sessions.decoder(Cancellation())
 
     def encode_image(self, image: Picture, *, cancellation: Cancellation | None = None) -> EncodedImage:
         """Show the model an image, once for many questions.
@@ -163,7 +172,7 @@ class TinyGPTV:
 
         def ids() -> Generator[int, None, None]:
             # The decoder may have to be opened: that is part of what a prompt takes.
-            state = engine.sessions.decoder().start()
+            state = engine.sessions.decoder(Cancellation()).start()
             embed = lambda token: engine.table.rows([token])  # noqa: E731
             yield from decode(state, inputs_embeds, embed, max_new_tokens, engine.manifest.eos_token_ids)
 

@@ -1,11 +1,11 @@
-"""The sessions of a bundle's three graphs: open all the time, or only while they are needed."""
+"""The sessions of a bundle's three graphs: opened at once and kept, or open only while they are needed."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .cancel import Cancellation
 from .errors import BundleError
 from .language.decoder import Decoder
 from .system.process import return_freed_memory
+from .system.read_ahead import reading_ahead
 from .tuning.find import Tuned
 from .vision.encoder import Vision
 
@@ -27,7 +28,8 @@ class OpenSessions:
     """A session for each of the three graphs; may be used by several threads at once."""
 
     def __init__(self, open_graph: Callable[[str], InferenceSession], manifest: Manifest, low_memory: bool) -> None:
-        """
+        """Returns at once: the graphs are opened by other threads, and who needs one waits for it.
+
         Args:
             open_graph: Opens the graph of a name.
             manifest: The bundle's.
@@ -38,31 +40,56 @@ class OpenSessions:
         self._contract = manifest.contract
         self.low_memory = low_memory
         self._lock = threading.Lock()
-        self._open: dict[str, InferenceSession] = {}
+        self._last: dict[str, InferenceSession] = {}
+        """With low memory: the one that is open, by its name."""
+        self._kept: dict[str, Future[InferenceSession]] = {}
         if not low_memory:
             # onnxruntime packs a graph's weights on one core: the three load at the same time.
-            with ThreadPoolExecutor(max_workers=len(GRAPHS)) as pool:
-                self._open = dict(zip(GRAPHS, pool.map(open_graph, GRAPHS), strict=True))
-            return_freed_memory()
+            pool = ThreadPoolExecutor(max_workers=len(GRAPHS))
+            self._kept = {name: pool.submit(_opened, open_graph, name) for name in GRAPHS}
+            pool.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Until all graphs are open that are kept so.
+
+        Raises:
+            BundleError: onnxruntime cannot load one, or its tuned copy is damaged.
+        """
+        wait(self._kept.values())
+        for session in self._kept.values():
+            session.result()
 
     @property
     def vision(self) -> Vision:
         """The two that see. Made anew each time: kept here, they would refer to each other, and to gigabytes."""
         return Vision(_SessionOnDemand(self, VISION_ENCODER), _SessionOnDemand(self, PROJECTOR))
 
-    def decoder(self) -> Decoder:
-        """The language model; what is started with it keeps it open."""
-        return Decoder(self.session(DECODER), self._contract)
+    def decoder(self, cancellation: Cancellation) -> Decoder:
+        """The language model; what is started with it keeps it open.
 
-    def session(self, name: str) -> InferenceSession:
-        """The session of a graph, opened if need be."""
+        Raises:
+            BundleError: As :meth:`wait`.
+            CancellationError: It was cancelled while the graph was not open yet.
+        """
+        return Decoder(self.session(DECODER, cancellation), self._contract)
+
+    def session(self, name: str, cancellation: Cancellation) -> InferenceSession:
+        """The session of a graph, opened if need be; errors as for :meth:`decoder`."""
+        if not self.low_memory:
+            return cancellation.wait(self._kept[name])
         with self._lock:
-            session = self._open.get(name)
+            session = self._last.get(name)
             if session is None:
-                self._open.clear()
+                self._last.clear()
                 return_freed_memory()
-                session = self._open[name] = self._open_graph(name)
+                session = self._last[name] = self._open_graph(name)
             return session
+
+
+def _opened(open_graph: Callable[[str], InferenceSession], name: str) -> InferenceSession:
+    session = open_graph(name)
+    return_freed_memory()
+    return session
 
 
 class _SessionOnDemand:
@@ -73,7 +100,7 @@ class _SessionOnDemand:
         self._name = name
 
     def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation) -> list[Any]:
-        session = self._sessions.session(self._name)
+        session = self._sessions.session(self._name, cancellation)
         # A picture's working memory is not kept for the next: an answer is written first.
         options = run_options(returning_memory=True)
         with cancellation.stopping(options):
@@ -82,16 +109,19 @@ class _SessionOnDemand:
 
 
 def open_graph(
-    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None
+    folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None, turn: threading.Lock
 ) -> InferenceSession:
     """Open one graph of a bundle: its tuned copy, which is checked on the way, or the portable one.
+
+    Graphs with the same ``turn`` are read from the disk one after the other.
 
     Raises:
         BundleError: onnxruntime cannot load it, or the tuned copy is damaged.
     """
     graph = manifest.graphs[name]
     if tuned is None:
-        return open_session(folder, graph, threads)
+        with reading_ahead(folder / graph.data, turn):
+            return open_session(folder, graph, threads)
     part = tuned.graphs[name]
     advice = "run tinygptv tune again, or copy the bundle again if that fails"
     path = tuned.model(graph)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 from conftest import QUESTION
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tinygptv.runtime import TinyGPTV
+from onnxruntime import RunOptions
+from tinygptv.runtime import Cancellation, CancellationError, TinyGPTV
 from tinygptv.runtime.bundle.manifest import DECODER, read_manifest
 from tinygptv.runtime.bundle.sessions import open_session
+from tinygptv.runtime.language import decoder as decoder_module
 from tinygptv.runtime.language import kv_cache
-from tinygptv.runtime.language.decoder import ALL_LOGITS, Decoder
+from tinygptv.runtime.language.decoder import ALL_LOGITS, Decoder, DecoderState
 from tinygptv.runtime.language.kv_cache import KVCache
 
 CLOSE = 1e-4
@@ -85,6 +88,67 @@ def test_one_by_one_gives_the_logits_of_the_whole(case: Case) -> None:
     state = decoder.start()
     logits = [state.run(prompt[:, i : i + 1]).copy() for i in range(prompt.shape[1])]
     assert_close(np.concatenate(logits), whole, close)
+
+
+@EVERY_WAY
+@given(piece=st.integers(1, 21))
+def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(case: Case, piece: int) -> None:
+    decoder, prompt, close = case
+    whole, pieces = decoder.start(), decoder.start()
+    wanted = whole.run(prompt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder_module, "PIECE", piece)
+        found = pieces.run(prompt)
+    assert_close(found, wanted, close)
+    assert pieces.cache.length == prompt.shape[1]
+    assert_close(pieces.run(prompt[:, :1]), whole.run(prompt[:, :1]), close)  # what was left in the cache
+
+
+class Pieces(Cancellation):
+    """Notes how long a sequence is when each of its runs begins; cancels itself in the middle of one of them."""
+
+    def __init__(self, state: DecoderState, cancelled: int | None = None) -> None:
+        super().__init__()
+        self._state, self._cancelled = state, cancelled
+        self.begun: list[int] = []
+
+    @contextmanager
+    def stopping(self, options: RunOptions) -> Iterator[None]:
+        with super().stopping(options):
+            self.begun.append(self._state.cache.length)
+            if len(self.begun) == self._cancelled:
+                self.cancel()
+            yield
+
+
+@pytest.mark.parametrize(
+    ("positions", "begun"),
+    [(8, [0]), (9, [0, 5]), (17, [0, 6, 12]), (20, [0, 7, 14])],
+)
+def test_no_piece_is_a_position_alone(
+    positions: int, begun: list[int], decoder: Decoder, prompt: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Int8 would round it in another way."""
+    monkeypatch.setattr(decoder_module, "PIECE", 8)
+    state = decoder.start()
+    state.run(prompt[:, :positions], cancellation=(pieces := Pieces(state)))
+    assert pieces.begun == begun
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_prompt_cancelled_in_any_of_its_pieces_leaves_the_sequence_as_it_was(
+    number: int, decoder: Decoder, prompt: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "PIECE", 8)
+    state, undisturbed = decoder.start(), decoder.start()
+    for each in (state, undisturbed):
+        each.run(prompt)
+    pieces = Pieces(state, cancelled=number)
+    with pytest.raises(CancellationError):
+        state.run(random_embeds(decoder, 20), cancellation=pieces)
+    assert len(pieces.begun) == number
+    assert state.cache.length == prompt.shape[1]
+    assert np.array_equal(state.run(prompt), undisturbed.run(prompt))
 
 
 def test_only_the_last_positions_logits_unless_asked(decoder: Decoder, prompt: np.ndarray) -> None:

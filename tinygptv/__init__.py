@@ -4,7 +4,6 @@ The names are those of :mod:`tinygptv.runtime`, imported when one of them is ask
 nothing heavy.
 """
 
-from importlib.metadata import version
 from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
+        from importlib.metadata import version  # only here: it takes longer than most of the runtime's modules together
+
         return version("tinygptv")
     if name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

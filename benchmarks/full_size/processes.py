@@ -18,6 +18,7 @@ from skimage import data
 
 QUESTION, SECOND_QUESTION = "what is this person wearing?", "what is behind this person?"
 PHOTO = "scikit-image's astronaut, 512x512"
+STAGES = Path(__file__).resolve().parent / "stages.py"
 Samples = dict[str, float]
 
 
@@ -50,16 +51,55 @@ def run(
         return output.read(), seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def first_token(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
+    """Seconds from a command's start to its first byte on stdout; it is then awaited to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=folder, env=environment
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            seconds = time.perf_counter() - started
+            process.stdout.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds
+
+
+def drop_page_cache() -> None:
+    """Have the system forget what it has read of any file: Linux, as root."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+
+
 def ask(
-    bundle: Path, photo: Path, threads: int, tokens: int, *more: str, environment: Mapping[str, str] | None = None
+    bundle: Path,
+    photo: Path,
+    threads: int,
+    tokens: int,
+    *more: str,
+    environment: Mapping[str, str] | None = None,
+    cold: bool = False,
 ) -> Samples:
-    """One `tinygptv ask` in a new process; every figure of its --json, flat, and the whole process's seconds."""
-    command = [sys.executable, "-m", "tinygptv.runtime.cli", "ask", str(photo), QUESTION]
-    options = ["--bundle", str(bundle.absolute()), "--json", "--threads", str(threads), "--max-new-tokens", str(tokens)]
-    output, seconds, peak = run([*command, *options, *more], environment)
+    """One question, asked in new processes one after the other; every figure of them, flat.
+
+    The stages are those of stages.py; the others are of `tinygptv ask`: until its first token, warm and on request
+    cold, and as a whole.
+    """
+    asked = [str(photo), QUESTION, "--bundle", str(bundle.absolute()), "--threads", str(threads), *more]
+    command = [sys.executable, "-m", "tinygptv.runtime.cli", "ask", *asked]
+    some, one = (["--max-new-tokens", str(count)] for count in (tokens, 1))
+    found: Samples = {}
+    if cold:
+        drop_page_cache()
+        found["first_token_cold"] = first_token([*command, *one], environment)
+    stages, _, _ = run([sys.executable, str(STAGES), *asked, *some], environment)
+    found |= json.loads(stages)
+    found["first_token"] = first_token([*command, *one], environment)
+    output, seconds, peak = run([*command, *some, "--json"], environment)
     answer = json.loads(output)
-    return {
-        **answer["timings"],
+    return found | {
         "process": seconds,
         "prompt_tokens": answer["prompt_tokens"],
         "new_tokens": len(answer["token_ids"]),

@@ -1,7 +1,7 @@
-"""Compares the runtimes of two checkouts on one bundle: the same question, alternating in new processes.
+"""Compares the runtimes of two checkouts: the same question, alternating in new processes.
 
 Ratios are taken within a round, in turns who is first; their median says what a change of the code did, whatever the
-machine's speed was that day.
+machine's speed was that day. Of two exports, each checkout may be given its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ FIGURES = (
     "prefill",
     "time_to_first_token",
     "decode",
+    "first_token",
     "process",
     "peak_rss_bytes",
 )
+COLD = "first_token_cold"
 WHERE = "import tinygptv.runtime; print(tinygptv.runtime.__file__)"
 
 
@@ -55,7 +57,8 @@ def environment_of(checkout: Path, folder: Path) -> dict[str, str]:
 
 def ratios(before: Sequence[Samples], after: Sequence[Samples]) -> dict[str, dict[str, float]]:
     """What the second runtime takes, as a share of what the first takes in the same round."""
-    found = {name: [b[name] / a[name] for a, b in zip(before, after, strict=True)] for name in FIGURES}
+    figures = [name for name in (*FIGURES, COLD) if name in before[0]]
+    found = {name: [b[name] / a[name] for a, b in zip(before, after, strict=True)] for name in figures}
     return {
         name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
         for name, values in found.items()
@@ -80,6 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("before", "after"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help="a checkout's root")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="one that both can load")
+    parser.add_argument("--after-bundle", type=Path, metavar="DIR", help="for the second checkout (default: the same)")
+    parser.add_argument(
+        "--cold", action="store_true", help="also until the first token with the page cache dropped (Linux, as root)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="after one to warm up (default: 7)")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens an answer (default: 64)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
@@ -87,12 +94,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     samples: dict[str, list[Samples]] = {"before": [], "after": []}
+    bundles = {"before": options.bundle, "after": options.after_bundle or options.bundle}
     with tempfile.TemporaryDirectory() as folder:
         photo = save_photo(Path(folder))
         environments = {name: environment_of(getattr(options, name), Path(folder, name)) for name in samples}
         for number in tqdm(range(options.rounds + 1), desc="rounds"):
             for name in sorted(environments, reverse=bool(number % 2)):
-                asked = ask(options.bundle, photo, options.threads, options.tokens, environment=environments[name])
+                asked = ask(
+                    bundles[name],
+                    photo,
+                    options.threads,
+                    options.tokens,
+                    environment=environments[name],
+                    cold=options.cold,
+                )
                 samples[name].append(asked)
     before, after = samples["before"][1:], samples["after"][1:]
     document = {
@@ -100,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": describe(PACKAGES),
         "threads": options.threads,
         "photo": PHOTO,
-        "bundle": describe_bundle(options.bundle),
+        "bundles": {name: describe_bundle(bundle) for name, bundle in bundles.items()},
         "ratios": ratios(before, after),
         "before": summarise(before),
         "after": summarise(after),

@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         if options.box:
             question = question_about(manifest, options.box, *picture.size)
     started = time.perf_counter()
-    model = load(options, bundle)
+    model = load(options, bundle, background=True)
     load_seconds = time.perf_counter() - started
     cancellation = Cancellation()
 

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a question that is not UTF-8 is refused by itself
     sources = read_sources(options.images, options.clipboard)
-    with load(options) as model:
+    with load(options, background=True) as model:
         conversation = _Conversation(model, options, typed)
         conversation.begin(sources)
         if typed:

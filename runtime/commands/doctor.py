@@ -7,7 +7,6 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from ..diagnosis import diagnose, render
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import status
 
@@ -31,6 +30,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Diagnose, and print what was found."""
+    from ..diagnosis import diagnose, render  # only here: no other command should start later for it
+
     bundle = bundle_of(options.bundle)
     with status("reading all of the bundle ..."):
         report = diagnose(bundle)

@@ -145,17 +145,17 @@ def bundle_of(given: Path | None) -> Path:
     return DEMO_BUNDLE
 
 
-def loader(options: argparse.Namespace) -> Callable[[Path | None], TinyGPTV]:
+def loader(options: argparse.Namespace, background: bool = False) -> Callable[[Path | None], TinyGPTV]:
     """A function that loads a bundle with the options of :func:`add_model_options`."""
-    wants_tuning = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
-    return partial(TinyGPTV.load, threads=options.threads, memory=options.memory, tune=wants_tuning)
+    tune = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
+    return partial(TinyGPTV.load, threads=options.threads, memory=options.memory, tune=tune, background=background)
 
 
-def load(options: argparse.Namespace, bundle: Path | None = None) -> TinyGPTV:
+def load(options: argparse.Namespace, bundle: Path | None = None, *, background: bool = False) -> TinyGPTV:
     """The model that :func:`add_model_options` was told of, whose folder may be known already."""
     bundle = bundle or bundle_of(options.bundle)
     with status("loading the model ..."):
-        return loader(options)(bundle)
+        return loader(options, background)(bundle)
 
 
 def positive(text: str) -> int:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ALL_LOGITS = 0
 """``num_logits_to_keep`` for the logits of every position fed."""
+PIECE = 256
+"""Positions of a prompt that are computed at a time, at most: what is between two layers takes memory for each of them,
+and stays in the processor's cache if they are few."""
 
 
 def check_embeds(inputs_embeds: NDArray[np.float32], contract: Contract) -> None:
@@ -74,7 +77,7 @@ class DecoderState:
         num_logits_to_keep: int = 1,
         cancellation: Cancellation | None = None,
     ) -> NDArray[np.float32]:
-        """Feed new positions after those fed before.
+        """Feed new positions after those fed before: in pieces, where the last one's logits are all that is wanted.
 
         Args:
             inputs_embeds: float32 [1, sequence, hidden].
@@ -93,6 +96,20 @@ class DecoderState:
         if self.cache.reserve(sequence):
             bind_cache(self._binding, self.cache.buffers)
         kept = min(num_logits_to_keep, sequence) or sequence
+        count = -(-sequence // PIECE) if kept == 1 else 1
+        cancellation = cancellation or Cancellation()
+        past = self.cache.length
+        try:
+            # Of about the same length: in int8, a position that is fed alone is rounded other than among several.
+            for piece in np.array_split(inputs_embeds, count, axis=1):
+                self._run_piece(piece, kept, cancellation)
+        except BaseException:
+            self.cache.rewind(past)
+            raise
+        return self._logits
+
+    def _run_piece(self, inputs_embeds: NDArray[np.float32], kept: int, cancellation: Cancellation) -> None:
+        sequence = inputs_embeds.shape[1]
         if self._bound != (sequence, kept):
             self._bind_step(sequence, kept)
         past, total = self.cache.length, self.cache.length + sequence
@@ -101,10 +118,9 @@ class DecoderState:
         self._inputs["seqlens_k"][...] = total - 1
         self._inputs["total_sequence_length"][...] = total
         options = run_options()
-        with (cancellation or Cancellation()).stopping(options):
+        with cancellation.stopping(options):
             self._session.run_with_iobinding(self._binding, options)
         self.cache.length = total
-        return self._logits
 
     def _bind_step(self, sequence: int, kept: int) -> None:
         shaped: dict[str, NDArray[np.generic]] = {
