@@ -195,7 +195,12 @@ class GraphWriter:
         (self._folder / file).write_bytes(content)
         quantization = tuple(replace(how, layers=count) for how, count in self._quantized.items())
         described = Graph(
-            file, self._data_file, "int8" if quantization else "fp32", quantization, *self._specs, self._working_bytes
+            file,
+            self._data_file,
+            f"int{min(how.bits for how in quantization)}" if quantization else "fp32",
+            quantization,
+            *self._specs,
+            self._working_bytes,
         )
         return described, [
             FileRecord(file, len(content), hashlib.sha256(content).hexdigest()),

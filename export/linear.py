@@ -10,6 +10,7 @@ import torch
 from tinygptv.runtime.bundle.manifest import Quantization
 from torch import Tensor
 
+from .gptq import PACKED_INT4, SCALES_INT4
 from .graph import CONTRIB, GraphWriter
 from .precision import (
     LARGEST,
@@ -20,6 +21,7 @@ from .precision import (
     Scheme,
     quantize_channels,
     quantize_groups,
+    quantize_groups_int4,
 )
 from .smoothing import INPUT_FACTOR, INPUT_ROTATION
 
@@ -34,7 +36,8 @@ class Linears:
         graph: Where to.
         tensors: ``<name>.weight`` float32 [rows, columns], ``<name>.bias`` float32 [rows] where the layer has one, and
             where smoothing needs them ``<name>.input_factor`` float32 [columns], that the input is multiplied by, and
-            ``<name>.input_rotation`` float32 [size, size], that blocks of it are multiplied by then.
+            ``<name>.input_rotation`` float32 [size, size], that blocks of it are multiplied by then; and where
+            calibration rounded the weight to 4 bits, ``<name>.packed_int4`` and ``<name>.scales_int4``.
     """
 
     def __init__(self, graph: GraphWriter, tensors: Mapping[str, Tensor]) -> None:
@@ -59,7 +62,7 @@ class Linears:
             return [self._per_channel(tokens, *part) for part in parts]
         x = self._smoothed(x, name)
         if isinstance(scheme, GroupWise):
-            return [self._group_wise(x, *part, scheme.size) for part in parts]
+            return self._group_wise(x, name, outputs, weight, biases, scheme)
         return [self._floats(x, *part) for part in parts]
 
     def _smoothed(self, x: str, name: str) -> str:
@@ -99,25 +102,45 @@ class Linears:
             return graph.op("Identity", [product], name=name)
         return graph.op("Add", [product, graph.constant(f"{name}.bias", bias)], name=name)
 
-    def _group_wise(self, x: str, name: str, weight: Tensor, bias: Tensor | None, size: int) -> str:
+    def _group_wise(
+        self,
+        x: str,
+        name: str,
+        outputs: Sequence[str],
+        weight: Tensor,
+        biases: Sequence[Tensor | None],
+        scheme: GroupWise,
+    ) -> list[str]:
+        parts = [tensor.tensor_split(len(outputs)) for tensor in self._in_groups(name, weight, scheme)]
+        how = Quantization(bits=scheme.bits, block_size=scheme.size, symmetric=True, operator="MatMulNBits", layers=1)
         graph = self._graph
-        rows, columns = weight.shape
-        packed, scales = quantize_groups(weight, size)
-        graph.quantized(Quantization(bits=8, block_size=size, symmetric=True, operator="MatMulNBits", layers=1))
-        inputs = [x, graph.constant(f"{name}.weight_int8", packed), graph.constant(f"{name}.scales", scales)]
-        return str(
+        for output, packed, scales, bias in zip(outputs, *parts, biases, strict=True):
+            graph.quantized(how)
+            inputs = [
+                x,
+                graph.constant(f"{output}.weight_int{scheme.bits}", packed),
+                graph.constant(f"{output}.scales", scales),
+            ]
             graph.op(
                 "MatMulNBits",
-                inputs if bias is None else [*inputs, "", "", graph.constant(f"{name}.bias", bias)],
-                name=name,
+                inputs if bias is None else [*inputs, "", "", graph.constant(f"{output}.bias", bias)],
+                name=output,
                 domain=CONTRIB,
-                K=columns,
-                N=rows,
-                bits=8,
-                block_size=size,
+                K=weight.shape[1],
+                N=len(packed),
+                bits=scheme.bits,
+                block_size=scheme.size,
                 accuracy_level=ACCURACY_LEVEL_INT8,
             )
-        )
+        return list(outputs)
+
+    def _in_groups(self, name: str, weight: Tensor, scheme: GroupWise) -> tuple[Tensor, Tensor]:
+        """Packed values and scales: as calibration found them, or each value rounded by itself."""
+        if scheme.bits == 8:
+            return quantize_groups(weight, scheme.size)
+        if f"{name}.{PACKED_INT4}" in self._tensors:
+            return self._tensors[f"{name}.{PACKED_INT4}"], self._tensors[f"{name}.{SCALES_INT4}"]
+        return quantize_groups_int4(weight, scheme.size)
 
     def _quantized_tokens(self, x: str, name: str, minimum: Tensor | None) -> _Tokens:
         """``minimum``, float32 [columns]: what ``x`` had taken off, so that it is never below 0."""

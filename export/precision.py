@@ -1,9 +1,9 @@
-"""int8: the one place where a float becomes an integer, and what that rounding does to a product.
+"""int8 and int4: the one place where a float becomes an integer, and what that rounding does to a product.
 
-Two schemes. Group-wise: a scale for each group of values along the input dimension, of the weights and of the
-activations alike; what MatMulNBits computes, fastest for one token at a time. Per-channel: a scale for each output
-channel of the weights and one for each token of the activations; what MatMulIntegerToFloat computes, fastest for many
-tokens at once. Which layer gets which is a kernel's speed against what its rounding costs.
+Two schemes. Group-wise: a scale for each group of values along the input dimension, of the weights (8 or 4 bits) and of
+the activations (8 bits) alike; what MatMulNBits computes, fastest for one token at a time. Per-channel: a scale for
+each output channel of the weights and one for each token of the activations; what MatMulIntegerToFloat computes,
+fastest for many tokens at once. Which layer gets which is a kernel's speed against what its rounding costs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ ZERO_POINT = 128
 """What MatMulNBits takes for zero where a graph gives no zero points (8 bits); ours for a token's uint8 values too."""
 LARGEST = 127
 LARGEST_UNSIGNED = 255
+INT4_ZERO_POINT, LEAST_INT4, LARGEST_INT4 = 8, -8, 7
+"""Of MatMulNBits with 4 bits: what stands for zero where a graph gives no zero points, and the steps around it."""
+SHRINKING = (1.0, 0.9, 0.8, 0.7)
+"""Scales tried for a group of 4 bits, relative to the one that reaches its largest magnitude: clipping that one value
+makes the steps of all others finer."""
 CHUNK_VALUES = 16 << 20
 """float32 values quantised at a time: bounds the temporaries to a few times 64 MiB whatever the matrix."""
 SMALLEST_STEP = 1e-30
@@ -51,6 +56,63 @@ def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return packed, scales
 
 
+def quantize_groups_int4(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Quantise a matrix to 4 bits in groups along its input dimension, each value to the nearest step.
+
+    ``weight ~ (packed - 8) * scale``. Each group's scale is the best of :data:`SHRINKING`; it is negative where the
+    group's largest magnitude is that of a positive value, as there is a step -8 and none +8.
+
+    Args:
+        weight: float32 [rows, columns].
+        group_size: Values that share a scale.
+
+    Returns:
+        packed: uint8 [rows, groups, group_size / 2]; of two values, the first is in the low four bits.
+        scales: float32 [rows, groups].
+    """
+    rows, columns = weight.shape
+    groups = -(-columns // group_size)
+    packed = torch.empty((rows, groups, group_size // 2), dtype=torch.uint8)
+    scales = torch.empty((rows, groups), dtype=torch.float32)
+    count = max(1, CHUNK_VALUES // (groups * group_size))
+    for start in range(0, rows, count):
+        values = _in_groups(weight[start : start + count], group_size).movedim(2, 0)
+        scale = scales[start : start + count] = best_scales_int4(values, torch.ones(group_size))
+        packed[start : start + count] = pack_int4(steps_int4(values, scale).movedim(0, 2))
+    return packed, scales
+
+
+def best_scales_int4(values: Tensor, cost: Tensor) -> Tensor:
+    """The scale of each group, of those of :data:`SHRINKING`, whose rounding costs least.
+
+    Args:
+        values: float32 [group_size, ...], groups along the first axis.
+        cost: Of the squared error of each value of a group, float32 [group_size].
+
+    Returns:
+        float32 [...]; of a group of zeros 0.
+    """
+    reach = values.gather(0, values.abs().argmax(dim=0, keepdim=True)).squeeze(0) / LEAST_INT4
+    best, least = reach, torch.full_like(reach, torch.inf)
+    for shrunk in SHRINKING:
+        scale = reach * shrunk
+        lost = torch.tensordot(cost, steps_int4(values, scale).mul_(scale).sub_(values).square_(), dims=1)
+        best, least = torch.where(lost < least, scale, best), torch.minimum(lost, least)
+    return best
+
+
+def steps_int4(values: Tensor, scale: Tensor) -> Tensor:
+    """``values`` in whole steps of ``scale``, -8 to 7, as float32."""
+    # All zeros have scale 0 and are zeros by any divisor.
+    return (values / torch.where(scale == 0, 1.0, scale)).round_().clamp_(LEAST_INT4, LARGEST_INT4)
+
+
+def pack_int4(steps: Tensor) -> Tensor:
+    """Steps from -8 to 7, [..., size], two in a byte: uint8 [..., size / 2], the first of two in the low four bits."""
+    low, high = (steps + INT4_ZERO_POINT).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    return low | high << 4
+
+
 def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise a matrix symmetrically with one scale a row (output channel): ``weight ~ packed * scale``.
 
@@ -76,6 +138,13 @@ def round_groups(x: Tensor, group_size: int) -> Tensor:
     """What is left of float32 [rows, columns] after quantising in groups: weights or activations of MatMulNBits."""
     scaled, scale = _scaled(_in_groups(x, group_size))
     return (scaled.round_() * scale).flatten(1)[:, : x.shape[1]]
+
+
+def round_groups_int4(x: Tensor, group_size: int) -> Tensor:
+    """The same for weights of 4 bits."""
+    groups = _in_groups(x, group_size).movedim(2, 0)
+    scale = best_scales_int4(groups, torch.ones(group_size))
+    return steps_int4(groups, scale).mul_(scale).movedim(0, 2).flatten(1)[:, : x.shape[1]]
 
 
 def round_rows(x: Tensor) -> Tensor:
@@ -108,9 +177,15 @@ PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
 
 @dataclass(frozen=True)
 class GroupWise:
-    """MatMulNBits: weights and activations int8, a scale for each group of values along the input dimension."""
+    """MatMulNBits: weights of 8 or 4 bits and int8 activations, a scale for each group of values along the input.
+
+    Args:
+        size: Values of a group.
+        bits: Of a weight.
+    """
 
     size: int
+    bits: int = 8
 
     def above(self, least: float) -> GroupWise:
         """The scheme for an input that is never less: the same, groups have no use for it."""
@@ -118,7 +193,7 @@ class GroupWise:
 
     def round_weight(self, weight: Tensor) -> Tensor:
         """What quantising leaves of a weight matrix [rows, columns]."""
-        return round_groups(weight, self.size)
+        return (round_groups if self.bits == 8 else round_groups_int4)(weight, self.size)
 
     def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
         """What quantising leaves of an input [tokens, columns]; a smoothing factor changes no group."""

@@ -25,7 +25,7 @@ from torch import Tensor
 MINIMUM = LEAST["erf"]
 SHAPES = [(1, 1), (1, 7), (3, 2)]
 """[batch, sequence]: one token, several, and several of several."""
-SCHEMES = (PerChannel(), PerChannel(MINIMUM), GroupWise(16), GroupWise(32), GroupWise(128), None)
+SCHEMES = (PerChannel(), PerChannel(MINIMUM), GroupWise(16), GroupWise(32), GroupWise(128), GroupWise(32, bits=4), None)
 TIGHT = 1e-5
 """Of what float32 sums of both sides may differ by, relative to the sum of the products' magnitudes."""
 
@@ -113,7 +113,8 @@ def test_smoothed_inputs(scheme: Scheme | None, tmp_path: Path) -> None:
     assert_as_rounded(found, x, tensors, scheme)
     exact = (x * factor) @ tensors["y.weight"].t() + tensors["y.bias"]
     error = (found - exact).std() / exact.std()
-    assert error < 1e-6 if scheme is None else 1e-4 < error < 0.03
+    largest = 0.15 if scheme == GroupWise(32, bits=4) else 0.03
+    assert error < 1e-6 if scheme is None else 1e-4 < error < largest
 
 
 @pytest.mark.parametrize("columns", [40, 128, 96])

@@ -16,9 +16,12 @@ from tinygptv.export.precision import (
     PerChannel,
     candidates,
     chosen,
+    pack_int4,
     quantize_channels,
     quantize_groups,
+    quantize_groups_int4,
     round_groups,
+    round_groups_int4,
     round_rows,
     round_rows_above,
 )
@@ -108,6 +111,41 @@ def test_rounding_is_what_quantising_leaves(matrix: np.ndarray, group_size: int)
 
 
 @settings(deadline=None, max_examples=50)
+@given(MATRICES, st.sampled_from(GROUP_SIZES))
+@example(np.zeros((2, 40), np.float32), 16)
+@example(np.full((1, 1), -3e38, np.float32), 128)
+@example(np.full((1, 2), [1, 1e-45], np.float32), 16)
+def test_groups_of_4_bits(matrix: np.ndarray, group_size: int) -> None:
+    """No scale that was tried would have lost less, least of all the one that loses nothing at the range's end."""
+    weight = torch.from_numpy(matrix)
+    rows, columns = weight.shape
+    groups = -(-columns // group_size)
+    packed, scales = quantize_groups_int4(weight, group_size)
+    assert (packed.dtype, scales.dtype) == (torch.uint8, torch.float32)
+    assert packed.shape == (rows, groups, group_size // 2)
+    assert scales.shape == (rows, groups)
+    steps = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(2).double() - 8
+    assert steps.flatten(1)[:, columns:].eq(0).all(), "padding is zero"
+    left = (steps * scales.double().unsqueeze(2)).flatten(1)[:, :columns]
+    torch.testing.assert_close(round_groups_int4(weight, group_size).double(), left, rtol=1e-6, atol=0)
+
+    padded = torch.nn.functional.pad(weight, (0, groups * group_size - columns)).unflatten(1, (groups, group_size))
+    padded = padded.double()
+    reach = padded.gather(2, padded.abs().argmax(2, keepdim=True)).squeeze(2) / -8
+    lost = (steps * scales.double().unsqueeze(2) - padded).square().sum(2)
+    for shrunk in (1.0, 0.9, 0.8, 0.7):
+        scale = (reach * shrunk).unsqueeze(2)
+        tried = (padded / scale.where(scale != 0, torch.tensor(1.0).double())).round().clamp(-8, 7) * scale
+        # Steps and sums of squares in float32: beyond its range all scales are alike.
+        room = 1e-5 * padded.square().sum(2) + 1e-37
+        assert (lost <= (tried - padded).square().sum(2) + room).logical_or(padded.abs().amax(2) > 1e18).all()
+
+
+def test_two_values_of_4_bits_in_a_byte() -> None:
+    assert pack_int4(torch.tensor([[-8.0, 7.0, 0.0, -1.0]])).tolist() == [[0xF0, 0x78]]
+
+
+@settings(deadline=None, max_examples=50)
 @given(MATRICES, st.data())
 @example(np.zeros((2, 40), np.float32), None)
 def test_rows_above_a_minimum(matrix: np.ndarray, data: st.DataObject | None) -> None:
@@ -133,9 +171,9 @@ def test_rows_above_a_minimum(matrix: np.ndarray, data: st.DataObject | None) ->
 @pytest.mark.parametrize("chunk", [1, 128, 300, 10**9])
 def test_chunks_do_not_matter(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(9, 100, generator=torch.Generator().manual_seed(1))
-    expected = *quantize_groups(weight, 32), *quantize_channels(weight)
+    expected = *quantize_groups(weight, 32), *quantize_groups_int4(weight, 32), *quantize_channels(weight)
     monkeypatch.setattr(precision, "CHUNK_VALUES", chunk)
-    found = *quantize_groups(weight, 32), *quantize_channels(weight)
+    found = *quantize_groups(weight, 32), *quantize_groups_int4(weight, 32), *quantize_channels(weight)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
