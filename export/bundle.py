@@ -45,9 +45,11 @@ from .sources.families import STAGES, TEMPLATE_NAMES
 from .sources.model import Model, Network
 from .sources.tokenizer import build_tokenizer, eos_token_id
 
-PRECISIONS = ("int8", "fp32")
-CACHE_DTYPES = {"int8": "float16", "fp32": "float32"}
+PRECISIONS = ("int8", "int4", "fp32")
+CACHE_DTYPES = {"int8": "float16", "int4": "float16", "fp32": "float32"}
 """Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
+ROUNDED = "rounded"
+"""Within the staging folder: weights that calibration has rounded and the graphs do not hold yet."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -75,7 +77,8 @@ def export_bundle(
 
     Args:
         output: Folder to make.
-        precision: ``int8``, or ``fp32`` for exact comparison (four times the size).
+        precision: ``int8``; ``int4`` for a decoder of half the size, whose answers are less exact; or ``fp32`` for
+            exact comparison (four times the size).
         group_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
             rounding tells most, 16 at most. If not given, layers share one per output channel where calibration finds
             that close enough.
@@ -104,9 +107,13 @@ def export_bundle(
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(str(a) for a in allowed)}")
+    if precision == "int4" and calibration is None:
+        raise ExportError("--precision int4 needs calibration: 4 bits are rounded for what the layers will read")
     target = Path(output).absolute()
     _check_target(target, overwrite)
-    calibration_set = None if calibration is None or precision == "fp32" else find_calibration_set(Path(calibration))
+    calibration_set = None
+    if calibration is not None and precision != "fp32":
+        calibration_set = find_calibration_set(Path(calibration), precision)
     model = open_model(**sources)
     description = model.description
     templates = {known.name: known for known in description.family.templates}
@@ -124,12 +131,17 @@ def export_bundle(
         candidates_of = candidates(precision, group_size, exact)
         tensors: Mapping[str, torch.Tensor] = model
         found: Mapping[str, Scheme] = {}
+        rounded = folder / ROUNDED
+        rounded.mkdir()
         if calibration_set is not None:
             with tqdm(desc="calibration", unit="group", disable=not progress) as bar:
-                finder = calibrate(model, templates[default_template], tokenizer, calibration_set, candidates_of, bar)
-            tensors, found = Smoothed(model, finder.smoothings), finder.schemes
+                calibrated = calibrate(
+                    model, templates[default_template], tokenizer, calibration_set, candidates_of, rounded, bar
+                )
+            tensors, found = Smoothed(model, calibrated.smoothings, calibrated.rounded), calibrated.schemes
         scheme_of = {graph: chosen(of, found) for graph, of in candidates_of.items()}
         graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, progress)
+        shutil.rmtree(rounded)
         tokenizer.save(str(folder / TOKENIZER))
         files.append(_record(folder / TOKENIZER))
         manifest = Manifest(
@@ -226,7 +238,7 @@ def write_graph(
 
 def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRecord:
     """The published table is fp16, so fp16 loses nothing of it; an exact comparison keeps float32."""
-    if precision == "int8":
+    if precision != "fp32":
         largest = float(table.abs().max())
         if largest > torch.finfo(torch.float16).max:
             raise ExportError(f"model.embed_tokens.weight holds {largest:g}, more than fp16 can; use --precision fp32")
@@ -262,7 +274,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _check_space(folder: Path, model: Model, precision: str) -> None:
     """Refuse what cannot fit before hours of work; an int8 weight with its scale takes at most 1.25 bytes."""
     values = sum(math.prod(model.shape(name)) for name in model)
-    needed = int(values * (1.25 if precision == "int8" else 4))
+    needed = int(values * (4 if precision == "fp32" else 1.25))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(f"{folder}: {free / 1e6:,.1f} MB free; the bundle takes up to {needed / 1e6:,.1f} MB")

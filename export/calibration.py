@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
-from .precision import CLOSE_ENOUGH, CandidatesOf, Scheme
-from .smoothing import Group, Smoothing, find_smoothing, groups_of
+from .compensation import Compensator
+from .precision import CandidatesOf, Scheme
+from .smoothing import Group, Smoothed, Smoothing, find_smoothing, groups_of
 from .sources.model import Model
-from .torch_ops import TorchOps, Value
+from .torch_ops import Observe, TorchOps, Value
 
 PACKAGED = Path(__file__).parent / "calibration"
 """Photos and texts that come with the exporter; its README says where they are from."""
+MORE = PACKAGED / "more"
+"""Further texts that come with it, for 4 bits: what compensation is not shown, it rounds worse."""
 PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 TEXT_SUFFIX = ".txt"
 MAX_PHOTOS = 16
@@ -33,6 +37,9 @@ MAX_PHOTOS = 16
 PROMPT_TOKENS, TEXT_TOKENS = 256, 224
 """Least length of each prompt the decoder sees, and of what it holds besides its image's tokens, as far as the context
 has room."""
+COMPENSATED_TOKENS = 4096
+"""Of all prompts together that 4-bit weights are rounded on. A quarter of it loses a tenth more on a language model
+(benchmarks/fidelity); at the published sizes 1,000 tokens take half a minute."""
 SMOOTHED = (VISION_ENCODER, DECODER)
 
 
@@ -48,8 +55,19 @@ class CalibrationSet:
         return (*self.photos, *self.texts)
 
 
-def find_calibration_set(folder: Path) -> CalibrationSet:
-    """The pictures (.jpeg, .jpg, .png, .webp) and texts (.txt) of a folder.
+@dataclass(frozen=True)
+class Calibrated:
+    """What the exporter learnt of a model."""
+
+    smoothings: dict[Group, Smoothing]
+    schemes: dict[str, Scheme]
+    """How each linear layer that was seen is quantised."""
+    rounded: dict[str, Tensor]
+    """Weights of 4 bits, as a :class:`.compensation.Compensator` names them."""
+
+
+def find_calibration_set(folder: Path, precision: str = "int8") -> CalibrationSet:
+    """The pictures (.jpeg, .jpg, .png, .webp) and texts (.txt) of a folder; of the packaged one more texts for ``int4``.
 
     Raises:
         ExportError: There is no such folder, it has no picture or no text, or more pictures than can be used.
@@ -64,7 +82,8 @@ def find_calibration_set(folder: Path) -> CalibrationSet:
             raise ExportError(f"--calibration {folder}: no {expected} in it; expected both pictures and texts")
     if len(photos) > MAX_PHOTOS:
         raise ExportError(f"--calibration {folder}: {len(photos)} pictures; expected at most {MAX_PHOTOS}")
-    return CalibrationSet(photos, texts)
+    more = tuple(sorted(MORE.iterdir())) if folder == PACKAGED and precision == "int4" else ()
+    return CalibrationSet(photos, texts + more)
 
 
 @torch.inference_mode()
@@ -74,9 +93,12 @@ def calibrate(
     tokenizer: Tokenizer,
     calibration: CalibrationSet,
     candidates_of: Mapping[str, CandidatesOf],
+    folder: Path,
     bar: tqdm,
-) -> Finder:
+) -> Calibrated:
     """Find the smoothing of every group of linear layers, and the fastest scheme that is close enough.
+
+    Layers of 4 bits are rounded, too, on a second look, at more prompts.
 
     Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
 
@@ -86,6 +108,7 @@ def calibrate(
         tokenizer: Of the model.
         calibration: What to show it.
         candidates_of: How each graph's linear layers may be quantised, by graph name.
+        folder: Where rounded weights wait until the graphs are written.
         bar: Counts the groups.
 
     Raises:
@@ -97,21 +120,28 @@ def calibrate(
     groups = [group for name in SMOOTHED for group in groups_of(networks[name].part, networks[name].sizes)]
     finder = Finder(model, groups, bar)
 
-    def computed(graph: str, x: Tensor) -> Tensor:
-        network, observe = networks[graph], finder.observer(candidates_of[graph]) if graph in SMOOTHED else _unobserved
+    def computed(graph: str, x: Tensor, observe: Observe) -> Tensor:
+        network = networks[graph]
         return network.part.run(TorchOps(model, observe), network.sizes, Value(x)).data
 
-    images = computed(PROJECTOR, computed(VISION_ENCODER, pixel_values))
+    features = computed(VISION_ENCODER, pixel_values, finder.observer(candidates_of[VISION_ENCODER]))
+    images = computed(PROJECTOR, features, _unobserved)
     before, after = encode_segments(tokenizer, render(template, [(model.description.family.caption_question, None)]))
-    inputs_embeds = _prompts(
+    length = min(max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings)
+    prompts = partial(
+        _prompts,
         model["model.embed_tokens.weight"],
-        images,
         (before, after),
         tokenizer.encode(texts, add_special_tokens=False).ids,
-        (max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings),
+        length,
     )
-    computed(DECODER, inputs_embeds)
-    return finder
+    computed(DECODER, prompts(images), finder.observer(candidates_of[DECODER]))
+    smoothed = Smoothed(model, finder.smoothings)
+    compensator = Compensator(smoothed, finder.smoothings, finder.schemes, groups, folder, bar)
+    if compensator.awaited:
+        again = torch.arange(max(len(images), COMPENSATED_TOKENS // length)) % len(images)
+        computed(DECODER, prompts(images[again]), compensator.observe)
+    return Calibrated(finder.smoothings, finder.schemes, compensator.rounded)
 
 
 def _unobserved(name: str, x: Value) -> None:
@@ -153,7 +183,7 @@ class Finder:
         weights = [self._tensors[f"{linear}.weight"] for linear in group.linears]
         for scheme in schemes:
             smoothing = find_smoothing(group, x, weights, scheme)
-            if smoothing.error <= CLOSE_ENOUGH * len(weights):
+            if smoothing.error <= scheme.close_enough * len(weights):
                 break
         self.schemes |= dict.fromkeys(group.linears, scheme)
         if not smoothing.nothing:
@@ -161,18 +191,13 @@ class Finder:
 
 
 def _prompts(
-    table: Tensor,
-    images: Tensor,
-    question: tuple[list[int], list[int]],
-    text: list[int],
-    lengths: tuple[int, int],
+    table: Tensor, question: tuple[list[int], list[int]], text: list[int], length: int, images: Tensor
 ) -> Tensor:
     """A prompt for each image, [images, length, hidden]: the question about it, answered by a piece of the text.
 
-    The text is begun again where it is too short. ``lengths`` are the one wanted and the context.
+    The text is begun again where it is too short.
     """
     before, after = question
-    length = min(lengths)
     room = length - len(before) - images.shape[1] - len(after)
     if room < 1 or not text:
         raise ExportError(f"a context of {length} tokens has no room to calibrate in; pass --calibration none")

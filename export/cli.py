@@ -79,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="int8", help="fp32 is for comparison (default: int8)"
+        "--precision",
+        choices=PRECISIONS,
+        default="int8",
+        help="int4: a decoder of half the size, less exact; fp32 is for comparison (default: int8)",
     )
     parser.add_argument(
         "--group-size",

@@ -18,7 +18,7 @@ from .precision import best_scales_int4, pack_int4, steps_int4
 
 PACKED_INT4, SCALES_INT4 = "packed_int4", "scales_int4"
 """Suffixes of the tensors that :func:`quantize_gptq` makes of a linear layer's weight."""
-DAMPING = 0.01
+DAMPING = 1.0
 """Of the Hessian's mean diagonal, added to its diagonal: directions that calibration hardly saw keep some weight."""
 HESSIAN_COLUMNS = 2560
 """Columns whose errors compensate each other, at most. More would cost the cube of it, and gained nothing: what is far

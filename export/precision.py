@@ -172,7 +172,17 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
-"""Of the projector; of the decoder's last layer; of its other layers that per-channel rounding costs too much."""
+"""Of the projector; of the decoder's last layer; of its other layers that a faster scheme's rounding costs too much."""
+INT4_GROUP_SIZE = 64
+"""Of 4-bit weights."""
+
+
+CLOSE_ENOUGH = 3e-4
+"""Squared error of a layer's products in proportion to them, up to which calibration takes a faster scheme. Rounding
+normally distributed inputs and weights costs half of it per-channel: (4 / 127)^2 / 12 each, where the largest of
+thousands are four standard deviations. More is outliers that neither smoothing nor rotation could help."""
+CLOSE_ENOUGH_INT4 = 0.02
+"""The same for weights of 4 bits: what they cost normally is half of it, and ten times what their inputs cost."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,11 @@ class GroupWise:
 
     size: int
     bits: int = 8
+
+    @property
+    def close_enough(self) -> float:
+        """Of the squared error in proportion to the products."""
+        return CLOSE_ENOUGH if self.bits == 8 else CLOSE_ENOUGH_INT4
 
     def above(self, least: float) -> GroupWise:
         """The scheme for an input that is never less: the same, groups have no use for it."""
@@ -210,6 +225,11 @@ class PerChannel:
 
     minimum: float | None = None
 
+    @property
+    def close_enough(self) -> float:
+        """Of the squared error in proportion to the products."""
+        return CLOSE_ENOUGH
+
     def above(self, least: float) -> PerChannel:
         """The scheme for an input that is never less."""
         return PerChannel(least)
@@ -228,14 +248,10 @@ SchemeOf = Callable[[str], Scheme | None]
 """How the linear layer of a name is quantised; None: not at all."""
 CandidatesOf = Callable[[str], tuple[Scheme, ...]]
 """How the linear layer of a name may be quantised, the fastest first and the most exact last; empty: not at all."""
-CLOSE_ENOUGH = 3e-4
-"""Squared error of a layer's products in proportion to them, up to which calibration takes a faster scheme. Rounding
-normally distributed inputs and weights costs half of it per-channel: (4 / 127)^2 / 12 each, where the largest of
-thousands are four standard deviations. More is outliers that neither smoothing nor rotation could help."""
 
 
 def candidates(precision: str, group_size: int | None, exact: Collection[str] = ()) -> dict[str, CandidatesOf]:
-    """How each linear layer of each graph may be quantised, at a precision of ``int8`` or ``fp32``.
+    """How each linear layer of each graph may be quantised, at a precision of ``int8``, ``int4`` or ``fp32``.
 
     Layers in ``exact`` are not. ``group_size``, where given, is that of all the decoder's layers, the last one's at
     most.
@@ -245,6 +261,8 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
     rounding tells most in the answers and which sees one token of a prompt, and its attention's, a twelfth of the
     weights and the least exact of them (benchmarks/fidelity). The projector is small itself, and its last product is
     what the decoder sees of an image: small groups.
+
+    At ``int4`` the decoder's layers, but for the last one, have 4 bits where that is close enough.
     """
     if precision == "fp32":
         return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: ())
@@ -252,6 +270,8 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
     def decoder(name: str) -> tuple[Scheme, ...]:
         if name == "lm_head":
             return (GroupWise(min(group_size or LM_HEAD_GROUP_SIZE, LM_HEAD_GROUP_SIZE)),)
+        if precision == "int4":
+            return GroupWise(group_size or INT4_GROUP_SIZE, bits=4), GroupWise(CAREFUL_GROUP_SIZE)
         if group_size is not None:
             return (GroupWise(group_size),)
         careful = GroupWise(CAREFUL_GROUP_SIZE)

@@ -69,6 +69,10 @@ class Smoothing:
     error: float = 0.0
     """Of the group's products in int8: squared, each layer's in proportion to its output, and summed."""
 
+    def apply(self, x: Tensor) -> Tensor:
+        """What becomes of an input [tokens, channels]."""
+        return _rotated((x - self.shift) / self.factor, self.rotation)
+
     @property
     def nothing(self) -> bool:
         """Whether the input stays as it is."""
@@ -118,12 +122,18 @@ class Smoothed(Mapping[str, Tensor]):
     Args:
         tensors: The model's, by name; float32.
         smoothings: Of the groups that have one.
+        rounded: Further tensors, that a :class:`.compensation.Compensator` made of the others.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], smoothings: Mapping[Group, Smoothing]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        smoothings: Mapping[Group, Smoothing],
+        rounded: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._tensors = tensors
         self._edits: dict[str, list[Callable[[Tensor], Tensor]]] = {}
-        self._added: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = dict(rounded or {})
         for group, smoothing in smoothings.items():
             self._fold(group, smoothing)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from .bundle.checksums import damaged_files
-from .bundle.manifest import GRAPHS, Contract, Manifest, read_manifest
+from .bundle.manifest import DECODER, GRAPHS, Contract, Manifest, read_manifest
 from .bundle.sessions import import_onnxruntime, products_saturate, telemetry_is_off
 from .errors import TinyGPTVError
 from .system.machine import Kernels, Processor, SystemMemory, int8_kernels, processor, system_memory
@@ -21,6 +22,8 @@ PACKING_OVERHEAD = 1.07
 """Packed weights over weights as they are in the bundle (measured: 1.01 to 1.06)."""
 TEXT_POSITIONS = 480
 """Of a question and its answer, without pictures: what the KV cache is reckoned for."""
+DECODER_SHARE = {"int8": 1.0, "int4": 0.6}
+"""Weights of a decoder by its precision, in proportion to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
 MOST_PICTURES = 3
 """As many as the report speaks of; more may fit in the context."""
 
@@ -37,6 +40,18 @@ class Need:
     """Of it, what no file backs: the rest can be read again from the disk, if slowly."""
     fits: bool | None
     """Whether ``peak`` is available now; None if the system does not tell what is."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One precision that the model can be exported at, and what it would need here."""
+
+    precision: str
+    """``int8`` or ``int4``: of the decoder."""
+    peak: int
+    """Bytes at the most at once, with all graphs open."""
+    fits: bool | None
+    """As :attr:`Need.fits`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,8 @@ class BundleDiagnosis:
     bytes: int
     tuned: tuple[TunedState, ...]
     needs: tuple[Need, ...]
+    tiers: tuple[Tier, ...]
+    """The closest to the published model first; none for an fp32 bundle."""
     context: int
     """Positions of the model, of image tokens too."""
     image_tokens: int
@@ -128,6 +145,11 @@ def diagnose(folder: Path) -> Diagnosis:
             )
         elif not default.fits:
             advice.append("use --memory low: with all graphs open at once the bundle does not fit in free memory")
+        if (better := _better_tier(bundle)) is not None:
+            advice.append(
+                f"a bundle exported with --precision {better.precision} would suit this memory: it needs about "
+                f"{better.peak / 1e9:.1f} GB" + (", and is more exact" if better.precision == "int8" else "")
+            )
         if not any(place.usable for place in bundle.tuned):
             advice.append("tinygptv tune lets weights be mapped from the disk instead of filling memory")
     if not telemetry_off:
@@ -145,6 +167,12 @@ def diagnose(folder: Path) -> Diagnosis:
         problems=tuple(problems),
         advice=tuple(advice),
     )
+
+
+def _better_tier(bundle: BundleDiagnosis) -> Tier | None:
+    """The most exact tier that fits with all graphs open, if it is another than the bundle's own."""
+    best = next((tier for tier in bundle.tiers if tier.fits), None)
+    return None if best is None or best.precision == bundle.precision[DECODER] else best
 
 
 def _diagnose_bundle(folder: Path, mem: SystemMemory, problems: list[str]) -> BundleDiagnosis:
@@ -171,6 +199,7 @@ def _diagnose_bundle(folder: Path, mem: SystemMemory, problems: list[str]) -> Bu
         bytes=sum(record.size for record in manifest.files),
         tuned=tuple(places),
         needs=tuple(_need(manifest, mode, is_tuned, mem) for mode in ("default", "low")),
+        tiers=tuple(_tiers(manifest, mem)),
         context=manifest.contract.context,
         image_tokens=manifest.contract.image_tokens,
         kv_cache=_caches(manifest.contract),
@@ -178,14 +207,32 @@ def _diagnose_bundle(folder: Path, mem: SystemMemory, problems: list[str]) -> Bu
 
 
 def _need(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
-    sizes = {record.name: record.size for record in manifest.files}
-    weights = [int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS]
+    weights = _weights(manifest)
     computing = max(graph.working_bytes for graph in manifest.graphs.values())
     work = PROCESS_BYTES + computing + _caches(manifest.contract)[0].bytes
-    held = sum(weights) if mode == "default" else max(weights)
+    held = sum(weights.values()) if mode == "default" else max(weights.values())
     peak = held + work
-    fits = None if mem.available is None else peak <= mem.available
-    return Need(mode, peak, work if is_tuned else peak, fits)
+    return Need(mode, peak, work if is_tuned else peak, _fits(peak, mem))
+
+
+def _weights(manifest: Manifest) -> dict[str, int]:
+    """Bytes of each graph's weights in memory."""
+    sizes = {record.name: record.size for record in manifest.files}
+    return {name: int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS}
+
+
+def _fits(peak: int, mem: SystemMemory) -> bool | None:
+    return None if mem.available is None else peak <= mem.available
+
+
+def _tiers(manifest: Manifest, mem: SystemMemory) -> Iterator[Tier]:
+    own = DECODER_SHARE.get(manifest.graphs[DECODER].precision)
+    if own is None:
+        return
+    peak, decoder = _need(manifest, "default", False, mem).peak, _weights(manifest)[DECODER]
+    for precision, share in DECODER_SHARE.items():
+        needed = peak + int(decoder * (share / own - 1))
+        yield Tier(precision, needed, _fits(needed, mem))
 
 
 def _caches(contract: Contract) -> tuple[CacheNeed, ...]:

@@ -61,7 +61,12 @@ def test_manifest_tells_the_truth_about_files(stage: int, precision: str, golden
         assert record.sha256 == sha256(folder / record.name)
     assert manifest.stage == stage
     assert manifest.name == folder.name
-    assert {graph.precision for graph in manifest.graphs.values()} == {precision}
+    eyes = "int8" if precision == "int4" else precision
+    assert {name: graph.precision for name, graph in manifest.graphs.items()} == {
+        "vision_encoder": eyes,
+        "projector": eyes,
+        "decoder": precision,
+    }
 
 
 @pytest.mark.parametrize("stage", GOLDEN_STAGES)
@@ -83,7 +88,7 @@ def test_manifest_tells_the_truth_about_sources(stage: int, golden_bundle: Bundl
         assert source.sha256 == sha256(path)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("int8", "float16"), ("fp32", "float32")])
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", "float16"), ("int4", "float16"), ("fp32", "float32")])
 def test_the_cache_is_of_the_dtype_that_is_promised(precision: str, dtype: str, golden_bundle: Bundle) -> None:
     folder = golden_bundle(3, precision)
     decoder = read_manifest(folder).graphs["decoder"]
@@ -117,7 +122,7 @@ def test_external_data_can_be_mapped(precision: str, golden_bundle: Bundle) -> N
         assert end == size
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("int8", np.float16), ("fp32", np.float32)])
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", np.float16), ("int4", np.float16), ("fp32", np.float32)])
 def test_embedding_table(precision: str, dtype: type, golden_bundle: Bundle) -> None:
     table = np.load(golden_bundle(4, precision) / "embed_tokens.npy")
     assert table.dtype == dtype
@@ -138,8 +143,9 @@ def stored(graph: onnx.GraphProto) -> Counter[Quantization]:
     found: Counter[Quantization] = Counter()
     for node in nodes_of(graph):
         if node.op_type in ("MatMulNBits", "MatMulIntegerToFloat"):
-            size = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
-            found[Quantization(bits=8, block_size=size, symmetric=True, operator=node.op_type, layers=1)] += 1
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            bits, size = numbers.get("bits", 8), numbers.get("block_size")
+            found[Quantization(bits=bits, block_size=size, symmetric=True, operator=node.op_type, layers=1)] += 1
     return found
 
 
@@ -158,9 +164,10 @@ def test_precision_is_that_of_the_linear_layers(stage: int, golden_bundle: Bundl
             found, told = stored(graph), manifest.graphs[name].quantization
             assert found == {replace(how, layers=1): how.layers for how in told}
             assert len(told) == len(found)
-            assert (floats == 0, found.total() == 0) == (precision == "int8", precision == "fp32")
+            assert (floats == 0, found.total() == 0) == (precision != "fp32", precision == "fp32")
             assert layers in (None, floats + found.total())
-            assert manifest.graphs[name].precision == precision
+            bits = {how.bits for how in found}
+            assert bits == {"fp32": set(), "int8": {8}, "int4": {4, 8} if name == "decoder" else {8}}[precision]
 
 
 def test_two_exports_are_the_same_bytes(tmp_path: Path, golden_bundle: Bundle) -> None:
@@ -193,7 +200,7 @@ def test_template_and_group_size(tmp_path: Path) -> None:
         ("stage", 0),
         ("stage", 5),
         ("stage", "4"),
-        ("precision", "int4"),
+        ("precision", "int2"),
         ("group_size", 100),
         ("group_size", 0),
         ("template", "vicuna"),

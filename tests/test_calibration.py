@@ -73,13 +73,15 @@ def test_what_is_in_a_folder(folder: Path) -> None:
 
 
 def test_the_packaged_set_is_whole() -> None:
-    found = find_calibration_set(PACKAGED)
+    found = find_calibration_set(PACKAGED, "int4")
     assert len(found.photos) >= 3 and len(found.texts) >= 1
+    assert set(find_calibration_set(PACKAGED).files) == {path for path in found.files if path.parent == PACKAGED}
     readme = (PACKAGED / "README.md").read_text(encoding="utf-8")
     table = [line for line in readme.splitlines() if line.startswith("| `")]
     listed = {name for line in table for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
-    assert {path.name for path in PACKAGED.iterdir()} == {"README.md", *listed}
-    assert {path.name for path in found.files} == listed
+    stored = {path.relative_to(PACKAGED).as_posix() for path in PACKAGED.rglob("*") if path.is_file()}
+    assert stored == {"README.md", *listed}
+    assert {path.relative_to(PACKAGED).as_posix() for path in found.files} == listed
     assert all(line.split("|")[3].strip() for line in table), "each has a licence"
     for path in found.photos:
         assert max(open_image(path).size) <= 512
@@ -146,7 +148,7 @@ def calibrated(folder: Path, checkpoint: Model) -> dict[Group, Smoothing]:
     tokenizer = build_tokenizer(checkpoint.description.tokenizer, checkpoint.networks[DECODER].sizes.vocab_size)
     calibration = find_calibration_set(folder)
     with tqdm(disable=True) as bar:
-        return calibrate(checkpoint, TEMPLATE, tokenizer, calibration, candidates("int8", 32), bar).smoothings
+        return calibrate(checkpoint, TEMPLATE, tokenizer, calibration, candidates("int8", 32), folder, bar).smoothings
 
 
 class Watched:

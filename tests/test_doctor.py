@@ -14,7 +14,15 @@ import pytest
 from conftest import plain_environment
 from tinygptv.runtime import diagnosis
 from tinygptv.runtime.bundle import sessions
-from tinygptv.runtime.bundle.manifest import VISION_ENCODER, Axis, Manifest, TensorSpec, read_manifest
+from tinygptv.runtime.bundle.manifest import (
+    DECODER,
+    PROJECTOR,
+    VISION_ENCODER,
+    Axis,
+    Manifest,
+    TensorSpec,
+    read_manifest,
+)
 from tinygptv.runtime.bundle.sessions import LARGE_PRODUCTS
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.system import machine
@@ -148,6 +156,45 @@ def test_memory_that_is_too_little(
         assert [need["fits"] for need in found["bundle"]["needs"]] == fits
         assert any("use --memory low" in text for text in found["advice"]) == (fits == [False, True])
         assert bool(found["problems"]) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("precision", "available", "advised"),
+    [
+        ("int8", 4.7, None),
+        ("int8", 4.0, "int4"),
+        ("int8", 2.8, None),
+        ("int4", 4.7, "int8"),
+        ("int4", 4.0, None),
+        ("fp32", 4.7, None),
+    ],
+)
+def test_which_tier_fits(
+    precision: str, available: float, advised: str | None, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the published sizes: about 4.6 GB for int8, 3.5 GB for int4; what does not fit at all is not advised."""
+    manifest = read_manifest(bundle)
+    decoder = {"int8": 2_700_000_000, "int4": 1_620_000_000, "fp32": 10_700_000_000}[precision]
+    files = {
+        manifest.graphs[name].data: size
+        for name, size in {VISION_ENCODER: 1_030_000_000, PROJECTOR: 120_000_000, DECODER: decoder}.items()
+    }
+    phi2 = with_phi2(manifest, image_tokens=32, working_bytes=200_000_000)
+    large = replace(
+        phi2,
+        graphs=phi2.graphs | {DECODER: replace(phi2.graphs[DECODER], precision=precision)},
+        files=tuple(replace(record, size=files.get(record.name, record.size)) for record in manifest.files),
+    )
+    monkeypatch.setattr(diagnosis, "read_manifest", lambda folder: large)
+    monkeypatch.setattr(diagnosis, "damaged_files", lambda folder, files: [])
+    monkeypatch.setattr(diagnosis, "system_memory", lambda: SystemMemory(8 * GB, int(available * GB), None))
+    found = diagnosis.diagnose(bundle)
+    assert found.bundle is not None
+    texts = [text for text in found.advice if "would suit this memory" in text]
+    assert len(texts) == (advised is not None)
+    assert all(f"--precision {advised} would" in text for text in texts)
+    tiers = [(tier.precision, round(tier.peak / 1e9, 1)) for tier in found.bundle.tiers]
+    assert tiers == ([] if precision == "fp32" else [("int8", 4.6), ("int4", 3.5)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's own files")

@@ -71,6 +71,12 @@ def int8(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> dict[st
 
 
 @pytest.fixture(scope="module")
+def int4(golden: tuple[int, dict[str, Array]], golden_bundle: Bundle) -> dict[str, Array]:
+    stage, expected = golden
+    return run_bundle(golden_bundle(stage, "int4"), expected)
+
+
+@pytest.fixture(scope="module")
 def oracle(golden: tuple[int, dict[str, Array]]) -> Oracle:
     checkpoint = golden_checkpoint(golden[0])
     model = Oracle(checkpoint.networks)
@@ -113,6 +119,21 @@ def test_int8_bundle_is_close(
 ) -> None:
     assert cosines(int8[name], golden[1][name]).min() >= least
     assert deviation(int8[name], golden[1][name]) > TOLERANCE, "these weights are not int8"
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "least"),
+    [("image_embeds", 0.999, 0.999), ("prefill_logits", 0.98, 0.95), ("step_logits", 0.98, 0.95)],
+)
+def test_int4_bundle_is_near(
+    name: str, mean: float, least: float, golden: tuple[int, dict[str, Array]], int4: dict[str, Array]
+) -> None:
+    """Random weights of 100 columns have no redundancy: those of a trained model lose less."""
+    found = cosines(int4[name], golden[1][name])
+    assert found.mean() >= mean
+    assert found.min() >= least
+    if name != "image_embeds":
+        assert found.mean() < 0.998, "these weights are not int4"
 
 
 @pytest.mark.parametrize("name", STAGES)

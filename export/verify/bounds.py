@@ -37,6 +37,14 @@ class Checked(TypedDict):
 
 
 DEFAULTS = {
+    "int4": Bounds(
+        min_image_features_cosine=0.999,
+        min_image_features_worst_cosine=0.99,
+        min_image_embeds_cosine=0.999,
+        min_logits_cosine=0.95,
+        max_kl=0.2,
+        min_top1=0.8,
+    ),
     "int8": Bounds(
         min_image_features_cosine=0.999,
         min_image_features_worst_cosine=0.99,
@@ -54,6 +62,7 @@ DEFAULTS = {
         min_top1=0.99,
     ),
 }
+"""By a bundle's least precise graph, that one first."""
 
 
 def check(bounds: Bounds, found: Agreement) -> list[Checked]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..sources import SourceFiles, open_model
 from .agreement import Agreement
+from .bounds import DEFAULTS
 from .comparison import Comparison
 from .files import check_bundle, check_sources
 from .prompts import find_photos, write_prompts
@@ -90,10 +91,11 @@ def verify_bundle(
         bar.reset(comparison.count_steps(len(pictures), len(prompts)))
         agreement = comparison.read(prompts, *comparison.see(pixel_values))
     model.close()
-    precisions = {graph.precision for graph in manifest.graphs.values()}
+    # The lowest one is what may be expected of the answers.
+    precision = min((graph.precision for graph in manifest.graphs.values()), key=list(DEFAULTS).index)
     return Verification(
         bundle=folder,
-        precision="fp32" if precisions == {"fp32"} else "int8",
+        precision=precision,
         agreement=agreement,
         photos=len(pictures),
         prompts=len(prompts),

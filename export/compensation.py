@@ -1,0 +1,70 @@
+"""The second look of a 4-bit calibration: each weight, smoothed and rotated, is rounded for what it will read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .gptq import PACKED_INT4, SCALES_INT4, hessians, quantize_gptq
+from .precision import GroupWise, Scheme
+from .smoothing import Group, Smoothing
+from .torch_ops import Value
+
+
+class Compensator:
+    """Rounds the layers of a group when the first of them computes: all of them read the same input.
+
+    Args:
+        tensors: With smoothing folded in, ``<name>.weight`` for each linear layer.
+        smoothings: Of the groups that have one; what is observed comes from the model as it was published.
+        schemes: How each layer is quantised; those of 4 bits are rounded here.
+        groups: Which layers share an input.
+        folder: Where the rounded weights wait, a file for each layer, until the graph is written.
+        bar: Counts the groups.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        smoothings: Mapping[Group, Smoothing],
+        schemes: Mapping[str, Scheme],
+        groups: Sequence[Group],
+        folder: Path,
+        bar: tqdm,
+    ) -> None:
+        self.rounded: dict[str, Tensor] = {}
+        """``<name>.packed_int4`` and ``<name>.scales_int4``, read from their files when they are used."""
+        self._tensors, self._smoothings, self._folder, self._bar = tensors, smoothings, folder, bar
+        self._groups = {group.linears[0]: (group, size) for group in groups if (size := _group_size(schemes, group))}
+        bar.reset(len(self._groups))
+
+    @property
+    def awaited(self) -> bool:
+        """Whether there is a layer to be rounded."""
+        return bool(self._groups)
+
+    def observe(self, name: str, x: Value) -> None:
+        """What watches the decoder compute."""
+        if name not in self._groups:
+            return
+        group, size = self._groups[name]
+        inputs = x.data.flatten(0, -2)
+        if group in self._smoothings:
+            inputs = self._smoothings[group].apply(inputs)
+        gram = hessians(inputs)
+        for linear in group.linears:
+            packed, scales = quantize_gptq(self._tensors[f"{linear}.weight"], gram, size)
+            file = self._folder / f"{linear}.pt"
+            torch.save({f"{linear}.{PACKED_INT4}": packed, f"{linear}.{SCALES_INT4}": scales}, file)
+            self.rounded |= torch.load(file, weights_only=True, mmap=True)
+        self._bar.update()
+
+
+def _group_size(schemes: Mapping[str, Scheme], group: Group) -> int | None:
+    """Weights that share a scale of 4 bits; None where the group's layers have another precision."""
+    scheme = schemes.get(group.linears[0])
+    return scheme.size if isinstance(scheme, GroupWise) and scheme.bits == 4 else None
