@@ -67,7 +67,7 @@ class Calibrated:
 
 
 def find_calibration_set(folder: Path, precision: str = "int8") -> CalibrationSet:
-    """The pictures (.jpeg, .jpg, .png, .webp) and texts (.txt) of a folder; of the packaged one more texts for ``int4``.
+    """Pictures (.jpeg, .jpg, .png, .webp) and texts (.txt) of a folder; for ``int4`` more texts of the packaged one.
 
     Raises:
         ExportError: There is no such folder, it has no picture or no text, or more pictures than can be used.

@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder with the four files that train.py saved")
     parser.add_argument("--int8", type=Path, required=True, help="the bundle that is shipped")
+    parser.add_argument("--int4", type=Path, help="the same model with a decoder of 4 bits")
     parser.add_argument("--fp32", type=Path, help="the same model as a bundle of fp32 graphs")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--readme", type=Path, help="Markdown file to put the table into")
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
     split = load_training()[1] if arguments.validation else load_test()
     items = package_items(split) + derived_items(split)
-    bundles = {"int8 bundle": arguments.int8, "fp32 bundle": arguments.fp32}
+    bundles = {"int8 bundle": arguments.int8, "int4 bundle": arguments.int4, "fp32 bundle": arguments.fp32}
     bundles = {name: bundle for name, bundle in bundles.items() if bundle is not None}
     answers: dict[str, list[str]] = {}
     systems: dict[str, dict[str, Any]] = {}

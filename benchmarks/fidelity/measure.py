@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 import language_model
+import nearest
 import numpy as np
 import onnxruntime
 import skimage
@@ -28,6 +29,7 @@ import vision_model
 from scores import Scores, tables
 from tinygptv.export.bundle import write_graph
 from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
+from tinygptv.export.compensation import Compensator
 from tinygptv.export.contract import Interface
 from tinygptv.export.graph import GraphWriter
 from tinygptv.export.parts import eva_clip
@@ -101,16 +103,27 @@ def always(scheme: Scheme) -> CandidatesOf:
     return lambda name: (scheme,)
 
 
+def by_phi_name(candidates_of: CandidatesOf, name: str) -> tuple[Scheme, ...]:
+    """What a Llama's layer gets where the exporter's choice is by Phi-2's names."""
+    return candidates_of(language_model.phi_name(name))
+
+
 def quantised(
     tensors: Mapping[str, Tensor], way: Way, groups: Sequence[Group], observed: Callable[[Observe], object]
 ) -> tuple[Mapping[str, Tensor], SchemeOf]:
     """The weights and each layer's scheme, calibrated by a forward pass, ``observed(observer)``."""
     if not way.calibrated:
-        return tensors, chosen(way.candidates_of, {})
-    with tqdm(desc="calibration", unit="group", leave=False) as bar:
+        scheme_of = chosen(way.candidates_of, {})
+        return Smoothed(tensors, {}, nearest.rounded(tensors, scheme_of)), scheme_of
+    with tempfile.TemporaryDirectory() as folder, tqdm(desc="calibration", unit="group", leave=False) as bar:
         finder = Finder(tensors, groups, bar)
         observed(finder.observer(way.candidates_of))
-    return Smoothed(tensors, finder.smoothings), chosen(way.candidates_of, finder.schemes)
+        smoothed = Smoothed(tensors, finder.smoothings)
+        compensator = Compensator(smoothed, finder.smoothings, finder.schemes, groups, Path(folder), bar)
+        if compensator.awaited:
+            observed(compensator.observe)
+        rounded = {name: tensor.clone() for name, tensor in compensator.rounded.items()}
+    return Smoothed(tensors, finder.smoothings, rounded), chosen(way.candidates_of, finder.schemes)
 
 
 def session(write: Callable[[Path], object], threads: int) -> onnxruntime.InferenceSession:
@@ -183,6 +196,10 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
     ranges = language_model.cache_ranges(tensors, sizes, shown_ids)
     careful, shipped = (candidates("int8", size)[DECODER] for size in (64, None))
+
+    def q4_0(name: str) -> tuple[Scheme, ...]:
+        return shipped(name) if name == "lm_head" else (nearest.Q4_0,)
+
     scores = {}
     for way in (
         Way("groups of 32, not calibrated (Q8_0's)", always(GroupWise(32)), calibrated=False),
@@ -192,6 +209,11 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
         Way("per-channel, not calibrated", always(PerChannel()), calibrated=False),
         Way("per-channel", always(PerChannel())),
         Way(SHIPPED, lambda name: shipped(language_model.phi_name(name))),
+        Way("4 bits, Q4_0's, lm_head as shipped", q4_0, calibrated=False),
+        *(
+            Way(f"4 bits, groups of {size}", partial(by_phi_name, candidates("int4", size)[DECODER]))
+            for size in (32, 64, 128)
+        ),
         Way(f"{SHIPPED}, and an int8 KV cache", lambda name: shipped(language_model.phi_name(name)), cache=True),
     ):
         weights, scheme_of = quantised(
