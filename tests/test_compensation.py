@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import Refusal, export_arguments, published_files
-from test_golden import cosines, run_bundle
-from tinygptv.export.cli import main as export_main
+from conftest import GOLDEN_STAGES, Refusal, golden_checkpoint, published_files
+from tinygptv.export.calibration import PACKAGED, calibrate, find_calibration_set
 from tinygptv.export.compensation import Compensator
 from tinygptv.export.gptq import PACKED_INT4, SCALES_INT4, hessians, quantize_gptq
-from tinygptv.export.precision import GroupWise, PerChannel, Scheme
+from tinygptv.export.precision import GroupWise, PerChannel, Scheme, candidates, quantize_groups_int4
 from tinygptv.export.rotation import orthogonal
-from tinygptv.export.smoothing import Group, Smoothed, Smoothing
+from tinygptv.export.smoothing import Group, Smoothed, Smoothing, groups_of
+from tinygptv.export.sources.tokenizer import build_tokenizer
 from tinygptv.export.torch_ops import Value
+from tinygptv.runtime.bundle.manifest import DECODER
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,24 +54,48 @@ def test_nothing_to_round(tmp_path: Path) -> None:
     assert not compensator.awaited
 
 
-@pytest.mark.parametrize("stage", [3, 4])
-def test_compensation_brings_logits_closer(
-    stage: int,
-    golden_bundle: Callable[[int, str], Path],
-    expected: Callable[[int], dict[str, np.ndarray]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Than the same weights, smoothed and rotated alike, each rounded to the nearest step."""
-    compensated, nearest = golden_bundle(stage, "int4"), tmp_path / "nearest"
-    monkeypatch.setattr(Compensator, "awaited", False)
-    assert export_main(export_arguments(published_files(stage), nearest, "--precision", "int4")) == 0
-    wanted = expected(stage)
-    lost = [
-        1 - cosines(run_bundle(folder, wanted)["prefill_logits"], wanted["prefill_logits"]).mean()
-        for folder in (compensated, nearest)
-    ]
-    assert lost[0] < 0.95 * lost[1]
+def dequantised(packed: Tensor, scales: Tensor, columns: int) -> Tensor:
+    values = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(2).float() - 8
+    return (values * scales.unsqueeze(2)).flatten(1)[:, :columns]
+
+
+@pytest.mark.parametrize("stage", GOLDEN_STAGES)
+def test_every_layer_of_a_model_loses_less(stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On what it reads in calibration, than where the same weights are each rounded to the nearest step."""
+    model = golden_checkpoint(stage)
+    tokenizer = build_tokenizer(model.description.tokenizer, model.networks[DECODER].sizes.vocab_size)
+    inputs: dict[str, Tensor] = {}
+    observe = Compensator.observe
+
+    def watched(compensator: Compensator, name: str, x: Value) -> None:
+        inputs[name] = x.data.flatten(0, -2)
+        observe(compensator, name, x)
+
+    monkeypatch.setattr(Compensator, "observe", watched)
+    template = model.description.family.templates[0]
+    with tqdm(disable=True) as bar:
+        of_int4 = candidates("int4", None)
+        found = calibrate(model, template, tokenizer, find_calibration_set(PACKAGED), of_int4, tmp_path, bar)
+    smoothed = Smoothed(model, found.smoothings)
+    groups = groups_of(model.networks[DECODER].part, model.networks[DECODER].sizes)
+    ratios = []
+    for group in groups:
+        scheme = found.schemes[group.linears[0]]
+        if not isinstance(scheme, GroupWise) or scheme.bits == 8:
+            continue
+        x = inputs[group.linears[0]]
+        x = found.smoothings[group].apply(x) if group in found.smoothings else x
+        for linear in group.linears:
+            weight = smoothed[f"{linear}.weight"]
+            compensated = found.rounded[f"{linear}.{PACKED_INT4}"], found.rounded[f"{linear}.{SCALES_INT4}"]
+            lost, lost_by_nearest = (
+                float((x @ (dequantised(*packed, weight.shape[1]) - weight).t()).norm())
+                for packed in (compensated, quantize_groups_int4(weight, scheme.size))
+            )
+            ratios.append(lost / lost_by_nearest)
+    assert len(found.rounded) == 2 * len(ratios) == 2 * 4 * model.networks[DECODER].sizes.num_hidden_layers
+    assert max(ratios) < 1
+    assert sum(ratios) / len(ratios) < 0.9
 
 
 def test_calibration_is_needed(refusal: Refusal) -> None:
