@@ -19,7 +19,9 @@ from .precision import best_scales_int4, pack_int4, steps_int4
 PACKED_INT4, SCALES_INT4 = "packed_int4", "scales_int4"
 """Suffixes of the tensors that :func:`quantize_gptq` makes of a linear layer's weight."""
 DAMPING = 1.0
-"""Of the Hessian's mean diagonal, added to its diagonal: directions that calibration hardly saw keep some weight."""
+"""Of the Hessian's mean diagonal, added to its diagonal. 100 times the paper's, as layers before err too, which is
+an error in all directions; and so a small calibration set is not learnt by heart. On a language model KL was 0.084 with
+4,096 tokens and 0.094 with 1,024; with 0.01 it was 0.100 and 0.158."""
 HESSIAN_COLUMNS = 2560
 """Columns whose errors compensate each other, at most. More would cost the cube of it, and gained nothing: what is far
 apart in an MLP's inner layer is hardly correlated."""

@@ -173,16 +173,16 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
 """Of the projector; of the decoder's last layer; of its other layers that a faster scheme's rounding costs too much."""
-INT4_GROUP_SIZE = 64
-"""Of 4-bit weights."""
-
-
+INT4_GROUP_SIZES = (128, 32)
+"""Of 4-bit weights, the fastest first: with 128 a token is decoded, and a prompt read, 1.4 times as fast as with 32
+(MatMulNBits at Phi-2's sizes, Zen 4)."""
 CLOSE_ENOUGH = 3e-4
 """Squared error of a layer's products in proportion to them, up to which calibration takes a faster scheme. Rounding
 normally distributed inputs and weights costs half of it per-channel: (4 / 127)^2 / 12 each, where the largest of
 thousands are four standard deviations. More is outliers that neither smoothing nor rotation could help."""
 CLOSE_ENOUGH_INT4 = 0.02
-"""The same for weights of 4 bits: what they cost normally is half of it, and ten times what their inputs cost."""
+"""The same for weights of 4 bits, of which normally distributed ones in groups of 128 cost half of it too, each rounded
+by itself."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
         if name == "lm_head":
             return (GroupWise(min(group_size or LM_HEAD_GROUP_SIZE, LM_HEAD_GROUP_SIZE)),)
         if precision == "int4":
-            return GroupWise(group_size or INT4_GROUP_SIZE, bits=4), GroupWise(CAREFUL_GROUP_SIZE)
+            sizes = INT4_GROUP_SIZES if group_size is None else (group_size,)
+            return *(GroupWise(size, bits=4) for size in sizes), GroupWise(CAREFUL_GROUP_SIZE)
         if group_size is not None:
             return (GroupWise(group_size),)
         careful = GroupWise(CAREFUL_GROUP_SIZE)

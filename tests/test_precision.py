@@ -224,6 +224,18 @@ def test_candidates_of_the_default() -> None:
     assert of[DECODER]("lm_head") == (GroupWise(16),)
 
 
+def test_candidates_of_4_bits() -> None:
+    """Of the decoder alone, but for its last layer; the last resort is 8 bits, and 4 bits are allowed to cost more."""
+    of, of_int8 = candidates("int4", None), candidates("int8", None)
+    for name in ("self_attn.qkv", "self_attn.dense", "mlp.fc1", "mlp.fc2"):
+        schemes = of[DECODER](f"model.layers.2.{name}")
+        assert schemes == (GroupWise(128, bits=4), GroupWise(32, bits=4), GroupWise(64))
+        assert [scheme.close_enough for scheme in schemes] == [0.02, 0.02, 3e-4]
+        assert candidates("int4", 64)[DECODER](f"model.layers.2.{name}") == (GroupWise(64, bits=4), GroupWise(64))
+    for graph, name in ((DECODER, "lm_head"), (PROJECTOR, "llama_proj"), (VISION_ENCODER, "visual.blocks.1.mlp.fc1")):
+        assert of[graph](name) == of_int8[graph](name)
+
+
 def test_the_choice_or_the_most_exact() -> None:
     scheme_of = chosen(candidates("int8", None)[DECODER], {"a": PerChannel()})
     assert scheme_of("a") == PerChannel() and scheme_of("b") == GroupWise(64)

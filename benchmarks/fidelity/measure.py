@@ -39,6 +39,7 @@ from tinygptv.export.sources.model import Network
 from tinygptv.export.torch_ops import Observe, TorchOps, Value
 from tinygptv.runtime.bundle.manifest import DECODER, VISION_ENCODER, Axis, TensorSpec
 from tinygptv.runtime.vision.image import open_image, preprocess
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -96,6 +97,8 @@ class Way:
     calibrated: bool = True
     cache: bool = False
     """Whether keys and values are int8, too."""
+    shown: str = "int8"
+    """The precision for which the packaged texts are."""
 
 
 def always(scheme: Scheme) -> CandidatesOf:
@@ -189,12 +192,9 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     """KL, top-1 agreement and change of perplexity of each scheme, against float32 in torch."""
     tensors, sizes, tokenizer = language_model.read_language_model(folder)
     ids = torch.tensor([row for text, count in read_texts() for row in _rows(tokenizer.encode(text).ids, count)])
-    shown = " ".join(path.read_text(encoding="utf-8") for path in find_calibration_set(PACKAGED).texts)
-    shown_ids = tokenizer.encode(shown).ids
-    shown_ids = torch.tensor(shown_ids[: len(shown_ids) // CALIBRATION_LENGTH * CALIBRATION_LENGTH])
-    shown_ids = shown_ids.view(-1, CALIBRATION_LENGTH)
+    shown = {precision: _packaged_ids(tokenizer, precision) for precision in ("int8", "int4")}
     exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
-    ranges = language_model.cache_ranges(tensors, sizes, shown_ids)
+    ranges = language_model.cache_ranges(tensors, sizes, shown["int8"])
     careful, shipped = (candidates("int8", size)[DECODER] for size in (64, None))
 
     def q4_0(name: str) -> tuple[Scheme, ...]:
@@ -211,7 +211,7 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
         Way(SHIPPED, lambda name: shipped(language_model.phi_name(name))),
         Way("4 bits, Q4_0's, lm_head as shipped", q4_0, calibrated=False),
         *(
-            Way(f"4 bits, groups of {size}", partial(by_phi_name, candidates("int4", size)[DECODER]))
+            Way(f"4 bits, groups of {size}", partial(by_phi_name, candidates("int4", size)[DECODER]), shown="int4")
             for size in (32, 64, 128)
         ),
         Way(f"{SHIPPED}, and an int8 KV cache", lambda name: shipped(language_model.phi_name(name)), cache=True),
@@ -220,7 +220,7 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
             tensors,
             way,
             language_model.groups(sizes),
-            lambda observer: language_model.logits(tensors, sizes, shown_ids, observer),
+            partial(language_model.logits, tensors, sizes, shown[way.shown]),
         )
 
         def write(
@@ -238,6 +238,13 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
         found = (torch.from_numpy(model.run(None, {"embeds": row[None].numpy()})[0]) for row in embeds)
         scores[way.name] = compare_logits(exact, found, ids)
     return scores
+
+
+def _packaged_ids(tokenizer: Tokenizer, precision: str) -> Tensor:
+    """The texts that come with the exporter, [sequences, length]."""
+    texts = " ".join(path.read_text(encoding="utf-8") for path in find_calibration_set(PACKAGED, precision).texts)
+    ids = tokenizer.encode(texts).ids
+    return torch.tensor(ids[: len(ids) // CALIBRATION_LENGTH * CALIBRATION_LENGTH]).view(-1, CALIBRATION_LENGTH)
 
 
 def compare_logits(exact: Tensor, found: Iterable[Tensor], ids: Tensor) -> Scores:
