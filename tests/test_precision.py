@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from tinygptv.export import precision
 from tinygptv.export.ops import LEAST
 from tinygptv.export.precision import (
+    SMALLEST_STEP,
     ZERO_POINT,
     GroupWise,
     PerChannel,
@@ -148,6 +149,7 @@ def test_two_values_of_4_bits_in_a_byte() -> None:
 @settings(deadline=None, max_examples=50)
 @given(MATRICES, st.data())
 @example(np.zeros((2, 40), np.float32), None)
+@example(np.full((1, 1), -1 + 2.0**-24, np.float32), None)
 def test_rows_above_a_minimum(matrix: np.ndarray, data: st.DataObject | None) -> None:
     """Each column has its own minimum; the 256 steps of a token begin there, whichever column is the highest."""
     x = torch.from_numpy(matrix)
@@ -162,8 +164,9 @@ def test_rows_above_a_minimum(matrix: np.ndarray, data: st.DataObject | None) ->
     # float32 loses up to a ten millionth of the largest number that it adds, too.
     slack = 1e-6 * torch.maximum(x.abs(), minimum.abs()).amax(1, keepdim=True)
     assert ((found - x).abs() <= reach / 255 / 2 + slack).all()
-    steps = (found.double() - minimum) / (reach / 255).clamp_min(1e-30)
-    told = reach > 1000 * slack  # where one step is more than what float32 has lost
+    steps = (found.double() - minimum) / (reach.clamp_min(SMALLEST_STEP) / 255)
+    # Where one step is more than what float32 has lost, and no step is made larger.
+    told = (reach > 1000 * slack) & (reach >= SMALLEST_STEP)
     assert ((steps - steps.round()).abs() < 0.01).logical_or(~told).all()
     assert steps.amax(1, keepdim=True).round().eq(255).logical_or(~told).all(), "the range is used"
 
