@@ -182,7 +182,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     }
     assert len(wanted) > 30
     for data in ("runtime/demo", "export/calibration"):
-        wanted |= {f"tinygptv/{data}/{path.name}" for path in (ROOT / data).iterdir()}
+        files = (path for path in (ROOT / data).rglob("*") if path.is_file())
+        wanted |= {f"tinygptv/{data}/{path.relative_to(ROOT / data).as_posix()}" for path in files}
     wanted |= {
         "tinygptv/__init__.py",
         "tinygptv/py.typed",

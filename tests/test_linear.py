@@ -138,7 +138,8 @@ def test_rotated_inputs(scheme: Scheme | None, columns: int, tmp_path: Path) -> 
     assert error.std() / wanted.std() < 1e-3
     exact = turned @ plain["y.weight"].t() + plain["y.bias"]
     left = (found - exact).std() / exact.std()
-    assert left < 1e-5 if scheme is None else 1e-4 < left < 0.03
+    largest = 0.15 if scheme == GroupWise(32, bits=4) else 0.03
+    assert left < 1e-5 if scheme is None else 1e-4 < left < largest
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -13,7 +13,6 @@ from PIL import Image
 from sibling_layouts import write_layout
 from siblings import FAMILIES, OPTIONS
 from tinygptv.export.cli import main
-from tinygptv.export.verify.bounds import DEFAULTS
 from tinygptv.runtime.bundle.manifest import GRAPHS, read_manifest
 from variants import published_files
 
@@ -28,7 +27,9 @@ def options(files: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("family", "layout", "precision"),
-    [(family, None, precision) for family in FAMILIES for precision in DEFAULTS] + [(f, LORA[f], "fp32") for f in LORA],
+    # Not at int4, where most choices of random weights are near ties.
+    [(family, None, precision) for family in FAMILIES for precision in ("int8", "fp32")]
+    + [(f, LORA[f], "fp32") for f in LORA],
 )
 def test_the_bundle_is_what_was_published(
     family: str,
