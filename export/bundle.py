@@ -33,6 +33,7 @@ from tinygptv.runtime.errors import ExportError
 from tinygptv.runtime.system.files import locked, publish_folder, sha256_of, staging_folder
 from tqdm import tqdm
 
+from .cache_rounding import FLOAT32_CACHE, Cache
 from .calibration import PACKAGED, CalibrationSet, calibrate, find_calibration_set
 from .contract import Interface, interfaces
 from .graph import GraphWriter
@@ -46,8 +47,10 @@ from .sources.model import Model, Network
 from .sources.tokenizer import build_tokenizer, eos_token_id
 
 PRECISIONS = ("int8", "int4", "fp32")
+CACHES = {"int8": "int8", "fp16": "float16"}
+"""Kinds of a KV cache that can be asked for, and their dtypes."""
 CACHE_DTYPES = {"int8": "float16", "int4": "float16", "fp32": "float32"}
-"""Of the KV cache: fp16 rounds far finer than int8 weights do, at half the memory."""
+"""Of the KV cache if none is: fp16 rounds far finer than int8 weights do, at half the memory."""
 ROUNDED = "rounded"
 """Within the staging folder: weights that calibration has rounded and the graphs do not hold yet."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -67,6 +70,7 @@ def export_bundle(
     output: str | os.PathLike[str],
     precision: str = "int8",
     group_size: int | None = None,
+    kv_cache: str | None = None,
     template: str | None = None,
     calibration: str | os.PathLike[str] | None = PACKAGED,
     overwrite: bool = False,
@@ -82,9 +86,12 @@ def export_bundle(
         group_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
             rounding tells most, 16 at most. If not given, layers share one per output channel where calibration finds
             that close enough.
+        kv_cache: ``int8``, for half of the cache's memory, and faster answers to long prompts that are a little less
+            exact; or ``fp16``. If not given, ``fp16``, and float32 with a precision of fp32.
         template: Name of the bundle's default prompt template; that of the released demo if not given.
         calibration: Folder of pictures and .txt files that decide how int8 weights and activations share their range;
-            those that come with the exporter if not given, None for no calibration. fp32 needs none.
+            those that come with the exporter if not given, None for no calibration. fp32 needs none but for an int8 KV
+            cache.
         overwrite: Replace ``output`` where it is a bundle already.
         progress: Show progress bars on stderr.
         sources: The published files: ``model``, where needed with ``tower`` and ``phi``, for LLaVA-Phi, Mipha,
@@ -102,6 +109,7 @@ def export_bundle(
     for name, value, allowed in (
         ("precision", precision, PRECISIONS),
         ("group_size", group_size, (None, *GROUP_SIZES)),
+        ("kv_cache", kv_cache, (None, *CACHES)),
         ("template", template, (None, *TEMPLATE_NAMES)),
         ("stage", sources.get("stage"), (None, *STAGES)),
     ):
@@ -109,10 +117,13 @@ def export_bundle(
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(str(a) for a in allowed)}")
     if precision == "int4" and calibration is None:
         raise ExportError("--precision int4 needs calibration: 4 bits are rounded for what the layers will read")
+    cache = Cache(CACHE_DTYPES[precision] if kv_cache is None else CACHES[kv_cache])
+    if cache.dtype == "int8" and calibration is None:
+        raise ExportError("--kv-cache int8 needs calibration: its steps are of the size of what is seen there")
     target = Path(output).absolute()
     _check_target(target, overwrite)
     calibration_set = None
-    if calibration is not None and precision != "fp32":
+    if calibration is not None and (precision != "fp32" or cache.dtype == "int8"):
         calibration_set = find_calibration_set(Path(calibration), precision)
     model = open_model(**sources)
     description = model.description
@@ -136,11 +147,19 @@ def export_bundle(
         if calibration_set is not None:
             with tqdm(desc="calibration", unit="group", disable=not progress) as bar:
                 calibrated = calibrate(
-                    model, templates[default_template], tokenizer, calibration_set, candidates_of, rounded, bar
+                    model,
+                    templates[default_template],
+                    tokenizer,
+                    calibration_set,
+                    candidates_of,
+                    rounded,
+                    bar,
+                    int8_cache=cache.dtype == "int8",
                 )
             tensors, found = Smoothed(model, calibrated.smoothings, calibrated.rounded), calibrated.schemes
+            cache = Cache(cache.dtype, calibrated.cache_rounding)
         scheme_of = {graph: chosen(of, found) for graph, of in candidates_of.items()}
-        graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, progress)
+        graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, cache, progress)
         shutil.rmtree(rounded)
         tokenizer.save(str(folder / TOKENIZER))
         files.append(_record(folder / TOKENIZER))
@@ -176,12 +195,12 @@ def _write_graphs(
     tensors: Mapping[str, torch.Tensor],
     precision: str,
     scheme_of: Mapping[str, SchemeOf],
+    cache: Cache,
     progress: bool,
 ) -> tuple[dict[str, Graph], list[FileRecord]]:
     """``tensors`` are those of ``model``, smoothed where there was a calibration."""
-    cache_dtype = CACHE_DTYPES[precision]
     eyes, projector, language = (model.networks[name].sizes for name in GRAPHS)
-    promised = interfaces(eyes.image_size, (eyes.tokens, eyes.hidden_size), projector.tokens, language, cache_dtype)
+    promised = interfaces(eyes.image_size, (eyes.tokens, eyes.hidden_size), projector.tokens, language, cache.dtype)
     graphs: dict[str, Graph] = {}
     with tqdm(total=model.stored_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         model.on_read(bar.update)
@@ -194,7 +213,7 @@ def _write_graphs(
                 bar.set_description(f"{name} layer {number + 1}/{count}")
 
             graphs[name], records = write_graph(
-                folder, name, network, interface, tensors, scheme_of[name], cache_dtype, on_layer
+                folder, name, network, interface, tensors, scheme_of[name], cache, on_layer
             )
             files += records
         bar.set_description("graphs written")
@@ -208,7 +227,7 @@ def write_graph(
     interface: Interface,
     tensors: Mapping[str, torch.Tensor],
     scheme_of: SchemeOf,
-    cache_dtype: str = "float32",
+    cache: Cache = FLOAT32_CACHE,
     on_layer: Callable[[int, int], object] = lambda number, count: None,
 ) -> tuple[Graph, list[FileRecord]]:
     """Write one graph.
@@ -220,7 +239,7 @@ def write_graph(
         interface: Its inputs, of which the network reads the first, and its outputs, of which it gives the first.
         tensors: The network's, by name; float32.
         scheme_of: How each linear layer is quantised.
-        cache_dtype: Of the KV cache, ``float16`` or ``float32``.
+        cache: How keys and values are stored.
         on_layer: Called with (number, count) before each layer.
 
     Returns:
@@ -229,7 +248,7 @@ def write_graph(
     seeing = name == VISION_ENCODER
     with GraphWriter(folder, name) as graph:
         graph.contract(interface.inputs, interface.outputs, vit.working_bytes(network.sizes) if seeing else 0)
-        ops = GraphOps(graph, tensors, scheme_of, many_tokens=seeing, cache_dtype=cache_dtype, on_layer=on_layer)
+        ops = GraphOps(graph, tensors, scheme_of, many_tokens=seeing, cache=cache, on_layer=on_layer)
         result, output = network.part.run(ops, network.sizes, interface.inputs[0].name), interface.outputs[0].name
         ops.tap(output, result)
         graph.rename_output(result, output)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,11 +21,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
+from .cache_rounding import CacheRounding
 from .compensation import Compensator
 from .precision import CandidatesOf, Scheme
 from .smoothing import Group, Smoothed, Smoothing, find_smoothing, groups_of
 from .sources.model import Model
-from .torch_ops import Observe, TorchOps, Value
+from .torch_ops import TorchOps, Value
 
 PACKAGED = Path(__file__).parent / "calibration"
 """Photos and texts that come with the exporter; its README says where they are from."""
@@ -64,6 +66,8 @@ class Calibrated:
     """How each linear layer that was seen is quantised."""
     rounded: dict[str, Tensor]
     """Weights of 4 bits, as a :class:`.compensation.Compensator` names them."""
+    cache_rounding: dict[str, Tensor]
+    """Of an int8 KV cache, as a :class:`.cache_rounding.CacheRounding` names it."""
 
 
 def find_calibration_set(folder: Path, precision: str = "int8") -> CalibrationSet:
@@ -95,10 +99,11 @@ def calibrate(
     candidates_of: Mapping[str, CandidatesOf],
     folder: Path,
     bar: tqdm,
+    int8_cache: bool = False,
 ) -> Calibrated:
     """Find the smoothing of every group of linear layers, and the fastest scheme that is close enough.
 
-    Layers of 4 bits are rounded, too, on a second look, at more prompts.
+    On a second look layers of 4 bits are rounded, at more prompts, and the steps of an int8 KV cache are found.
 
     Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
 
@@ -110,6 +115,7 @@ def calibrate(
         candidates_of: How each graph's linear layers may be quantised, by graph name.
         folder: Where rounded weights wait until the graphs are written.
         bar: Counts the groups.
+        int8_cache: Whether the KV cache will be int8.
 
     Raises:
         ExportError: A file of the set cannot be read.
@@ -120,12 +126,13 @@ def calibrate(
     groups = [group for name in SMOOTHED for group in groups_of(networks[name].part, networks[name].sizes)]
     finder = Finder(model, groups, bar)
 
-    def computed(graph: str, x: Tensor, observe: Observe) -> Tensor:
+    def computed(graph: str, x: Tensor, *watching: Any) -> Tensor:
+        """``watching``: see :class:`.torch_ops.TorchOps`."""
         network = networks[graph]
-        return network.part.run(TorchOps(model, observe), network.sizes, Value(x)).data
+        return network.part.run(TorchOps(model, *watching), network.sizes, Value(x)).data
 
     features = computed(VISION_ENCODER, pixel_values, finder.observer(candidates_of[VISION_ENCODER]))
-    images = computed(PROJECTOR, features, _unobserved)
+    images = computed(PROJECTOR, features)
     before, after = encode_segments(tokenizer, render(template, [(model.description.family.caption_question, None)]))
     length = min(max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings)
     prompts = partial(
@@ -138,14 +145,15 @@ def calibrate(
     computed(DECODER, prompts(images), finder.observer(candidates_of[DECODER]))
     smoothed = Smoothed(model, finder.smoothings)
     compensator = Compensator(smoothed, finder.smoothings, finder.schemes, groups, folder, bar)
-    if compensator.awaited:
-        again = torch.arange(max(len(images), COMPENSATED_TOKENS // length)) % len(images)
-        computed(DECODER, prompts(images[again]), compensator.observe)
-    return Calibrated(finder.smoothings, finder.schemes, compensator.rounded)
-
-
-def _unobserved(name: str, x: Value) -> None:
-    """Of a part that is not smoothed."""
+    of_values = {group.values: smoothing for group, smoothing in finder.smoothings.items() if group.values}
+    cache = CacheRounding(of_values, bar)
+    if int8_cache:
+        bar.reset(bar.total + networks[DECODER].sizes.num_hidden_layers)
+    if compensator.awaited or int8_cache:
+        count = max(len(images), COMPENSATED_TOKENS // length if compensator.awaited else 0)
+        again = torch.arange(count) % len(images)
+        computed(DECODER, prompts(images[again]), compensator.observe, *([cache.observe] if int8_cache else ()))
+    return Calibrated(finder.smoothings, finder.schemes, compensator.rounded, cache.found)
 
 
 class Finder:

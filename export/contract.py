@@ -27,7 +27,7 @@ def interfaces(
         features: (tokens, width) of image_features.
         image_tokens: Tokens of image_embeds.
         language: The language model's sizes.
-        cache_dtype: Of the KV cache, ``float16`` or ``float32``.
+        cache_dtype: Of the KV cache, ``int8``, ``float16`` or ``float32``.
     """
     context = language.max_position_embeddings
     batch, kept = Axis("batch", None), Axis("kept", None)

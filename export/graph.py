@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +26,15 @@ ALIGNMENT = 4096
 """Bytes; external data must start at a page to be memory-mapped, and 4 KiB is every platform's smallest page."""
 TAPS = "tinygptv.taps"
 """Of a graph's metadata: JSON, the row that ``verify`` shows for each of some tensors, to the tensor's name."""
+TO_END = int(np.iinfo(np.int64).max)
+"""Where a slice that takes all the rest ends."""
 INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
 HIDDEN, ROWS = ("hidden_shape", (0, 0, -1)), ("row_shape", (0, -1))
 """Constants that a Reshape gives an activation its own shape back with: [batch, sequence, width]; in chunks [tokens,
 width]."""
 DTYPES = {
+    "int8": TensorProto.INT8,
     "float16": TensorProto.FLOAT16,
     "float32": TensorProto.FLOAT,
     "int32": TensorProto.INT32,
@@ -164,6 +167,34 @@ class GraphWriter:
         chunks = self.op("Reshape", [x, self.constant(f"chunks_of_{chunk}", [-1, chunk, width])], name=f"{name}.chunks")
         done = self.op("Scan", [chunks], name=f"{name}.scan", body=graph, num_scan_inputs=1)
         return str(self.op("Reshape", [done, self.constant("whole", [-1, tokens, width])], name=name))
+
+    def either(
+        self,
+        condition: str,
+        name: str,
+        outputs: Mapping[str, str],
+        then: Callable[[], Sequence[str]],
+        otherwise: Callable[[], Sequence[str]],
+    ) -> None:
+        """Two ways to the same tensors, of which one is taken in a run.
+
+        Args:
+            condition: One bool: whether it is ``then``.
+            name: Of the node.
+            outputs: Each tensor's name, and its dtype.
+            then: Writes the nodes of the one way; gives its names of the tensors, in the order of ``outputs``.
+            otherwise: The same of the other.
+        """
+        nodes, graphs = self._nodes, list[onnx.GraphProto]()
+        for number, way in enumerate((then, otherwise)):
+            self._nodes = []
+            results = [
+                helper.make_tensor_value_info(result, DTYPES[dtype], None)
+                for result, dtype in zip(way(), outputs.values(), strict=True)
+            ]
+            graphs.append(helper.make_graph(self._nodes, f"{name}.{number}", [], results))
+        self._nodes = nodes
+        self.op("If", [condition], name=name, outputs=list(outputs), then_branch=graphs[0], else_branch=graphs[1])
 
     def expand_to_batch(self, constant: str, like: str, name: str, rank: int) -> str:
         """Repeat a tensor [1, ...] of ``rank`` dimensions along the batch of ``like``."""

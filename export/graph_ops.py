@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .graph import CONTRIB, HIDDEN, GraphWriter
+from .cache_attention import CacheAttention
+from .cache_rounding import FLOAT32_CACHE, Cache
+from .graph import CONTRIB, HIDDEN, TO_END, GraphWriter
 from .linear import Linears
 from .ops import LEAST, Activation, Rotary
 from .precision import SchemeOf
@@ -26,7 +28,7 @@ class GraphOps:
         tensors: The part's, by name; float32.
         scheme_of: How each linear layer is quantised.
         many_tokens: Whether the part reads hundreds of tokens at once: sum and norm are then two operators.
-        cache_dtype: Of the KV cache and of what attention computes in: ``float16`` or ``float32``.
+        cache: How keys and values are stored; attention computes in float16 where they are.
         on_layer: Called with (number, count) before each layer.
     """
 
@@ -37,12 +39,12 @@ class GraphOps:
         scheme_of: SchemeOf,
         *,
         many_tokens: bool,
-        cache_dtype: str = "float32",
+        cache: Cache = FLOAT32_CACHE,
         on_layer: Callable[[int, int], object] = lambda number, count: None,
     ) -> None:
         self._graph, self._tensors, self._scheme_of = graph, tensors, scheme_of
         self._linears = Linears(graph, tensors)
-        self._many_tokens, self._cache_dtype, self._on_layer = many_tokens, cache_dtype, on_layer
+        self._many_tokens, self._cache, self._on_layer = many_tokens, cache, on_layer
         self._least: dict[str, float] = {}
         """Of tensors that a GELU gave: no value is less."""
 
@@ -156,7 +158,9 @@ class GraphOps:
         )
 
     def causal_attention(self, q: str, k: str, v: str, layer: int, name: str, heads: int) -> str:
-        graph, dtype = self._graph, self._cache_dtype
+        graph, dtype = self._graph, self._cache.dtype
+        if dtype == "int8":
+            return self._cache_attention.write(q, k, v, layer, name, heads)
         if dtype != "float32":
             q, k, v = (graph.cast(x, f"{name}.{part}_cast", dtype) for x, part in ((q, "q"), (k, "k"), (v, "v")))
         past = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
@@ -178,6 +182,10 @@ class GraphOps:
         start = graph.op("Neg", [count], name="kept.start")  # a slice from -0 takes all
         return str(graph.op("Slice", [x, start, end, axis], name="kept"))
 
+    @functools.cached_property
+    def _cache_attention(self) -> CacheAttention:
+        return CacheAttention(self._graph, self._cache.rounding)
+
     def _parts(self, x: str, name: str, outputs: tuple[str, ...] | list[str]) -> list[str]:
         scheme = self._scheme_of(name)
         if scheme is not None and x in self._least:
@@ -188,7 +196,7 @@ class GraphOps:
         return self._graph.constant(name, self._tensors[name])
 
     def _end(self) -> str:
-        return self._graph.constant("sequence_end", [torch.iinfo(torch.int64).max])
+        return self._graph.constant("sequence_end", [TO_END])
 
 
 def chunk_size(tokens: int) -> int:

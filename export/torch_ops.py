@@ -44,6 +44,8 @@ class Value:
 
 Observe = Callable[[str, Value], object]
 """Is given the name and the input of each linear layer, in the order of computation."""
+OnCache = Callable[[str, Value, Value, int], object]
+"""Is given the name of each causal attention, the keys and values that the KV cache holds of it, and its heads."""
 
 
 class TorchOps:
@@ -52,11 +54,17 @@ class TorchOps:
     Args:
         tensors: The part's, by name; float32.
         observe: Called before each linear layer.
+        on_cache: Called before each causal attention.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], observe: Observe = lambda name, x: None) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        observe: Observe = lambda name, x: None,
+        on_cache: OnCache = lambda name, keys, values, heads: None,
+    ) -> None:
         self._tensors = tensors
-        self._observe = observe
+        self._observe, self._on_cache = observe, on_cache
 
     def layers(self, count: int) -> Iterator[int]:
         return iter(range(count))
@@ -134,6 +142,7 @@ class TorchOps:
         return Value(rotated.flatten(-2))
 
     def causal_attention(self, q: Value, k: Value, v: Value, layer: int, name: str, heads: int) -> Value:
+        self._on_cache(name, k, v, heads)
         return self._attention(q, k, v, heads, causal=True)
 
     def last_positions(self, x: Value) -> Value:

@@ -104,13 +104,15 @@ def computed(
 
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
-    """Bundle of a golden stage at a precision, exported once a test session by the command."""
+    """Bundle of a golden stage at a precision, exported once a test session by the command; ``int8 cache`` is int8 with
+    such a KV cache."""
     made: dict[tuple[int, str], Path] = {}
 
     def bundle(stage: int, precision: str) -> Path:
         if (stage, precision) not in made:
             output = tmp_path_factory.mktemp("golden bundles é") / f"stage{stage}-{precision}"
-            arguments = export_arguments(published_files(stage), output, "--precision", precision)
+            how = ("--kv-cache", "int8") if precision == "int8 cache" else ("--precision", precision)
+            arguments = export_arguments(published_files(stage), output, *how)
             assert export_main(arguments) == 0
             made[stage, precision] = output
         return made[stage, precision]

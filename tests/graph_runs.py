@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+CACHE_DTYPES = {"tensor(int8)": np.int8, "tensor(float16)": np.float16, "tensor(float)": np.float32}
 TOLERANCE = 2e-4
 """Of the largest difference in fp32, in standard deviations of what is expected."""
 
@@ -54,8 +55,7 @@ class GraphRuns:
         cache: dict[str, Any] = {}
         for spec in self._decoder.get_inputs():
             if spec.name.startswith("past_key_values."):
-                dtype = np.float16 if spec.type == "tensor(float16)" else np.float32
-                cache[spec.name] = np.zeros((1, spec.shape[1], 0, spec.shape[3]), dtype)
+                cache[spec.name] = np.zeros((1, spec.shape[1], 0, spec.shape[3]), CACHE_DTYPES[spec.type])
         length, logits = 0, []
         for embeds in (inputs_embeds, *(self.embed(ids[i : i + 1]) for i in range(len(ids)))):
             start, length = length, length + embeds.shape[1]

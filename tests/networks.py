@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from tinygptv.export.bundle import write_graph
+from tinygptv.export.cache_rounding import FLOAT32_CACHE, Cache
 from tinygptv.export.contract import Interface, interfaces
 from tinygptv.export.parts import clip, eva_clip, mlp, phi, qformer, siglip
 from tinygptv.export.precision import SchemeOf, candidates, chosen
@@ -145,11 +146,11 @@ def write(
     graph: str,
     tensors: Mapping[str, Tensor],
     scheme_of: SchemeOf = exact,
-    cache_dtype: str = "float32",
+    cache: Cache = FLOAT32_CACHE,
 ) -> Graph:
     """Write one of the graphs."""
-    interface = interfaces_of(networks, cache_dtype)[graph]
-    return write_graph(folder, graph, networks[graph], interface, tensors, scheme_of, cache_dtype)[0]
+    interface = interfaces_of(networks, cache.dtype)[graph]
+    return write_graph(folder, graph, networks[graph], interface, tensors, scheme_of, cache)[0]
 
 
 def contract_of(networks: Networks, cache_dtype: str = "float32") -> Contract:

@@ -88,7 +88,9 @@ def test_manifest_tells_the_truth_about_sources(stage: int, golden_bundle: Bundl
         assert source.sha256 == sha256(path)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("int8", "float16"), ("int4", "float16"), ("fp32", "float32")])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("int8", "float16"), ("int4", "float16"), ("fp32", "float32"), ("int8 cache", "int8")]
+)
 def test_the_cache_is_of_the_dtype_that_is_promised(precision: str, dtype: str, golden_bundle: Bundle) -> None:
     folder = golden_bundle(3, precision)
     decoder = read_manifest(folder).graphs["decoder"]
@@ -204,6 +206,7 @@ def test_template_and_group_size(tmp_path: Path) -> None:
         ("group_size", 100),
         ("group_size", 0),
         ("template", "vicuna"),
+        ("kv_cache", "float16"),
     ],
 )
 def test_wrong_argument(name: str, value: Any, tmp_path: Path) -> None:

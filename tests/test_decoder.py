@@ -27,7 +27,7 @@ CLOSE_INT8 = 0.05
 """In int8, where a difference in the last bit can send one activation to the next of its 255 levels: less than int8
 itself is off by."""
 Case = tuple[Decoder, np.ndarray, float]
-VARIANTS = [(3, "fp32", CLOSE), (4, "fp32", CLOSE), (4, "int8", CLOSE_INT8)]
+VARIANTS = [(3, "fp32", CLOSE), (4, "fp32", CLOSE), (4, "int8", CLOSE_INT8), (4, "int8 cache", CLOSE_INT8)]
 EVERY_WAY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -95,9 +95,10 @@ def test_room_is_given_back_where_that_is_half_of_it(
 def test_a_step_is_what_the_documentation_says() -> None:
     phi2 = replace(CONTRACT, layers=32, heads=32, head_dim=80, context=2048, cache_dtype="float16")
     assert round(kv_cache.GROWTH * phi2.cache_bytes_per_position / 1e6) == 42
+    assert round(kv_cache.GROWTH * replace(phi2, cache_dtype="int8").cache_bytes_per_position / 1e6) == 21
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
 def test_the_contract_says_what_a_position_takes(dtype: str) -> None:
     contract = replace(CONTRACT, cache_dtype=dtype)
     cache = KVCache(contract)

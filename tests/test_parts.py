@@ -25,6 +25,7 @@ from networks import (
     together,
     write,
 )
+from tinygptv.export.cache_rounding import Cache
 from tinygptv.export.graph import TAPS
 from tinygptv.export.parts import clip
 from tinygptv.export.sources.model import Network
@@ -190,7 +191,7 @@ def test_positions_one_by_one_are_those_at_once(name: str, tmp_path: Path) -> No
     for dtype, tolerance in (("float32", TOLERANCE), ("float16", 0.02)):
         folder = tmp_path / dtype
         folder.mkdir()
-        decoder = open_decoder(folder, write(folder, networks, graph, tensors, cache_dtype=dtype), networks, dtype)
+        decoder = open_decoder(folder, write(folder, networks, graph, tensors, cache=Cache(dtype)), networks, dtype)
         whole = torch.from_numpy(decoder.start().run(x, ALL_LOGITS).copy())
         state = decoder.start()
         state.run(x[:, :4])

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from tinygptv.export.cache_rounding import KEY_SHIFT, KEY_STEP, VALUE_STEP
 from tinygptv.export.graph import CONTRIB, GraphWriter
 from tinygptv.export.linear import Linears
 from tinygptv.export.precision import SchemeOf
+from tinygptv.export.rotation import orthogonal, rotate
 from tinygptv.export.smoothing import Group
-from tinygptv.export.torch_ops import Observe, Value
+from tinygptv.export.torch_ops import Observe, OnCache, Value
 from tinygptv.runtime.bundle.manifest import Axis, TensorSpec
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -97,8 +99,18 @@ def phi_name(name: str) -> str:
 
 
 @torch.inference_mode()
-def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Observe) -> Tensor:
-    """In torch, float32: [batch, sequence] to [batch, sequence, vocabulary]."""
+def logits(
+    tensors: Mapping[str, Tensor],
+    sizes: Sizes,
+    ids: Tensor,
+    observe: Observe = lambda name, x: None,
+    on_cache: OnCache = lambda name, keys, values, heads: None,
+) -> Tensor:
+    """In torch, float32: [batch, sequence] to [batch, sequence, vocabulary].
+
+    ``on_cache`` is given values that are rotated, as Phi-2's are by its weights.
+    """
+    block = orthogonal(sizes.head_dim)
     exponents = torch.arange(0, sizes.head_dim, 2).float() / sizes.head_dim
     angles = torch.outer(torch.arange(ids.shape[1]).float(), sizes.rope_theta**-exponents)
     cos, sin = angles.cos(), angles.sin()
@@ -119,30 +131,18 @@ def logits(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor, observe: Ob
 
     x = tensors["token_embd.weight"][ids]
     for i in range(sizes.layers):
-        block = f"blk.{i}"
-        h = norm(x, f"{block}.attn_norm")
-        query, key, value = (split(linear(h, f"{block}.attn_{part}")) for part in "qkv")
+        layer = f"blk.{i}"
+        h = norm(x, f"{layer}.attn_norm")
+        query, key, value = (split(linear(h, f"{layer}.attn_{part}")) for part in "qkv")
         query, key = rotated(query), rotated(key)
-        observe(f"{block}.cache_k", Value(key))
-        observe(f"{block}.cache_v", Value(value))
+        kept = (Value(x.transpose(1, 2).flatten(2)) for x in (key, rotate(value, block)))
+        on_cache(layer, *kept, sizes.kv_heads)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        x = x + linear(mixed.transpose(1, 2).flatten(2), f"{block}.attn_output")
-        h = norm(x, f"{block}.ffn_norm")
-        inner = functional.silu(linear(h, f"{block}.ffn_gate")) * linear(h, f"{block}.ffn_up")
-        x = x + linear(inner, f"{block}.ffn_down")
+        x = x + linear(mixed.transpose(1, 2).flatten(2), f"{layer}.attn_output")
+        h = norm(x, f"{layer}.ffn_norm")
+        inner = functional.silu(linear(h, f"{layer}.ffn_gate")) * linear(h, f"{layer}.ffn_up")
+        x = x + linear(inner, f"{layer}.ffn_down")
     return linear(norm(x, "output_norm"), "lm_head")
-
-
-def cache_ranges(tensors: Mapping[str, Tensor], sizes: Sizes, ids: Tensor) -> dict[str, float]:
-    """The largest magnitude of each layer's keys and values on some texts [batch, sequence]."""
-    ranges: dict[str, float] = {}
-
-    def observe(name: str, x: Value) -> None:
-        if ".cache_" in name:
-            ranges[name] = float(x.data.abs().max())
-
-    logits(tensors, sizes, ids, observe)
-    return ranges
 
 
 def build_graph(
@@ -151,11 +151,11 @@ def build_graph(
     sizes: Sizes,
     length: int,
     scheme_of: SchemeOf,
-    cache: Mapping[str, float],
+    cache: Mapping[str, Tensor],
 ) -> None:
     """Write the model for prompts of ``length`` tokens: embeds [1, length, hidden] to logits [1, length, words].
 
-    Keys and values whose range is in ``cache`` are rounded as an int8 cache with one scale a layer rounds them.
+    With ``cache``, what :class:`CacheRounding` found, keys and values are rounded as an int8 cache rounds them.
     """
     one, hidden = Axis("batch", 1), Axis("hidden", tensors["output_norm.weight"].numel())
     sequence, words = Axis("sequence", length), Axis("vocabulary", len(tensors["lm_head.weight"]))
@@ -190,34 +190,47 @@ def build_graph(
             rotary_embedding_dim=sizes.head_dim,
         )
 
-    def cached(x: str, name: str) -> str:
-        if name not in cache:
-            return x
-        step = graph.constant(f"{name}.step", np.float32(cache[name] / 127))
-        zero = graph.constant("zero", np.int8(0))
-        steps = graph.op("QuantizeLinear", [x, step, zero], name=f"{name}.int8")
-        return graph.op("DequantizeLinear", [steps, step, zero], name=name)
+    block = orthogonal(sizes.head_dim)
 
-    x = "embeds"
-    for i in range(sizes.layers):
-        block = f"blk.{i}"
-        h = norm(x, f"{block}.attn_norm")
-        query, key, value = (linear(h, f"{block}.attn_{part}") for part in "qkv")
-        query, key = rotated(query, sizes.heads), cached(rotated(key, sizes.kv_heads), f"{block}.cache_k")
-        value = cached(value, f"{block}.cache_v")
+    def rounded(x: str, name: str) -> str:
+        step, no_scale = graph.constant(name, cache[name]), graph.constant("no_scale", np.float32(1))
+        scale = no_scale, graph.constant("zero_step", np.int8(0))
+        steps = graph.op(
+            "QuantizeLinear", [graph.op("Div", [x, step], name=f"{name}.scaled"), *scale], name=f"{name}.int8"
+        )
+        return graph.op(
+            "Mul", [graph.op("DequantizeLinear", [steps, *scale], name=f"{name}.float"), step], name=f"{name}.x"
+        )
+
+    def attention(query: str, key: str, value: str, layer: str) -> str:
+        if cache:
+            shift = graph.constant(f"{layer}.{KEY_SHIFT}", cache[f"{layer}.{KEY_SHIFT}"])
+            key = graph.op("Sub", [key, shift], name=f"{layer}.shifted")
+            query, key, value = (graph.by_blocks(x, block, f"{x}.spread") for x in (query, key, value))
+            key, value = rounded(key, f"{layer}.{KEY_STEP}"), rounded(value, f"{layer}.{VALUE_STEP}")
         mixed = graph.op(
             "GroupQueryAttention",
             [query, key, value, "", "", last, total],
-            name=f"{block}.attn",
-            outputs=[f"{block}.{output}" for output in ("mixed", "present_key", "present_value")],
+            name=f"{layer}.attn",
+            outputs=[f"{layer}.{output}" for output in ("mixed", "present_key", "present_value")],
             domain=CONTRIB,
             num_heads=sizes.heads,
             kv_num_heads=sizes.kv_heads,
         )
-        x = graph.op("Add", [x, linear(mixed, f"{block}.attn_output")], name=f"{block}.attn_sum")
-        h = norm(x, f"{block}.ffn_norm")
-        gate = linear(h, f"{block}.ffn_gate")
-        gate = graph.op("Mul", [gate, graph.op("Sigmoid", [gate], name=f"{block}.sigmoid")], name=f"{block}.silu")
-        inner = graph.op("Mul", [gate, linear(h, f"{block}.ffn_up")], name=f"{block}.inner")
-        x = graph.op("Add", [x, linear(inner, f"{block}.ffn_down")], name=f"{block}.ffn_sum")
+        # Its own inverse: the size is a power of two.
+        return graph.by_blocks(mixed, block, f"{mixed}.gathered") if cache else mixed
+
+    x = "embeds"
+    for i in range(sizes.layers):
+        layer = f"blk.{i}"
+        h = norm(x, f"{layer}.attn_norm")
+        query, key, value = (linear(h, f"{layer}.attn_{part}") for part in "qkv")
+        query, key = rotated(query, sizes.heads), rotated(key, sizes.kv_heads)
+        mixed = attention(query, key, value, layer)
+        x = graph.op("Add", [x, linear(mixed, f"{layer}.attn_output")], name=f"{layer}.attn_sum")
+        h = norm(x, f"{layer}.ffn_norm")
+        gate = linear(h, f"{layer}.ffn_gate")
+        gate = graph.op("Mul", [gate, graph.op("Sigmoid", [gate], name=f"{layer}.sigmoid")], name=f"{layer}.silu")
+        inner = graph.op("Mul", [gate, linear(h, f"{layer}.ffn_up")], name=f"{layer}.inner")
+        x = graph.op("Add", [x, linear(inner, f"{layer}.ffn_down")], name=f"{layer}.ffn_sum")
     graph.rename_output(linear(norm(x, "output_norm"), "lm_head"), "logits")

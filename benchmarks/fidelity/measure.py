@@ -28,6 +28,7 @@ import torch
 import vision_model
 from scores import Scores, tables
 from tinygptv.export.bundle import write_graph
+from tinygptv.export.cache_rounding import CacheRounding
 from tinygptv.export.calibration import PACKAGED, Finder, find_calibration_set
 from tinygptv.export.compensation import Compensator
 from tinygptv.export.contract import Interface
@@ -193,8 +194,9 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
     tensors, sizes, tokenizer = language_model.read_language_model(folder)
     ids = torch.tensor([row for text, count in read_texts() for row in _rows(tokenizer.encode(text).ids, count)])
     shown = {precision: _packaged_ids(tokenizer, precision) for precision in ("int8", "int4")}
-    exact = torch.cat([language_model.logits(tensors, sizes, row[None], lambda name, x: None) for row in ids])
-    ranges = language_model.cache_ranges(tensors, sizes, shown["int8"])
+    exact = torch.cat([language_model.logits(tensors, sizes, row[None]) for row in ids])
+    cache = CacheRounding({}, tqdm(disable=True))
+    language_model.logits(tensors, sizes, shown["int8"], on_cache=cache.observe)
     careful, shipped = (candidates("int8", size)[DECODER] for size in (64, None))
 
     def q4_0(name: str) -> tuple[Scheme, ...]:
@@ -227,7 +229,7 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
             folder: Path,
             weights: Mapping[str, Tensor] = weights,
             scheme_of: SchemeOf = scheme_of,
-            cache: Mapping[str, float] = ranges if way.cache else {},
+            cache: Mapping[str, Tensor] = cache.found if way.cache else {},
         ) -> None:
             with GraphWriter(folder, "model") as graph:
                 language_model.build_graph(graph, weights, sizes, LENGTH, scheme_of, cache)

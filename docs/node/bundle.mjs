@@ -82,10 +82,10 @@ export class Bundle {
     const hidden = input("inputs_embeds").axes[2].size;
     const past = input("past_key_values.{i}.key"); // batch, heads, past_length, head_dim
     const shape = [1, past.axes[1].size, 0, past.axes[3].size];
-    const empty = past.dtype === "float16" ? new Uint16Array(0) : new Float32Array(0);
+    const numbers = { int8: Int8Array, float16: Uint16Array, float32: Float32Array }[past.dtype];
     let cache = {};
     for (const name of this.decoder.inputNames) {
-      if (name.startsWith("past_key_values.")) cache[name] = new ort.Tensor(past.dtype, empty, shape);
+      if (name.startsWith("past_key_values.")) cache[name] = new ort.Tensor(past.dtype, new numbers(0), shape);
     }
     let embeds = Float32Array.from([...this.embeddings.rows(before), ...imageEmbeds, ...this.embeddings.rows(after)]);
     let length = 0;

@@ -47,6 +47,7 @@ class TappedGraph:
         given = {output.name for output in model.graph.output}
         added = [name for name in self._tensors.values() if name not in given]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+        self._dtypes = {name: spec.dtype for spec in graph.inputs for name in spec.names()}
         self._session = open_session(folder.absolute(), graph, threads=None, model=model.SerializeToString())
 
     def see(self, array: Array) -> Named:
@@ -66,8 +67,7 @@ class TappedGraph:
         for past in self._session.get_inputs():
             if past.name not in feeds:
                 _, heads, _, head_dim = past.shape
-                dtype = np.float16 if past.type == "tensor(float16)" else np.float32
-                feeds[past.name] = np.zeros((1, heads, 0, head_dim), dtype)
+                feeds[past.name] = np.zeros((1, heads, 0, head_dim), self._dtypes[past.name])
         return self._run(feeds)
 
     def _run(self, feeds: dict[str, NDArray[np.generic]]) -> Named:

@@ -91,8 +91,11 @@ def verify_bundle(
         bar.reset(comparison.count_steps(len(pictures), len(prompts)))
         agreement = comparison.read(prompts, *comparison.see(pixel_values))
     model.close()
+    precisions = {graph.precision for graph in manifest.graphs.values()}
+    if manifest.contract.cache_dtype == "int8":
+        precisions.add("int8")
     # The lowest one is what may be expected of the answers.
-    precision = min((graph.precision for graph in manifest.graphs.values()), key=list(DEFAULTS).index)
+    precision = min(precisions, key=list(DEFAULTS).index)
     return Verification(
         bundle=folder,
         precision=precision,

@@ -11,7 +11,7 @@ from ..errors import BundleError
 
 VISION_ENCODER, PROJECTOR, DECODER = "vision_encoder", "projector", "decoder"
 GRAPHS = (VISION_ENCODER, PROJECTOR, DECODER)
-CACHE_BYTES = {"float16": 2, "float32": 4}
+CACHE_BYTES = {"int8": 1, "float16": 2, "float32": 4}
 """Of one number of the KV cache, by the dtypes that it may have."""
 
 
@@ -32,7 +32,7 @@ class TensorSpec:
     name: str
     """With ``{i}`` in it, it stands for ``count`` tensors, numbered from 0."""
     dtype: str
-    """``float16``, ``float32``, ``int32`` or ``int64``."""
+    """``int8``, ``float16``, ``float32``, ``int32`` or ``int64``."""
     axes: tuple[Axis, ...]
     note: str = ""
     count: int = 1
@@ -88,7 +88,7 @@ class Contract:
     context: int
     """Positions, of image tokens too."""
     cache_dtype: str
-    """``float16`` or ``float32``."""
+    """``int8``, ``float16`` or ``float32``."""
 
     @property
     def cache_bytes_per_position(self) -> int:

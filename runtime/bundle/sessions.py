@@ -28,12 +28,15 @@ LARGE_PRODUCTS = bytes.fromhex(
 )
 """An ONNX file of one node: y = MatMulInteger(a: uint8 [2, 64], b: int8 [64, 32])."""
 TYPES = {
+    "int8": "tensor(int8)",
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
     "int32": "tensor(int32)",
     "int64": "tensor(int64)",
 }
 """A manifest's dtypes in onnxruntime's words."""
+INT8_CACHE_SINCE = (1, 27)
+"""The first onnxruntime that computes with an int8 KV cache: 1.26 loads such a graph, and fails in a run (tried)."""
 ERRORS_ONLY = 3
 """onnxruntime's log level; its warnings speak to the writers of graphs, not to users."""
 FATAL_ONLY = 4
@@ -79,18 +82,33 @@ def open_session(
             may have further outputs.
 
     Raises:
-        BundleError: onnxruntime cannot load the file, or its inputs and outputs are not the manifest's: their names,
-            dtypes, numbers of axes and fixed sizes.
+        BundleError: onnxruntime cannot load the file, or is too old to run it; or its inputs and outputs are not the
+            manifest's: their names, dtypes, numbers of axes and fixed sizes.
     """
     import_onnxruntime()
     options = _options(threads)
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     path = folder / graph.file
+    check_version(path, graph, sys.modules["onnxruntime"].__version__)
     session = _create(path, model, options)
     _check_contract(path, "inputs", graph.inputs, session.get_inputs())
     _check_contract(path, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+def check_version(path: Path, graph: Graph, version: str) -> None:
+    """See that an onnxruntime of this version can run a graph.
+
+    Raises:
+        BundleError: It cannot.
+    """
+    major, minor, *_ = version.split(".")
+    if any(spec.dtype == "int8" for spec in graph.inputs) and (int(major), int(minor)) < INT8_CACHE_SINCE:
+        raise BundleError(
+            f"{path} has an int8 KV cache, which onnxruntime {version} cannot compute with; install onnxruntime "
+            f"{'.'.join(map(str, INT8_CACHE_SINCE))} or later"
+        )
 
 
 def _check_contract(
