@@ -34,6 +34,8 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     """(file, name of the section, its text) of every table that is made from results alone."""
     peers, ceilings = _read("peers/results.json"), _read("peers/ceilings.json")
     yield HERE / "README.md", render.SECTION, render.report(peers, ceilings, "peers.png")
+    for tier in ("int4", "int8_cache"):
+        yield HERE / "README.md", f"peers-{tier}", render.report(_read(f"peers/{tier}.json"), ceilings)
     yield BENCHMARKS, "peers-summary", render.summary(peers)
     full_size = _read("full_size/results.json")
     yield ROOT / "README.md", "full-size", asks.prose(full_size)

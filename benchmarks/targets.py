@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parent / "full_size"))
-
-import asks
 from reporting import write_section
 
 HERE = Path(__file__).resolve().parent
 SECTION = "targets"
+FULL_SIZE, BUNDLES, RUNTIMES = (f"full_size/{name}.json" for name in ("results", "bundles", "runtimes"))
+FILES = (
+    *(f"peers/{name}.json" for name in ("results", "int8_cache", "int4", "ceilings")),
+    *(FULL_SIZE, BUNDLES, RUNTIMES, "full_size/int4.json", "full_size/steps_int8_cache.json"),
+    "fidelity/results.json",
+)
+Q8_0, Q4_0, GENAI = "llama_cpp_decoder:Q8_0", "llama_cpp_decoder:Q4_0", "genai_decoder:int8-128"
+CACHE = "and an int8 KV cache"
 Document = dict[str, Any]
 
 
@@ -33,6 +37,7 @@ class Row:
     found: float
     unit: str
     at_least: bool = True
+    digits: int = 2
 
     @property
     def met(self) -> bool:
@@ -44,63 +49,83 @@ class Row:
 
     def _text(self, value: float) -> str:
         if self.unit == "%":
-            return f"{100 * value:.3g}%"
-        return f"{value:.2f}{self.unit}"
+            return f"{100 * value:.{self.digits + 1}g}%"
+        return f"{value:.{self.digits}f}{self.unit}"
 
 
-def rows(peers: Document, ceilings: Document, full_size: Document, steps: Document) -> Iterable[Row]:
-    """Every target of speed, memory and time."""
+def rows(found: Mapping[str, Document]) -> Iterable[Row]:
+    """Every target of speed, memory and faithfulness; ``found``: the results, by their file's path."""
+    peers, cached, int4 = (found[f"peers/{name}.json"] for name in ("results", "int8_cache", "int4"))
+    ceilings, full_size, small = (found[name] for name in ("peers/ceilings.json", FULL_SIZE, "full_size/int4.json"))
+    exports, runtimes, fidelity = (found[name] for name in (BUNDLES, RUNTIMES, "fidelity/results.json"))
 
-    def ratio(peer: str, figure: str) -> float:
-        return float(peers["ratios"][peer][f"{figure}_seconds"]["median"])
+    def ratio(document: Document, peer: str, figure: str) -> float:
+        return float(document["ratios"][peer][f"{figure}_seconds"]["median"])
 
-    def ask(mode: str, figure: str, family: str = "tinygpt-v") -> float:
-        return float(full_size[family]["ask"]["modes"][mode][figure]["median"])
+    def openvino(figure: str) -> float:
+        decoders = [peer for peer in peers["ratios"] if peer.startswith("openvino_decoder")]
+        return min(ratio(peers, peer, figure) for peer in decoders)
 
-    openvino = [peer for peer in peers["ratios"] if peer.startswith("openvino_decoder")]
-    yield Row("decode, beside llama.cpp Q8_0", 1.4, ratio("llama_cpp_decoder:Q8_0", "decode_step"), "x")
-    yield Row("decode, beside onnxruntime-genai int8", 1.4, ratio("genai_decoder:int8-128", "decode_step"), "x")
-    yield Row("decode, beside OpenVINO's best", 1.3, min(ratio(peer, "decode_step") for peer in openvino), "x")
-    yield Row("decode, beside torch bf16", 4.5, ratio("torch_decoder:bf16", "decode_step"), "x")
+    def ask(mode: str, figure: str, document: Document = full_size, family: str = "tinygpt-v") -> float:
+        return float(document[family]["ask"]["modes"][mode][figure]["median"])
+
+    def gained(what: str) -> float:
+        return float(exports["times_as_fast"][what]["median"])
+
+    yield Row("prefill of 70, beside the release before", 2.5, gained("prefill of 70"), "x")
+    yield Row("prefill of 70, beside llama.cpp Q8_0", 4.5, ratio(peers, Q8_0, "prefill_70"), "x")
+    yield Row("prefill of 70, beside onnxruntime-genai int8", 2.0, ratio(peers, GENAI, "prefill_70"), "x")
+    yield Row("prefill of 70, beside OpenVINO's best", 1.3, openvino("prefill_70"), "x")
+    yield Row("prefill of 750, beside llama.cpp Q8_0", 3.0, ratio(peers, Q8_0, "prefill_750"), "x")
+    yield Row("prefill of 750, beside OpenVINO's best", 1.5, openvino("prefill_750"), "x")
+    yield Row("decode, beside the release before", 1.25, gained("step after 64"), "x")
+    yield Row("decode, beside llama.cpp Q8_0", 1.55, ratio(peers, Q8_0, "decode_step"), "x")
+    yield Row("decode, beside onnxruntime-genai int8", 1.05, ratio(peers, GENAI, "decode_step"), "x")
+    yield Row("decode, beside llama.cpp Q4_0", 1.05, ratio(peers, Q4_0, "decode_step"), "x")
     ours = next(run["result"] for run in peers["runs"] if run["contender"] == "tinygptv_decoder:bundle")
     step = peers["figures"]["tinygptv_decoder:bundle"]["decode_step_seconds"]["median"]
     bandwidth = ceilings["memory_read_bytes_per_second"]["median"]
-    yield Row("decode, of the bandwidth ceiling", 0.75, ours["weight_bytes"] / step / bandwidth, "%")
-    yield Row("prefill of 70 tokens, beside llama.cpp Q8_0", 2.5, ratio("llama_cpp_decoder:Q8_0", "prefill_70"), "x")
-    yield Row("prefill of 70 tokens, beside onnxruntime-genai", 2.5, ratio("genai_decoder:int8-128", "prefill_70"), "x")
-    yield Row("prefill of 70 tokens, beside OpenVINO's default", 1.0, ratio("openvino_decoder:int8", "prefill_70"), "x")
-    yield Row("image encode, beside ONNX Runtime fp32", 2.8, ratio("onnxruntime_vision:fp32", "encode"), "x")
-    yield Row("image encode, beside OpenVINO's static int8", 0.9, ratio("openvino_vision:int8", "encode"), "x")
-    beside = full_size["tinygpt-v"]["fp32"]["modes"]
-    times = (beside[name]["time_to_first_token"]["samples"] for name in ("fp32", "int8"))
-    found = statistics.median(slow / fast for slow, fast in zip(*times, strict=True))
-    yield Row("time to first token, beside the fp32 graphs", 2.2, found, "x")
-    medians = steps["medians"]
-    yield Row("share of a decode step outside onnxruntime", 0.02, medians["outside_onnxruntime"], "%", False)
-    yield Row("decode after 1,500 tokens, of the speed after 64", 0.85, medians["speed_after_1500"], "%")
-    yield Row("KV cache a token", 0.34, steps["cache_bytes_a_token"] / 1e6, " MB", False)
-    yield Row("tokens/s of 8 prompts in step, beside one", 2.5, medians["batch_speedup"], "x")
-    yield Row("load, tuned", 3.0, ask("tuned", "load"), " s", False)
-    yield Row("anonymous memory of a whole `ask`, tuned", 0.6, ask("tuned", "anonymous_bytes") / 1e9, " GB", False)
-    yield Row("peak RSS of `ask`", 4.6, ask("default", "peak_rss_bytes") / 1e9, " GB", False)
-    yield Row("peak RSS of `ask --memory low`", 3.5, ask("low memory", "peak_rss_bytes") / 1e9, " GB", False)
-    for name, minutes, gigabytes in (("not calibrated", 6, 3), ("calibrated", 10, 4)):
-        made = full_size["tinygpt-v"]["export"][name]
-        yield Row(f"export, {name}", minutes, made["seconds"] / 60, " min", False)
-        yield Row(f"peak RSS of the export, {name}", gigabytes, made["peak_rss_bytes"] / 1e9, " GB", False)
-    for family, name in asks.FAMILIES.items():
-        if family != "tinygpt-v":
-            peak = full_size[family]["export"]["calibrated"]["peak_rss_bytes"]
-            yield Row(f"peak RSS of the export, {name}", 4, peak / 1e9, " GB", False)
-            for mode, limit in (("default", 4.6), ("low memory", 3.6)):
-                peak = ask(mode, "peak_rss_bytes", family)
-                yield Row(f"peak RSS of {asks.MODES[mode]}, {name}", limit, peak / 1e9, " GB", False)
+    yield Row("decode, of the bandwidth ceiling", 0.80, ours["weight_bytes"] / step / bandwidth, "%")
+    steps = found["full_size/steps_int8_cache.json"]
+    after = steps["medians"]["speed_after_1500"]
+    yield Row("decode after 1,500, of the speed after 64, int8 KV cache", 0.85, after, "%")
+    beside = ratio(cached, GENAI, "decode_1500_step")
+    yield Row("decode after 1,500, beside onnxruntime-genai int8, int8 KV cache", 1.2, beside, "x")
+    encode = ratio(peers, "openvino_vision:int8", "encode")
+    yield Row("image encode, beside OpenVINO's static int8", 1.0, encode, "x")
+    taken = runtimes["ratios"]
+    first = 1 / taken["time_to_first_token"]["median"]
+    yield Row("first token, beside the release before", 1.35, first, "x")
+    yield Row("load", 2.5, ask("default", "load"), " s", False)
+    yield Row("load, tuned", 1.5, ask("tuned", "load"), " s", False)
+    for name, limit in (("first_token", 0.7), ("first_token_cold", 0.75)):
+        state = "cold" if name.endswith("cold") else "warm"
+        what = f"`ask` as a whole process to its first token, files {state}, of the release before"
+        yield Row(what, limit, taken[name]["median"], "x", False)
+    yield Row("peak RSS of `ask`", 4.3, ask("default", "peak_rss_bytes") / 1e9, " GB", False)
+    yield Row("peak RSS of `ask --memory low`", 3.3, ask("low memory", "peak_rss_bytes") / 1e9, " GB", False)
+    yield Row("anonymous memory of `ask`, tuned", 0.2, ask("tuned", "anonymous_bytes") / 1e9, " GB", False)
+    yield Row("KV cache a token, int8", 0.17, steps["cache_bytes_a_token"] / 1e6, " MB", False)
+    language, eyes = fidelity["language"], fidelity["vision"]["shipped"]
+    yield Row("KL of the language model", 0.0024, language["shipped"]["kl"], "", False, 4)
+    yield Row("its top-1 agreement", 0.973, language["shipped"]["top_1_agreement"], "%", digits=4)
+    yield Row("its KL with an int8 KV cache", 0.0038, language[f"shipped, {CACHE}"]["kl"], "", False, 4)
+    yield Row("cosine of the vision encoder's mean token", 0.9998, eyes["mean_cosine"], "", digits=5)
+    yield Row("cosine of its worst token", 0.9990, eyes["worst_cosine"], "", digits=5)
+    of_q4_0 = language["4 bits, shipped"]["kl"] / language["4 bits, Q4_0's, lm_head as shipped"]["kl"]
+    yield Row("int4: KL, of that of Q4_0's scheme", 0.62, of_q4_0, "x", False)
+    yield Row("int4: decode, beside llama.cpp Q4_0", 1.15, ratio(int4, Q4_0, "decode_step"), "x")
+    yield Row("int4: prefill of 70, beside llama.cpp Q4_0", 2.0, ratio(int4, Q4_0, "prefill_70"), "x")
+    yield Row("int4: peak RSS of `ask`", 3.2, ask("default", "peak_rss_bytes", small) / 1e9, " GB", False)
+    low = ask("low memory", "peak_rss_bytes", small) / 1e9
+    yield Row("int4: peak RSS of `ask --memory low`", 2.2, low, " GB", False)
+    disk = small["tinygpt-v"]["ask"]["bundle"]["bytes"] / 1e9
+    yield Row("int4: bundle on disk", 2.9, disk, " GB", False)
 
 
 def read_rows() -> list[Row]:
     """Every target with what the results files say."""
-    names = ("peers/results.json", "peers/ceilings.json", "full_size/results.json", "full_size/steps.json")
-    return list(rows(*(json.loads((HERE / name).read_text(encoding="utf-8")) for name in names)))
+    return list(rows({name: json.loads((HERE / name).read_text(encoding="utf-8")) for name in FILES}))
 
 
 def table(found: Iterable[Row]) -> str:

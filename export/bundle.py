@@ -248,7 +248,7 @@ def write_graph(
     seeing = name == VISION_ENCODER
     with GraphWriter(folder, name) as graph:
         graph.contract(interface.inputs, interface.outputs, vit.working_bytes(network.sizes) if seeing else 0)
-        ops = GraphOps(graph, tensors, scheme_of, many_tokens=seeing, cache=cache, on_layer=on_layer)
+        ops = GraphOps(graph, tensors, scheme_of, cache=cache, on_layer=on_layer)
         result, output = network.part.run(ops, network.sizes, interface.inputs[0].name), interface.outputs[0].name
         ops.tap(output, result)
         graph.rename_output(result, output)

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, ImagePreprocessing, PromptTemplate
+from tinygptv.runtime.bundle.manifest import (
+    DECODER,
+    GRAPHS,
+    PROJECTOR,
+    VISION_ENCODER,
+    ImagePreprocessing,
+    PromptTemplate,
+)
 from tinygptv.runtime.errors import ExportError, ImageError
 from tinygptv.runtime.language.prompt import encode_segments, render
 from tinygptv.runtime.vision.image import open_image, preprocess
@@ -42,7 +49,6 @@ has room."""
 COMPENSATED_TOKENS = 4096
 """Of all prompts together that 4-bit weights are rounded on. A quarter of it loses a tenth more on a language model
 (benchmarks/fidelity); at the published sizes 1,000 tokens take half a minute."""
-SMOOTHED = (VISION_ENCODER, DECODER)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def calibrate(
     pixel_values = torch.cat([_pixel_values(path, model.description.image) for path in calibration.photos])
     texts = " ".join(_read_text(path) for path in calibration.texts)
     networks = model.networks
-    groups = [group for name in SMOOTHED for group in groups_of(networks[name].part, networks[name].sizes)]
+    groups = [group for name in GRAPHS for group in groups_of(networks[name].part, networks[name].sizes)]
     finder = Finder(model, groups, bar)
 
     def computed(graph: str, x: Tensor, *watching: Any) -> Tensor:
@@ -132,7 +138,7 @@ def calibrate(
         return network.part.run(TorchOps(model, *watching), network.sizes, Value(x)).data
 
     features = computed(VISION_ENCODER, pixel_values, finder.observer(candidates_of[VISION_ENCODER]))
-    images = computed(PROJECTOR, features)
+    images = computed(PROJECTOR, features, finder.observer(candidates_of[PROJECTOR]))
     before, after = encode_segments(tokenizer, render(template, [(model.description.family.caption_question, None)]))
     length = min(max(PROMPT_TOKENS, images.shape[1] + TEXT_TOKENS), networks[DECODER].sizes.max_position_embeddings)
     prompts = partial(

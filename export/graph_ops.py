@@ -27,7 +27,6 @@ class GraphOps:
         graph: Where to; its contract is declared.
         tensors: The part's, by name; float32.
         scheme_of: How each linear layer is quantised.
-        many_tokens: Whether the part reads hundreds of tokens at once: sum and norm are then two operators.
         cache: How keys and values are stored; attention computes in float16 where they are.
         on_layer: Called with (number, count) before each layer.
     """
@@ -37,14 +36,12 @@ class GraphOps:
         graph: GraphWriter,
         tensors: Mapping[str, Tensor],
         scheme_of: SchemeOf,
-        *,
-        many_tokens: bool,
         cache: Cache = FLOAT32_CACHE,
         on_layer: Callable[[int, int], object] = lambda number, count: None,
     ) -> None:
         self._graph, self._tensors, self._scheme_of = graph, tensors, scheme_of
         self._linears = Linears(graph, tensors)
-        self._many_tokens, self._cache, self._on_layer = many_tokens, cache, on_layer
+        self._cache, self._on_layer = cache, on_layer
         self._least: dict[str, float] = {}
         """Of tensors that a GELU gave: no value is less."""
 
@@ -104,16 +101,10 @@ class GraphOps:
 
     def add_norm(self, x: str, update: str, name: str, epsilon: float) -> tuple[str, str]:
         total = f"{name}.sum"
-        if self._many_tokens:
-            # ``Sum``, since ONNX Runtime would fuse an ``Add`` into SkipLayerNormalization, which is several times
-            # slower there.
-            self._graph.op("Sum", [x, update], name=total)
-            return total, self.layer_norm(total, name, epsilon)
-        inputs = [x, update, self._constant(f"{name}.weight"), self._constant(f"{name}.bias")]
-        self._graph.op(
-            "SkipLayerNormalization", inputs, name=name, outputs=(name, "", "", total), domain=CONTRIB, epsilon=epsilon
-        )
-        return total, name
+        # ``Sum``, since ONNX Runtime would fuse an ``Add`` into SkipLayerNormalization, which is slower: several times
+        # for many tokens, and a little for one.
+        self._graph.op("Sum", [x, update], name=total)
+        return total, self.layer_norm(total, name, epsilon)
 
     def linear(self, x: str, name: str) -> str:
         (output,) = self._parts(x, name, (name,))

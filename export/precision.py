@@ -8,8 +8,11 @@ fastest for many tokens at once. Which layer gets which is a kernel's speed agai
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
@@ -173,6 +176,8 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 
 PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
 """Of the projector; of the decoder's last layer; of its other layers that a faster scheme's rounding costs too much."""
+LARGER_GROUP_SIZES = (256, 128)
+"""Of those other layers, tried first."""
 INT4_GROUP_SIZES = (128, 32)
 """Of 4-bit weights, the fastest first: with 128 a token is decoded, and a prompt read, 1.4 times as fast as with 32
 (MatMulNBits at Phi-2's sizes, Zen 4)."""
@@ -196,6 +201,11 @@ class GroupWise:
 
     size: int
     bits: int = 8
+
+    @property
+    def way(self) -> str:
+        """As the table of costs calls it."""
+        return f"{'4 bits, ' if self.bits == 4 else ''}blocks {self.size}"
 
     @property
     def close_enough(self) -> float:
@@ -224,6 +234,11 @@ class PerChannel:
     """
 
     minimum: float | None = None
+
+    @property
+    def way(self) -> str:
+        """As the table of costs calls it."""
+        return "rows"
 
     @property
     def close_enough(self) -> float:
@@ -276,7 +291,9 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
         if group_size is not None:
             return (GroupWise(group_size),)
         careful = GroupWise(CAREFUL_GROUP_SIZE)
-        return (careful,) if name.endswith(".dense") else (PerChannel(), careful)
+        if name.endswith(".dense"):
+            return (careful,)
+        return worthwhile((PerChannel(), *(GroupWise(size) for size in LARGER_GROUP_SIZES), careful))
 
     def but_exact(candidates_of: CandidatesOf) -> CandidatesOf:
         return lambda name: () if name in exact else candidates_of(name)
@@ -287,6 +304,37 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
         PROJECTOR: but_exact(lambda name: (projector,)),
         DECODER: but_exact(decoder),
     }
+
+
+COSTS = Path(__file__).with_name("costs.json")
+"""By CPU, and by tokens at once: milliseconds of the decoder's products each way, as benchmarks/full_size/kernels.py
+measured them."""
+PROMPTS, STEPS = 5, 32
+"""What a question costs: passes of 70 tokens (a prompt has 70 with TinyGPT-V, 750 with some siblings), and of one."""
+
+
+def cost(scheme: Scheme) -> float:
+    """Of a question with its answer, in proportion to what it costs in groups of 64; mean of the CPUs measured."""
+
+    def on(milliseconds: Mapping[str, Mapping[str, float]], way: str) -> float:
+        return PROMPTS * milliseconds["70"][way] + STEPS * milliseconds["1"][way]
+
+    measured = [one for one in _costs() if scheme.way in one["1"]]
+    return sum(on(one, scheme.way) / on(one, GroupWise(64).way) for one in measured) / len(measured)
+
+
+def worthwhile(schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
+    """Those of some schemes, the most exact last, that cost less than each one behind them."""
+    kept: list[Scheme] = []
+    for scheme in reversed(schemes):
+        if not kept or cost(scheme) < cost(kept[0]):
+            kept.insert(0, scheme)
+    return tuple(kept)
+
+
+@functools.cache
+def _costs() -> list[dict[str, dict[str, float]]]:
+    return [cpu["milliseconds"] for cpu in json.loads(COSTS.read_text(encoding="utf-8")).values()]
 
 
 def chosen(candidates_of: CandidatesOf, choice: Mapping[str, Scheme]) -> SchemeOf:

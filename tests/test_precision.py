@@ -222,9 +222,27 @@ def test_candidates_of_the_default() -> None:
     of = candidates("int8", None)
     assert of[PROJECTOR]("llama_proj") == (GroupWise(32),)
     for name in ("self_attn.qkv", "mlp.fc1", "mlp.fc2"):
-        assert of[DECODER](f"model.layers.2.{name}") == (PerChannel(), GroupWise(64))
+        wider = GroupWise(256), GroupWise(128)
+        assert of[DECODER](f"model.layers.2.{name}") == (PerChannel(), *wider, GroupWise(64))
     assert of[DECODER]("model.layers.2.self_attn.dense") == (GroupWise(64),)
     assert of[DECODER]("lm_head") == (GroupWise(16),)
+
+
+def test_a_scheme_is_worthwhile_where_it_costs_less_than_more_exact_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    schemes = GroupWise(128, bits=4), PerChannel(), GroupWise(128), GroupWise(64)
+    costs = dict(zip(schemes, (0.5, 0.8, 0.7, 1.0), strict=True))
+    monkeypatch.setattr(precision, "cost", costs.__getitem__)
+    assert precision.worthwhile(schemes) == (schemes[0], schemes[2], schemes[3])
+    costs[schemes[3]] = 0.4
+    assert precision.worthwhile(schemes) == (schemes[3],)
+
+
+def test_costs_are_in_proportion_to_groups_of_64() -> None:
+    """On every CPU of the table, of which not all measured every way."""
+    assert precision.cost(GroupWise(64)) == 1
+    for scheme in (PerChannel(), GroupWise(32), GroupWise(128), GroupWise(32, bits=4), GroupWise(128, bits=4)):
+        assert 0.2 < precision.cost(scheme) < 2
+    assert precision.cost(GroupWise(32)) > 1 > precision.cost(GroupWise(128))
 
 
 def test_candidates_of_4_bits() -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
@@ -32,7 +33,9 @@ VISION_TOKENS, VISION_WIDTH, VISION_MLP, VISION_HEADS = 1025, 1408, 6144, 16
 WIDTH, MLP, HEADS, HEAD_DIM = 2560, 10240, 32, 80
 LAYERS = 4
 """MLPs one after the other, or caches in turn: enough to be read from memory, not from the CPU's caches."""
+TOKENS = (1, 8, 70)
 Run = Callable[[], object]
+Document = dict[str, Any]
 
 
 class Model:
@@ -56,12 +59,12 @@ class Model:
     def linear(self, x: str, columns: int, rows: int, way: str) -> str:
         if way == "fp32":
             return self.op("MatMul", [x, self.constant(self.random.standard_normal((columns, rows), np.float32))])
-        if way.startswith("blocks"):
-            size = int(way.split()[1])
-            packed = self.random.integers(1, 255, (rows, columns // size, size), dtype=np.uint8)
+        if "blocks" in way:
+            bits, size = 4 if way.startswith("4 bits") else 8, int(way.split()[-1])
+            packed = self.random.integers(1, 255, (rows, columns // size, size * bits // 8), dtype=np.uint8)
             scales = np.full((rows, columns // size), 1e-3, np.float32)
             inputs = [x, self.constant(packed), self.constant(scales)]
-            sizes = {"K": columns, "N": rows, "bits": 8, "block_size": size, "accuracy_level": 4}
+            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": 4}
             return self.op("MatMulNBits", inputs, domain=CONTRIB, **sizes)
         packed = self.constant(self.random.integers(-127, 127, (columns, rows), dtype=np.int8))
         scales = self.constant(np.full(rows, 1e-3, np.float32))
@@ -191,12 +194,17 @@ def attention(way: str, past: int, threads: int) -> Run:
     return run
 
 
+def products(tokens: int) -> str:
+    """What the group of the decoder's products is called."""
+    return f"decoder MLP, {LAYERS} layers, {tokens} tokens"
+
+
 def measure(threads: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
     """Milliseconds of each way, by group."""
-    blocks = tuple(f"blocks {size}" for size in (32, 64, 128, 256))
+    blocks = tuple(f"{bits}blocks {size}" for bits in ("", "4 bits, ") for size in (32, 64, 128, 256))
     groups: dict[str, dict[str, Callable[[], Run]]] = {}
-    for tokens in (1, 8, 70):
-        groups[f"decoder MLP, {LAYERS} layers, {tokens} tokens"] = {
+    for tokens in TOKENS:
+        groups[products(tokens)] = {
             way: lambda way=way, tokens=tokens: mlps(way, tokens, threads)
             for way in (*blocks, "rows", "one scale for all tokens")
         }
@@ -229,7 +237,7 @@ def measure(threads: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]
     return found
 
 
-def table(document: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+def table(document: Document) -> str:
     """All groups as Markdown."""
     lines = ["| what | way | median ms | least | most |", "| --- | --- | --- | --- | --- |"]
     for group, ways in document["milliseconds"].items():
@@ -239,12 +247,31 @@ def table(document: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
     return "\n".join(lines)
 
 
+def add_costs(path: Path, document: Document) -> None:
+    """Put the medians of the decoder's products into the table that the exporter chooses by, in this CPU's place."""
+    costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    machine = document["machine"]
+    costs[f"{machine['cpu']} ({', '.join(machine['instruction_sets'])})"] = {
+        "date": document["date"],
+        "onnxruntime": machine["onnxruntime"],
+        "threads": document["threads"],
+        "milliseconds": {
+            str(tokens): {way: figures["median"] for way, figures in document["milliseconds"][products(tokens)].items()}
+            for tokens in TOKENS
+        },
+    }
+    path.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each way (default: 15)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file to put the table into")
+    parser.add_argument(
+        "--costs", type=Path, metavar="JSON", help="the exporter's table, to put this CPU's figures into"
+    )
     options = parser.parse_args(argv)
     document = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -254,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(table(document))
+    if options.costs is not None:
+        add_costs(options.costs, document)
     if options.readme is not None:
         write_section(options.readme, "kernels", table(document))
     return 0

@@ -112,7 +112,13 @@ def read_through(folder: Path) -> None:
 
 
 def compare(
-    peers: Sequence[Contender], places: Places, effort: Effort, rounds: int, context_rounds: int, output: Path
+    peers: Sequence[Contender],
+    places: Places,
+    effort: Effort,
+    rounds: int,
+    context_rounds: int,
+    output: Path,
+    name: str | None = None,
 ) -> None:
     """Run all rounds; the results file is written after each pair.
 
@@ -124,7 +130,7 @@ def compare(
         "machine": describe(PACKAGES),
         "threads": effort.threads,
         "bundle": describe_bundle(places.bundle),
-        "names": {contender.key: contender.name for contender in [*OURS.values(), *peers]},
+        "names": {ours.key: name or ours.name for ours in OURS.values()} | {peer.key: peer.name for peer in peers},
         "runs": [],
         "failures": {},
     }
@@ -172,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--environments", type=Path, required=True, metavar="DIR", help="what environments.py filled")
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="the prepared models' folders")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="this project's model")
+    parser.add_argument("--name", help=f"of this project's model in tables (default: {OURS['decoder'].name})")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="adapters, or adapter:variant")
     parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
     parser.add_argument(
@@ -190,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = Places(options.environments, options.models, options.bundle)
     effort = Effort(options.threads, options.repeats, options.decode_tokens, options.timeout)
     try:
-        compare(peers, places, effort, options.rounds, options.context_rounds, options.output)
+        compare(peers, places, effort, options.rounds, options.context_rounds, options.output, options.name)
     except RunError as error:
         print(f"tinygptv itself failed: {error}", file=sys.stderr)
         return 1

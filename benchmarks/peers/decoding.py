@@ -23,6 +23,8 @@ TEXT_TOKENS = 50_000
 WARM_UP = 4
 PREFILL_LENGTHS = (64, 70)
 """The second is a question about an image: 32 positions of image and 38 of text."""
+LONG_PREFILL, LONG_PREFILLS = 750, 2
+"""A question about an image of a sibling, 729 positions of it; how often it is timed where a context is asked for."""
 
 Generate = Callable[[Sequence[int], int], Iterator[int]]
 """Prompt ids and how many new tokens will be asked for, to an iterator of new ids.
@@ -77,7 +79,12 @@ def measure(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
     """An adapter's whole command."""
     parser, run = command_line(adapter.description, adapter.variants)
     run.add_argument("--prompt-tokens", type=int, default=64, help="before the decoded tokens (default: 64)")
-    run.add_argument("--context-tokens", type=int, default=0, help="also decode after so many (default: 0, not)")
+    run.add_argument(
+        "--context-tokens",
+        type=int,
+        default=0,
+        help=f"also decode after so many, and time prompts of {LONG_PREFILL} (default: 0, not)",
+    )
     run.add_argument("--decode-tokens", type=int, default=32, help="steps timed (default: 32)")
     run.add_argument("--prefills", type=int, default=5, help="prompts timed, of each length (default: 5)")
     options = parser.parse_args(argv)
@@ -107,6 +114,8 @@ def measure(adapter: Adapter, argv: Sequence[str] | None = None) -> int:
     for _ in range(options.prefills):
         for length in PREFILL_LENGTHS:
             prefill[str(length)].append(first_token(length))
+    if options.context_tokens:
+        prefill[str(LONG_PREFILL)] = [first_token(LONG_PREFILL) for _ in range(LONG_PREFILLS)]
     steps = decode(options.prompt_tokens)
     weighed = memory()
     emit(

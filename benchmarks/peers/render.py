@@ -173,18 +173,20 @@ def machine_prose(document: Document, ceilings: Document | None) -> str:
     return "\n\n".join(lines)
 
 
-def report(document: Document, ceilings: Document | None, chart: str) -> str:
+def report(document: Document, ceilings: Document | None, chart: str | None = None) -> str:
     """The whole section; ``chart`` is the picture's path as seen from the Markdown file."""
     measured = [key for key in document["names"] if key in document["figures"]]
     decoders = [key for key in measured if "decode_step_seconds" in document["figures"][key]]
     encoders = [key for key in measured if "encode_seconds" in document["figures"][key]]
-    parts = [machine_prose(document, ceilings), f"![Speed and memory of each]({chart})"]
+    parts = [machine_prose(document, ceilings)]
+    if chart is not None:
+        parts.append(f"![Speed and memory of each]({chart})")
     if decoders:
         bandwidth = None if ceilings is None else ceilings["memory_read_bytes_per_second"]["median"]
         columns = {
             "decode_step_seconds": "decode, times as fast",
             f"prefill_{PROMPT}_seconds": f"prompt of {PROMPT}, times as fast",
-            "prefill_64_seconds": "prompt of 64, times as fast",
+            "prefill_750_seconds": "prompt of 750, times as fast",
             "decode_1500_step_seconds": "decode after 1,500, times as fast",
             "peak_rss_bytes": "peak memory, times as much",
         }
