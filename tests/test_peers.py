@@ -98,10 +98,13 @@ def test_a_peer_that_fails_is_named_and_the_others_go_on(
     ]
     places = contenders.Places(tmp_path, tmp_path / "models", tmp_path)
     output = tmp_path / "results.json"
-    compare.compare(peers, places, compare.Effort(2, 1, 1, 60), rounds=2, context_rounds=0, output=output)
+    compare.compare(
+        peers, places, compare.Effort(2, 1, 1, 60), rounds=2, context_rounds=0, output=output, name="a tier"
+    )
 
     document = json.loads(output.read_text(encoding="utf-8"))
     assert sorted(document["failures"]) == ["broken:v", "slow:w"]
+    assert document["names"] == {"ours:v": "a tier", "broken:v": "broken", "slow:v": "slow", "slow:w": "unmade"}
     assert "no such kernel" in document["failures"]["broken:v"]
     assert "slow.py prepare" in document["failures"]["slow:w"]
     assert document["ratios"]["slow:v"]["encode_seconds"]["rounds"] == [3, 3]
