@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import BundleError, TinyGPTVError
 from .contract import Graph, TensorSpec
@@ -95,6 +96,23 @@ def open_session(
     _check_contract(path, "inputs", graph.inputs, session.get_inputs())
     _check_contract(path, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+def check_finite(array: NDArray[np.float32], name: str) -> None:
+    """See that what a graph gave are numbers.
+
+    Args:
+        array: float32, of any shape.
+        name: Of the graph's output.
+
+    Raises:
+        BundleError: It holds a NaN or an infinity.
+    """
+    if not np.isfinite(array).all():
+        raise BundleError(
+            f"{name} of the bundle's graphs is not a number: its weights are damaged, or too large to compute with; "
+            "check it with tinygptv bundle verify, and export it again if that finds nothing"
+        )
 
 
 def check_version(path: Path, graph: Graph, version: str) -> None:
