@@ -279,7 +279,7 @@ class TinyGPTV:
         engine, pictures = self._engine, _several(image)
         said = _turns(turns)
         if said:
-            engine.segments(said, len(pictures), template)  # raises, before an image takes its seconds
+            engine.check_turns(said, len(pictures), template)  # before an image takes its seconds
         images = [engine.encode_image(picture, cancellation) for picture in pictures]
         return Chat(engine, images, template, said)
 
