@@ -6,7 +6,7 @@ import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,18 @@ class Engine:
         table: TokenEmbeddings,
         tokenizer: Tokenizer,
         images: ImageCache,
+        telling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """
+        Args:
+            manifest: The bundle's.
+            sessions: Its graphs.
+            table: Its token embeddings.
+            tokenizer: Its own.
+            images: What was encoded before.
+            telling: Within it, a want of memory becomes an error that says what would help.
+        """
+        self.telling = telling
         self.manifest = manifest
         self.sessions = sessions
         self.table = table
@@ -82,10 +93,11 @@ class Engine:
         embeds = self._images.find(key)
         encoded = time.perf_counter()
         if embeds is None:
-            vision = self.sessions.vision
-            features = vision.image_features(pixel_values, cancellation)
-            encoded = time.perf_counter()
-            embeds = vision.image_embeds(features, cancellation)[0]
+            with self.telling():
+                vision = self.sessions.vision
+                features = vision.image_features(pixel_values, cancellation)
+                encoded = time.perf_counter()
+                embeds = vision.image_embeds(features, cancellation)[0]
             self._images.add(key, embeds)
         return EncodedImage(
             embeds=embeds,
@@ -186,6 +198,12 @@ class Engine:
         self, prepared: Prepared, images: Sequence[EncodedImage], cancellation: Cancellation, store: CacheStore
     ) -> Generator[int, None, None]:
         """Nothing is taken from the store before the first token is asked for; all of it is put back at the end."""
+        with self.telling():
+            yield from self._decoded(prepared, images, cancellation, store)
+
+    def _decoded(
+        self, prepared: Prepared, images: Sequence[EncodedImage], cancellation: Cancellation, store: CacheStore
+    ) -> Generator[int, None, None]:
         # The decoder may have to be opened: that is part of what a prompt takes.
         decoder = self.sessions.decoder(cancellation)
         embeds = [image.embeds for image in images]

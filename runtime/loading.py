@@ -15,6 +15,7 @@ from .bundle.sessions import import_onnxruntime
 from .engine import Engine
 from .errors import ArgumentError, BundleError
 from .language.embeddings import TokenEmbeddings
+from .memory_needs import check_memory, shortage_told
 from .open_sessions import OpenSessions, open_graph
 from .tuning.find import find_tuned
 from .tuning.make import tune_if_possible
@@ -42,14 +43,18 @@ def load_engine(
     manifest = read_manifest(folder)
     import_onnxruntime()
     tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE) if tune else find_tuned(folder, manifest)
+    is_tuned = tuned is not None
+    check_memory(manifest, memory, is_tuned)
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
     opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned, turn=threading.Lock())
-    sessions = OpenSessions(opened, manifest, memory == "low")
-    table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
-    tokenizer = _read_tokenizer(folder / TOKENIZER)
-    if not background:
-        sessions.wait()
-    return Engine(manifest, sessions, table, tokenizer, images)
+    telling = partial(shortage_told, manifest, memory, is_tuned)
+    with telling():
+        sessions = OpenSessions(opened, manifest, memory == "low")
+        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
+        tokenizer = _read_tokenizer(folder / TOKENIZER)
+        if not background:
+            sessions.wait()
+    return Engine(manifest, sessions, table, tokenizer, images, telling)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
