@@ -94,9 +94,9 @@ def test_a_bundle_is_not_loaded(
     ids=str,
 )
 def test_every_library_is_understood(error: Exception, full_size: Manifest) -> None:
-    with pytest.raises(MemoryShortageError, match="there is not enough memory: tinygptv-stage4 needs"):
-        with shortage_told(full_size, "low", is_tuned=True):
-            raise error
+    told = pytest.raises(MemoryShortageError, match="there is not enough memory: tinygptv-stage4 needs")
+    with told, shortage_told(full_size, "low", is_tuned=True):
+        raise error
     assert issubclass(MemoryShortageError, TinyGPTVError) and issubclass(MemoryShortageError, MemoryError)
 
 
@@ -128,8 +128,8 @@ def test_while_answering(
     with monkeypatch.context() as patch:
         patch.setattr(*where, failing)
         for ask in (model.ask, lambda *asked: list(model.ask_each([asked]))):
+            model._engine.prefixes._idle.clear()
             with pytest.raises(MemoryShortageError, match="there is not enough memory"):
-                model._engine.prefixes._idle.clear()
                 ask(image, QUESTION)
     assert model.ask(image, QUESTION, max_new_tokens=4).token_ids == wanted
 
