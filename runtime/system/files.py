@@ -165,7 +165,8 @@ def recover_folder(target: Path) -> None:
         retired.rename(target)
 
 
-def _retired(target: Path) -> Path:
+def retired_of(target: Path) -> Path:
+    """Where a folder is while another takes its place."""
     return target.with_name(f".{target.name}.replaced")
 
 
