@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from tokenizers import Tokenizer
-
 from .bundle.manifest import EMBEDDINGS, TOKENIZER, Manifest, read_manifest
 from .bundle.sessions import import_onnxruntime
 from .engine import Engine
 from .errors import ArgumentError, BundleError
 from .language.embeddings import TokenEmbeddings
+from .language.tokenizer import read_tokenizer
 from .memory_needs import check_memory, shortage_told
 from .open_sessions import OpenSessions, open_graph
 from .tuning.find import Tuned, find_tuned
@@ -66,7 +65,7 @@ def load_engine(
     with telling():
         sessions = OpenSessions(opened, manifest, memory == "low")
         table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
-        tokenizer = _read_tokenizer(folder / TOKENIZER)
+        tokenizer = read_tokenizer(folder / TOKENIZER, manifest.contract.vocab_size)
         if not background:
             sessions.wait()
     return Engine(manifest, sessions, table, tokenizer, images, telling)
@@ -92,10 +91,3 @@ class _Opener:
                     raise
                 self._tuned = now
         raise AssertionError
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error

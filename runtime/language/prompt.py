@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..bundle.manifest import PromptTemplate
 from ..errors import ArgumentError
+from .tokenizer import panics_told
 
 IMAGE_SLOT = "<ImageHere>"
 """Where a prompt is cut and one picture's image tokens are put in; it never reaches the tokenizer."""
@@ -129,7 +130,8 @@ def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
     Returns:
         The pieces' token ids, one list more than there are pictures; no special tokens are added.
     """
-    return [tokenizer.encode(segment, add_special_tokens=False).ids for segment in prompt.split(IMAGE_SLOT)]
+    with panics_told("the bundle's tokenizer.json"):
+        return [tokenizer.encode(segment, add_special_tokens=False).ids for segment in prompt.split(IMAGE_SLOT)]
 
 
 def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:
