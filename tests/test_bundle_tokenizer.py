@@ -87,7 +87,7 @@ class PanicException(BaseException):
 
 
 def test_a_panic_is_an_error() -> None:
-    with pytest.raises(BundleError, match="^x makes the tokenizers library fail"), panics_told("x"):
+    with pytest.raises(BundleError, match=r"^x makes the tokenizers library fail"), panics_told("x"):
         raise PanicException("index out of bounds")
     with pytest.raises(KeyboardInterrupt), panics_told("x"):
         raise KeyboardInterrupt
