@@ -30,7 +30,7 @@ from tinygptv.runtime.bundle.manifest import (
     write_manifest,
 )
 from tinygptv.runtime.errors import ExportError
-from tinygptv.runtime.system.files import locked, publish_folder, sha256_of, staging_folder
+from tinygptv.runtime.system.files import locked, publish_folder, recover_folder, retired_of, sha256_of, staging_folder
 from tqdm import tqdm
 
 from .cache_rounding import FLOAT32_CACHE, Cache
@@ -121,6 +121,11 @@ def export_bundle(
     if cache.dtype == "int8" and calibration is None:
         raise ExportError("--kv-cache int8 needs calibration: its steps are of the size of what is seen there")
     target = Path(output).absolute()
+    lock, staging = (target.with_name(f".{target.name}.{kind}") for kind in ("lock", "partial"))
+    busy = ExportError(f"another export is writing {target}; wait for it, or choose another name")
+    if retired_of(target).exists():
+        with locked(lock, busy):
+            recover_folder(target)
     _check_target(target, overwrite)
     calibration_set = None
     if calibration is not None and (precision != "fp32" or cache.dtype == "int8"):
@@ -134,8 +139,6 @@ def export_bundle(
             f"{description.family.name} has no template {default_template}; it has {', '.join(templates)}"
         )
     _check_space(target.parent, model, precision)
-    busy = ExportError(f"another export is writing {target}; wait for it, or choose another name")
-    lock, staging = (target.with_name(f".{target.name}.{kind}") for kind in ("lock", "partial"))
     with locked(lock, busy), staging_folder(staging) as folder:
         tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
         exact = {name for network in model.networks.values() for name in network.part.EXACT}

@@ -14,6 +14,7 @@ from .errors import (
     ContextOverflowError,
     ExportError,
     ImageError,
+    MemoryShortageError,
     TinyGPTVError,
 )
 from .language.sampling import PUBLISHED_DEMO, Sampling
@@ -39,6 +40,7 @@ __all__ = [
     "ExportError",
     "ImageError",
     "ImageSource",
+    "MemoryShortageError",
     "Sampling",
     "Timings",
     "TinyGPTV",

@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TinyGPTVError as error:
         complain(error)
         return EXIT_ERROR
+    except MemoryError:
+        complain("there is not enough memory; close other programs, or see what tinygptv doctor says")
+        return EXIT_ERROR
     except BrokenPipeError:
         # The reader of a pipe has left.
         _leave_stdout()

@@ -3,65 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from .bundle.checksums import damaged_files
-from .bundle.manifest import DECODER, GRAPHS, Contract, Manifest, read_manifest
+from .bundle.manifest import DECODER, GRAPHS, read_manifest
 from .bundle.sessions import import_onnxruntime, products_saturate, telemetry_is_off
 from .errors import TinyGPTVError
+from .memory_needs import CacheNeed, Need, Tier, caches_of, need_of, tiers_of
 from .system.machine import Kernels, Processor, SystemMemory, int8_kernels, processor, system_memory
 from .tuning.find import Tuned, homes_of, is_intact, read_index
 
 PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers")
-PROCESS_BYTES = 120_000_000
-"""Python, numpy and onnxruntime by themselves."""
-PACKING_OVERHEAD = 1.07
-"""Packed weights over weights as they are in the bundle (measured: 1.01 to 1.06)."""
-TEXT_POSITIONS = 480
-"""Of a question and its answer, without pictures: what the KV cache is reckoned for."""
-DECODER_SHARE = {"int8": 1.0, "int4": 0.6}
-"""Weights of a decoder by its precision, in proportion to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
-MOST_PICTURES = 3
-"""As many as the report speaks of; more may fit in the context."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory for one question about one picture, estimated, in bytes."""
-
-    memory: str
-    """``default`` or ``low``, as for :meth:`TinyGPTV.load`."""
-    peak: int
-    """At the most at once, weights included."""
-    unbacked: int
-    """Of it, what no file backs: the rest can be read again from the disk, if slowly."""
-    fits: bool | None
-    """Whether ``peak`` is available now; None if the system does not tell what is."""
-
-
-@dataclass(frozen=True)
-class Tier:
-    """One precision that the model can be exported at, and what it would need here."""
-
-    precision: str
-    """``int8`` or ``int4``: of the decoder."""
-    peak: int
-    """Bytes at the most at once, with all graphs open."""
-    fits: bool | None
-    """As :attr:`Need.fits`."""
-
-
-@dataclass(frozen=True)
-class CacheNeed:
-    """Memory of the KV cache for one question about some pictures and its answer."""
-
-    pictures: int
-    positions: int
-    """Of the pictures, the question and the answer; at most the context."""
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -198,52 +152,12 @@ def _diagnose_bundle(folder: Path, mem: SystemMemory, problems: list[str]) -> Bu
         precision={name: manifest.graphs[name].precision for name in GRAPHS},
         bytes=sum(record.size for record in manifest.files),
         tuned=tuple(places),
-        needs=tuple(_need(manifest, mode, is_tuned, mem) for mode in ("default", "low")),
-        tiers=tuple(_tiers(manifest, mem)),
+        needs=tuple(need_of(manifest, mode, is_tuned, mem) for mode in ("default", "low")),
+        tiers=tuple(tiers_of(manifest, mem)),
         context=manifest.contract.context,
         image_tokens=manifest.contract.image_tokens,
-        kv_cache=_caches(manifest.contract),
+        kv_cache=caches_of(manifest.contract),
     )
-
-
-def _need(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
-    weights = _weights(manifest)
-    computing = max(graph.working_bytes for graph in manifest.graphs.values())
-    work = PROCESS_BYTES + computing + _caches(manifest.contract)[0].bytes
-    held = sum(weights.values()) if mode == "default" else max(weights.values())
-    peak = held + work
-    return Need(mode, peak, work if is_tuned else peak, _fits(peak, mem))
-
-
-def _weights(manifest: Manifest) -> dict[str, int]:
-    """Bytes of each graph's weights in memory."""
-    sizes = {record.name: record.size for record in manifest.files}
-    return {name: int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS}
-
-
-def _fits(peak: int, mem: SystemMemory) -> bool | None:
-    return None if mem.available is None else peak <= mem.available
-
-
-def _tiers(manifest: Manifest, mem: SystemMemory) -> Iterator[Tier]:
-    own = DECODER_SHARE.get(manifest.graphs[DECODER].precision)
-    if own is None:
-        return
-    peak, decoder = _need(manifest, "default", False, mem).peak, _weights(manifest)[DECODER]
-    for precision, share in DECODER_SHARE.items():
-        needed = peak + int(decoder * (share / own - 1))
-        yield Tier(precision, needed, _fits(needed, mem))
-
-
-def _caches(contract: Contract) -> tuple[CacheNeed, ...]:
-    found = []
-    for pictures in range(1, MOST_PICTURES + 1):
-        positions = pictures * contract.image_tokens + TEXT_POSITIONS
-        if positions > contract.context and pictures > 1:
-            break
-        positions = min(positions, contract.context)
-        found.append(CacheNeed(pictures, positions, positions * contract.cache_bytes_per_position))
-    return tuple(found)
 
 
 def _size(count: int) -> str:

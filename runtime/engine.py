@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from .answer import Answer, AnswerStream, AnswerWriter
 from .bundle.manifest import Manifest
 from .cancel import Cancellation
+from .errors import ContextOverflowError
 from .language.detokenize import Detokenizer
 from .language.embeddings import TokenEmbeddings, assemble, check_images
 from .language.generate import check_room, decode
@@ -53,7 +55,18 @@ class Engine:
         table: TokenEmbeddings,
         tokenizer: Tokenizer,
         images: ImageCache,
+        telling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """
+        Args:
+            manifest: The bundle's.
+            sessions: Its graphs.
+            table: Its token embeddings.
+            tokenizer: Its own.
+            images: What was encoded before.
+            telling: Within it, a want of memory becomes an error that says what would help.
+        """
+        self.telling = telling
         self.manifest = manifest
         self.sessions = sessions
         self.table = table
@@ -80,10 +93,11 @@ class Engine:
         embeds = self._images.find(key)
         encoded = time.perf_counter()
         if embeds is None:
-            vision = self.sessions.vision
-            features = vision.image_features(pixel_values, cancellation)
-            encoded = time.perf_counter()
-            embeds = vision.image_embeds(features, cancellation)[0]
+            with self.telling():
+                vision = self.sessions.vision
+                features = vision.image_features(pixel_values, cancellation)
+                encoded = time.perf_counter()
+                embeds = vision.image_embeds(features, cancellation)[0]
             self._images.add(key, embeds)
         return EncodedImage(
             embeds=embeds,
@@ -97,7 +111,28 @@ class Engine:
 
     def segments(self, turns: Sequence[Turn], image_count: int, template: str | None) -> list[list[int]]:
         """Token ids of a conversation, cut where images go; as :class:`.Prompt`."""
-        return Prompt(self.manifest.template(template), self.tokenizer, turns, image_count).segments()
+        return self._prompt(turns, image_count, template)[0].segments()
+
+    def check_turns(self, turns: Sequence[Turn], image_count: int, template: str | None) -> None:
+        """Raise what is wrong with what was said; its length is not: the oldest of it may be left out."""
+        Prompt(self.manifest.template(template), self.tokenizer, turns, image_count)
+
+    def _prompt(self, turns: Sequence[Turn], image_count: int, template: str | None) -> tuple[Prompt, int]:
+        """A prompt, and the first of its turns that may fit with those after it.
+
+        Raises:
+            ContextOverflowError: The last question is too long to be tokenised: that would take gigabytes of memory.
+            ArgumentError: A question is empty, or there is no such template.
+        """
+        prompt = Prompt(self.manifest.template(template), self.tokenizer, turns, image_count)
+        context = self.manifest.contract.context
+        oldest = prompt.oldest(context, self._longest_token)
+        if oldest == len(turns):
+            raise ContextOverflowError(
+                f"the question has {len(turns[-1].question):,} characters, and cannot fit in the model's context of "
+                f"{context} tokens, however it is split into them: shorten it"
+            )
+        return prompt, oldest
 
     def prepare(self, turns: Sequence[Turn], image_count: int, options: AnswerOptions) -> Prepared:
         """A conversation as a prompt that fits: as many of the oldest turns are left out as need be.
@@ -108,7 +143,7 @@ class Engine:
         """
         context, image_tokens = self.manifest.contract.context, self.manifest.contract.image_tokens
         template = self.manifest.template(options.template)
-        prompt = Prompt(template, self.tokenizer, turns, image_count)
+        prompt, oldest = self._prompt(turns, image_count, options.template)
         limit = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
 
         def length(first: int) -> int:
@@ -118,7 +153,7 @@ class Engine:
             return length(first) + limit <= context
 
         last = len(turns) - 1
-        first = 0 if fits(0) else min(last, bisect_left(range(last), True, lo=1, key=fits))
+        first = 0 if not oldest and fits(0) else min(last, bisect_left(range(last), True, lo=max(1, oldest), key=fits))
         segments, prompt_tokens = prompt.segments(first), length(first)
         # The last question takes what room there is; as long as there are older turns, they make room.
         max_new_tokens = limit if options.max_new_tokens else max(1, min(limit, context - prompt_tokens))
@@ -128,6 +163,10 @@ class Engine:
         shared = sum(map(len, segments[:-1])) + self._closing_tokens[template.name] if image_count else 0
         writer = AnswerWriter(detokenizer, prompt_tokens, max_new_tokens, truncated_turns=first)
         return Prepared(segments, shared, writer, options.sampling)
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        return max(len(token.encode()) for token in self.tokenizer.get_vocab())
 
     def answer(
         self,
@@ -159,6 +198,12 @@ class Engine:
         self, prepared: Prepared, images: Sequence[EncodedImage], cancellation: Cancellation, store: CacheStore
     ) -> Generator[int, None, None]:
         """Nothing is taken from the store before the first token is asked for; all of it is put back at the end."""
+        with self.telling():
+            yield from self._decoded(prepared, images, cancellation, store)
+
+    def _decoded(
+        self, prepared: Prepared, images: Sequence[EncodedImage], cancellation: Cancellation, store: CacheStore
+    ) -> Generator[int, None, None]:
         # The decoder may have to be opened: that is part of what a prompt takes.
         decoder = self.sessions.decoder(cancellation)
         embeds = [image.embeds for image in images]

@@ -25,5 +25,9 @@ class CancellationError(TinyGPTVError):
     """What was asked for was cancelled before it was done."""
 
 
+class MemoryShortageError(TinyGPTVError, MemoryError):
+    """There is not enough memory; says how much is needed and what would help."""
+
+
 class ExportError(TinyGPTVError):
     """The published files cannot be turned into a bundle; names the file and key that stopped it."""

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from tokenizers import Tokenizer
-
-from .bundle.manifest import EMBEDDINGS, TOKENIZER, read_manifest
+from .bundle.manifest import EMBEDDINGS, TOKENIZER, Manifest, read_manifest
 from .bundle.sessions import import_onnxruntime
 from .engine import Engine
 from .errors import ArgumentError, BundleError
 from .language.embeddings import TokenEmbeddings
+from .language.tokenizer import read_tokenizer
+from .memory_needs import check_memory, shortage_told
 from .open_sessions import OpenSessions, open_graph
-from .tuning.find import find_tuned
+from .tuning.find import Tuned, find_tuned
 from .tuning.make import tune_if_possible
 from .vision.cache import ImageCache
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+TRIES = 5
+"""To open a graph while tuned copies come and go."""
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 """The small trained model that comes with the package."""
 
@@ -37,23 +43,51 @@ def load_engine(
     """Open a bundle; arguments and errors as for :meth:`.TinyGPTV.load`."""
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads is {threads}; expected at least 1")
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        # More would take turns: 100 of them on 2 cores took 19 seconds for what 2 do in one.
+        warnings.warn(
+            f"threads is {threads}, and this machine has {cores}: as many are used",
+            RuntimeWarning,
+            stacklevel=3,  # the caller of TinyGPTV.load
+        )
+        threads = cores
     if memory not in get_args(MemoryMode):
         raise ArgumentError(f"memory is {memory!r}; expected one of {', '.join(get_args(MemoryMode))}")
     manifest = read_manifest(folder)
     import_onnxruntime()
     tuned = tune_if_possible(folder, manifest, cache=folder == DEMO_BUNDLE) if tune else find_tuned(folder, manifest)
+    is_tuned = tuned is not None
+    check_memory(manifest, memory, is_tuned)
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
-    opened = partial(open_graph, folder, manifest, threads=threads, tuned=tuned, turn=threading.Lock())
-    sessions = OpenSessions(opened, manifest, memory == "low")
-    table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
-    tokenizer = _read_tokenizer(folder / TOKENIZER)
-    if not background:
-        sessions.wait()
-    return Engine(manifest, sessions, table, tokenizer, images)
+    opened = _Opener(folder, manifest, threads, tuned)
+    telling = partial(shortage_told, manifest, memory, is_tuned)
+    with telling():
+        sessions = OpenSessions(opened, manifest, memory == "low")
+        table = TokenEmbeddings(folder / EMBEDDINGS, manifest.contract)
+        tokenizer = read_tokenizer(folder / TOKENIZER, manifest.contract.vocab_size)
+        if not background:
+            sessions.wait()
+    return Engine(manifest, sessions, table, tokenizer, images, telling)
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise BundleError(f"{path} cannot be read ({error}); copy the bundle again") from error
+class _Opener:
+    """Opens a bundle's graphs, also while another process tunes it or undoes that."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, tuned: Tuned | None) -> None:
+        self._folder, self._manifest, self._threads, self._tuned = folder, manifest, threads, tuned
+        self._turn = threading.Lock()
+
+    def __call__(self, name: str) -> InferenceSession:
+        """Open one of the graphs; errors as for :func:`.open_graph`."""
+        for left in reversed(range(TRIES)):
+            tuned = self._tuned
+            try:
+                return open_graph(self._folder, self._manifest, name, self._threads, tuned, self._turn)
+            except (BundleError, OSError):
+                # The index goes before the files that it speaks of change: if it is still there, they are damaged.
+                now = find_tuned(self._folder, self._manifest)
+                if now == tuned or not left:
+                    raise
+                self._tuned = now
+        raise AssertionError

@@ -97,8 +97,9 @@ def _batched(
     engine: Engine, questions: Iterable[_Question], batch_size: int, cancellation: Cancellation
 ) -> Generator[tuple[int, Answer], None, None]:
     ends = engine.manifest.eos_token_ids
-    decoder = engine.sessions.decoder(cancellation)
-    rows = decode_batch(decoder, questions, engine.table.rows, ends, batch_size, cancellation)
-    with closing(rows):
-        for row in rows:
-            yield row.number, row.prepared.writer.finish()[1]
+    with engine.telling():
+        decoder = engine.sessions.decoder(cancellation)
+        rows = decode_batch(decoder, questions, engine.table.rows, ends, batch_size, cancellation)
+        with closing(rows):
+            for row in rows:
+                yield row.number, row.prepared.writer.finish()[1]

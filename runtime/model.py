@@ -71,7 +71,8 @@ class TinyGPTV:
 
         Args:
             path: The bundle's folder; the built-in demo model's if None.
-            threads: Threads that compute; one a physical core if None.
+            threads: Threads that compute; one a physical core if None. No more than there are cores, which a warning
+                says.
             memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be
@@ -85,6 +86,8 @@ class TinyGPTV:
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
+            MemoryShortageError: There cannot be enough memory, by an estimate, or there is not; says what would help.
+                Also raised while answering.
             ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
         """
         folder = DEMO_BUNDLE if path is None else Path(path)
@@ -279,7 +282,7 @@ class TinyGPTV:
         engine, pictures = self._engine, _several(image)
         said = _turns(turns)
         if said:
-            engine.segments(said, len(pictures), template)  # raises, before an image takes its seconds
+            engine.check_turns(said, len(pictures), template)  # before an image takes its seconds
         images = [engine.encode_image(picture, cancellation) for picture in pictures]
         return Chat(engine, images, template, said)
 

@@ -247,6 +247,19 @@ def test_existing_bundle_is_kept(there: There, capsys: pytest.CaptureFixture[str
     assert_untouched(there)
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_what_a_kill_between_two_renames_left_is_put_back(again: bool, there: There) -> None:
+    """Whether or not the same command then finds nothing to do, or fails."""
+    retired = there.path.with_name(f".{there.path.name}.replaced")
+    there.path.rename(retired)
+    files = published_files(4) if again else {**published_files(4), "--phi": str(there.path.parent / "nowhere")}
+    assert export_main(export_arguments(files, there.path)) == 1  # it is there, or there are no sources
+    assert_untouched(there)
+    shutil.copytree(there.path, retired)
+    assert export_main(export_arguments(published_files(4), there.path, "--overwrite")) == 0
+    assert list(there.path.parent.iterdir()) == [there.path]
+
+
 def test_overwrite_replaces_a_bundle(there: There, golden_bundle: Bundle) -> None:
     (there.path / "left over").write_text("of the old bundle")
     assert export_main(export_arguments(published_files(3), there.path, "--overwrite")) == 0

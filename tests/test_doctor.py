@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import plain_environment
-from tinygptv.runtime import diagnosis
+from tinygptv.runtime import diagnosis, memory_needs
 from tinygptv.runtime.bundle import sessions
 from tinygptv.runtime.bundle.manifest import (
     DECODER,
@@ -206,7 +206,7 @@ def test_a_system_that_tells_nothing(
         monkeypatch.setattr(machine, name, tmp_path / "nowhere")
     found = report(bundle, capsys)
     assert found["cpu"]["name"] and found["cpu"]["all_features"] is False
-    assert found["memory"] == {"total": None, "available": None, "limit": None}
+    assert found["memory"] == {"total": None, "available": None, "limit": None, "swap": None}
     assert [need["fits"] for need in found["bundle"]["needs"]] == [None, None]
     assert any("enough memory" in text for text in found["advice"])
     assert main(["doctor", str(bundle)]) == 0
@@ -228,8 +228,8 @@ def test_the_published_sizes_need_what_was_measured(bundle: Path, monkeypatch: p
         files=tuple(replace(record, size=files.get(record.name, record.size)) for record in manifest.files),
     )
     memory = SystemMemory(8 * GB, 4 * GB, None)
-    default = diagnosis._need(large, "default", False, memory)
-    low = diagnosis._need(large, "low", True, memory)
+    default = memory_needs.need_of(large, "default", False, memory)
+    low = memory_needs.need_of(large, "low", True, memory)
     assert 4.2 * GB < default.peak < 4.8 * GB and not default.fits
     assert 3.2 * GB < low.peak < 3.5 * GB and low.fits
     assert 0.3 * GB < low.unbacked < 0.6 * GB
@@ -265,7 +265,7 @@ def with_phi2(manifest: Manifest, image_tokens: int, working_bytes: int) -> Mani
 def test_the_kv_cache_of_several_pictures(image_tokens: int, megabytes: list[int], bundle: Path) -> None:
     """As many as fit in the context of 2,048 with a question and its answer; one in any case."""
     contract = with_phi2(read_manifest(bundle), image_tokens, 0).contract
-    found = diagnosis._caches(contract)
+    found = memory_needs.caches_of(contract)
     assert [cache.pictures for cache in found] == list(range(1, len(megabytes) + 1))
     assert [round(cache.bytes / 1e6) for cache in found] == megabytes
     assert all(cache.positions <= 2048 for cache in found)

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUESTION
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tinygptv.runtime import ArgumentError, TinyGPTV
+from tinygptv.runtime.bundle.manifest import read_manifest
 from tinygptv.runtime.vision import cache as image_cache
 from tinygptv.runtime.vision.cache import ImageCache
 from tinygptv.runtime.vision.encoder import Vision
@@ -99,23 +102,54 @@ def test_a_folder_remembers_beyond_the_process(
     with TinyGPTV.load(golden_bundle(3, "int8"), image_cache=folder) as model:  # another encoder
         assert not np.array_equal(model.encode_image(photo).embeds, embeds[0])
     assert len(encoded) == 2
-    assert len(list(folder.glob("*/*.npy"))) == 2
-    assert all(file.suffix == ".npy" for file in folder.glob("*/*"))
+    assert len(list(folder.glob("*/*.embeds"))) == 2
+    assert all(file.suffix == ".embeds" for file in folder.glob("*/*"))
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", bytes(5152), b"no array" * 9999])
 def test_a_damaged_file_is_written_anew(
     golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, encoded: list[int], damage: bytes
 ) -> None:
     for _ in range(3):
         with TinyGPTV.load(golden_bundle(3, "fp32"), image_cache=tmp_path) as model:
             model.encode_image(photo)
-        (file,) = tmp_path.glob("*/*.npy")
+        (file,) = tmp_path.glob("*/*.embeds")
         whole = file.read_bytes()
         if len(encoded) == 1:
             file.write_bytes(damage)
     assert len(encoded) == 2
     assert file.read_bytes() == whole
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_is_used(data: st.DataObject, golden_bundle: Callable[[int, str], Path], tmp_path: Path) -> None:
+    """Bytes changed, zeroed, cut off, added; another image's file under this one's name."""
+    manifest = read_manifest(golden_bundle(3, "fp32"))
+    shape = manifest.contract.image_tokens, manifest.contract.hidden_size
+    embeds = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    cache = ImageCache(manifest, tmp_path)
+    cache.add("a", embeds)
+    (file,) = tmp_path.glob("*/a.embeds")
+    whole = file.read_bytes()
+    assert np.array_equal(ImageCache(manifest, tmp_path).find("a"), embeds)
+    place = data.draw(st.integers(0, len(whole) - 1))
+    damaged = data.draw(
+        st.sampled_from(
+            [
+                whole[:place],
+                whole + bytes(place + 1),
+                whole[:place] + bytes([whole[place] ^ data.draw(st.integers(1, 255))]) + whole[place + 1 :],
+                whole[:32] + bytes(len(whole) - 32),
+                bytes(len(whole)),
+                whole[:place] + bytes(len(whole) - place) if any(whole[place:]) else b"",
+            ]
+        )
+    )
+    file.write_bytes(damaged)
+    assert ImageCache(manifest, tmp_path).find("a") is None
+    file.with_name("b.embeds").write_bytes(whole)
+    assert ImageCache(manifest, tmp_path).find("b") is None
 
 
 def test_a_folder_that_cannot_be_made(golden_bundle: Callable[[int, str], Path], photo: Path) -> None:

@@ -257,6 +257,18 @@ def test_what_this_version_cannot_compute(change: Callable[[Document], object], 
             lambda d: d["graphs"]["vision_encoder"]["inputs"][0]["axes"][3].update(size=42),
             "pixel_values' height and width are 42 and 56",
         ),
+        (lambda d: decoder_input(d, 5).update(count=2**31), "is 2147483648 of float16 with 4 axes; expected float"),
+        (lambda d: decoder_input(d, 0)["axes"][2].update(size=2**40), "the size of hidden is 1099511627776"),
+        (
+            lambda d: decoder_input(d, 5)["axes"][2].update(maximum=10**30),
+            "the size of past_length (its maximum) is 1000000000000000000000000000000",
+        ),
+        (lambda d: decoder_input(d, 5)["axes"][2].update(maximum=8), "an image takes 8 positions, and the context"),
+        (lambda d: d.update(eos_token_ids=[0, 640]), "eos_token_ids are (0, 640)"),
+        (lambda d: d.update(eos_token_ids=[-1]), "eos_token_ids are (-1,)"),
+        (lambda d: d.update(name="\x1b[2Jowned"), "name is '\\x1b[2Jowned'"),
+        (lambda d: d.update(family="a\nb"), "family is 'a\\nb'"),
+        (lambda d: d["templates"][0].update(name="\x07"), "name of template 0 is '\\x07'"),
     ],
 )
 def test_sizes_and_settings_that_do_not_fit(change: Callable[[Document], object], named: str, bundle: Path) -> None:

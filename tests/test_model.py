@@ -129,6 +129,12 @@ def test_threads_are_checked(golden_bundle: Callable[[int, str], Path], threads:
         TinyGPTV.load(golden_bundle(3, "int8"), threads=threads)
 
 
+def test_more_threads_than_there_are_cores(golden_bundle: Callable[[int, str], Path]) -> None:
+    with pytest.warns(RuntimeWarning, match="threads is 100000, and this machine has") as told:
+        TinyGPTV.load(golden_bundle(3, "int8"), threads=100_000).close()
+    assert told[0].filename == __file__
+
+
 def test_the_number_of_threads_does_not_change_the_answer(
     golden_bundle: Callable[[int, str], Path], photo: Path
 ) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -497,6 +498,26 @@ def test_a_small_graph_without_packed_weights(
         tune(bundle, read_manifest(bundle))
     assert tuned(bundle) is not None
     assert answer(bundle, photo) == told
+
+
+def test_loading_while_it_is_tuned_and_untuned(bundle: Path, photo: Path, told: str) -> None:
+    """A copy that comes or goes meanwhile is no damage."""
+    manifest, done = read_manifest(bundle), threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            tune(bundle, manifest)
+            untune(bundle, manifest)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(40):
+            with TinyGPTV.load(bundle, threads=1) as model:
+                assert model.ask(photo, QUESTION, max_new_tokens=12).text == told
+    finally:
+        done.set()
+        changing.join()
 
 
 @posix

@@ -14,6 +14,9 @@ GRAPHS = (VISION_ENCODER, PROJECTOR, DECODER)
 CACHE_BYTES = {"int8": 1, "float16": 2, "float32": 4}
 """Of one number of the KV cache, by the dtypes that it may have."""
 
+MOST_LAYERS, LARGEST_SIZE = 1024, 1 << 24
+"""Far beyond any model that a computer of today runs: what is larger is a mistake, and not worth the memory to try."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -185,17 +188,17 @@ def _specs(name: str, graph: Graph, where: str) -> dict[str, TensorSpec]:
         spec = specs.get(wanted)
         if spec is None:
             raise BundleError(f"{where}: {name} has no {wanted}; export the model again")
-        if spec.dtype not in form.dtypes or len(spec.axes) != form.axes or spec.count < 1:
+        if spec.dtype not in form.dtypes or len(spec.axes) != form.axes or not 1 <= spec.count <= MOST_LAYERS:
             raise BundleError(
                 f"{where}: {name}: {wanted} is {spec.count} of {spec.dtype} with {len(spec.axes)} axes; expected "
-                f"{' or '.join(form.dtypes)} with {form.axes}, at least one: export the model again"
+                f"{' or '.join(form.dtypes)} with {form.axes}, one to {MOST_LAYERS:,} of them: export the model again"
             )
     return specs
 
 
 def _size(axis: Axis, where: str) -> int:
-    if axis.size is None or axis.size < 1:
+    if axis.size is None or not 1 <= axis.size <= LARGEST_SIZE:
         raise BundleError(
-            f"{where}: the size of {axis.name} is {axis.size}; expected at least 1: export the model again"
+            f"{where}: the size of {axis.name} is {axis.size}; expected 1 to {LARGEST_SIZE:,}: export the model again"
         )
     return axis.size

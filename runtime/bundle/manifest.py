@@ -228,7 +228,26 @@ def _check(manifest: Manifest, where: str) -> None:
         )
     if not all(deviation > 0 for deviation in image.std):
         raise BundleError(f"{where}: std is {image.std}; expected numbers above 0: export the model again")
+    names = {
+        "name": manifest.name,
+        "family": manifest.family,
+        "exporter": manifest.exporter,
+        **{f"name of template {number}": template.name for number, template in enumerate(manifest.templates)},
+        **{f"name of file {number}": record.name for number, record in enumerate(manifest.files)},
+    }
+    for what, name in names.items():
+        if not name.isprintable():  # it is shown on terminals, which take commands
+            raise BundleError(f"{where}: {what} is {name!r:.80}; expected printable characters")
     contract = read_contract(manifest.graphs, where)
+    if not all(0 <= token < contract.vocab_size for token in manifest.eos_token_ids):
+        raise BundleError(
+            f"{where}: eos_token_ids are {manifest.eos_token_ids!r:.80}; expected ids of {contract.vocab_size} tokens"
+        )
+    if contract.image_tokens >= contract.context:
+        raise BundleError(
+            f"{where}: an image takes {contract.image_tokens} positions, and the context has {contract.context}; "
+            "export the model again"
+        )
     if contract.image_size != image.image_size:
         raise BundleError(
             f"{where}: image_size is {image.image_size}, and pixel_values are {contract.image_size} a side; "

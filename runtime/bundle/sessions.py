@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import BundleError, TinyGPTVError
+from ..errors import BundleError, MemoryShortageError, TinyGPTVError
 from .contract import Graph, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,8 +39,6 @@ TYPES = {
 """A manifest's dtypes in onnxruntime's words."""
 INT8_CACHE_SINCE = (1, 27)
 """The first onnxruntime that computes with an int8 KV cache: 1.26 loads such a graph, and fails in a run (tried)."""
-ERRORS_ONLY = 3
-"""onnxruntime's log level; its warnings speak to the writers of graphs, not to users."""
 FATAL_ONLY = 4
 
 
@@ -48,11 +48,19 @@ def import_onnxruntime() -> None:
     From 1.29 on, onnxruntime reads ``ORT_DISABLE_TELEMETRY`` once, while it is imported, and otherwise keeps a database
     of events under the user's cache folder for upload. Where the host program imported it first that cannot be undone
     here, so the host is told.
+
+    Raises:
+        MemoryShortageError: There is no room for the library itself.
     """
     variable = TELEMETRY_VARIABLE
     if "onnxruntime" not in sys.modules:
         os.environ[variable] = "1"
-        import onnxruntime  # noqa: F401 - imported for later
+        try:
+            import onnxruntime  # noqa: F401 - imported for later
+        except ImportError as error:
+            if re.search("failed to map segment|cannot allocate", str(error)) is None:
+                raise
+            raise MemoryShortageError(f"there is not enough memory to start onnxruntime ({error})") from error
     elif not telemetry_is_off():
         sys.modules["onnxruntime"].disable_telemetry_events()
         warnings.warn(
@@ -95,6 +103,23 @@ def open_session(
     _check_contract(path, "inputs", graph.inputs, session.get_inputs())
     _check_contract(path, "outputs", graph.outputs, session.get_outputs())
     return session
+
+
+def check_finite(array: NDArray[np.float32], name: str) -> None:
+    """See that what a graph gave are numbers.
+
+    Args:
+        array: float32, of any shape.
+        name: Of the graph's output.
+
+    Raises:
+        BundleError: It holds a NaN or an infinity.
+    """
+    if not np.isfinite(array).all():
+        raise BundleError(
+            f"{name} of the bundle's graphs is not a number: its weights are damaged, or too large to compute with; "
+            "check it with tinygptv bundle verify, and export it again if that finds nothing"
+        )
 
 
 def check_version(path: Path, graph: Graph, version: str) -> None:
@@ -188,7 +213,7 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY  # what goes wrong is raised
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     if products_saturate():
@@ -207,7 +232,7 @@ def products_saturate() -> bool:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(LARGE_PRODUCTS, options, providers=["CPUExecutionProvider"])
     inputs = {"a": np.full((2, 64), 255, np.uint8), "b": np.full((64, 32), 127, np.int8)}

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle.sessions import run_options
+from ..bundle.sessions import check_finite, run_options
 from ..cancel import Cancellation
 from .decoder import Decoder, DecoderState, bind_cache
 from .kv_cache import KVCache
@@ -67,6 +67,7 @@ class DecoderBatch:
             Logits, float32 [rows in use, vocabulary].
 
         Raises:
+            BundleError: The logits are not numbers; the rows then stay as they were, too.
             CancellationError: It was cancelled.
         """
         self._reserve(1)
@@ -88,6 +89,7 @@ class DecoderBatch:
         options = run_options()
         with (cancellation or Cancellation()).stopping(options):
             self._session.run_with_iobinding(self._binding, options)
+        check_finite(logits, "logits")
         lengths += 1
         self._cache.length += 1
         return logits[:, 0]

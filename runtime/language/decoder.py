@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.contract import Contract
-from ..bundle.sessions import run_options
+from ..bundle.sessions import check_finite, run_options
 from ..cancel import Cancellation
 from ..errors import ArgumentError
 from .kv_cache import CacheArray, KVCache
@@ -88,6 +88,7 @@ class DecoderState:
             Logits, float32 [kept, vocabulary], valid until the next call.
 
         Raises:
+            BundleError: The logits are not numbers; the sequence then stays as it was, too.
             CancellationError: It was cancelled.
             ArgumentError: The shape is wrong, or the context has no room for so many positions.
         """
@@ -103,6 +104,7 @@ class DecoderState:
             # Of about the same length: in int8, a position that is fed alone is rounded other than among several.
             for piece in np.array_split(inputs_embeds, count, axis=1):
                 self._run_piece(piece, kept, cancellation)
+            check_finite(self._logits, "logits")
         except BaseException:
             self.cache.rewind(past)
             raise

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..bundle.manifest import PromptTemplate
 from ..errors import ArgumentError
+from .tokenizer import panics_told
 
 IMAGE_SLOT = "<ImageHere>"
 """Where a prompt is cut and one picture's image tokens are put in; it never reaches the tokenizer."""
@@ -42,9 +43,11 @@ class Prompt:
 
         Raises:
             TypeError: As :func:`render`.
-            ArgumentError: As :func:`render`.
+            ArgumentError: As :func:`render`, or the template has another number of slots than there are images.
         """
         _check(turns, image_count)
+        beginning = "".join(part for part in _parts(template, [Turn("?")], image_count) if isinstance(part, str))
+        _check_slots(template, beginning.count(IMAGE_SLOT), image_count)
         self._template = template
         self._tokenizer = tokenizer
         self._turns = turns
@@ -55,7 +58,7 @@ class Prompt:
         """Token ids of the turns from ``first`` on, cut where images go: one list more than there are images.
 
         Raises:
-            ArgumentError: The template has another number of slots than there are images.
+            ArgumentError: With these turns, the template has another number of slots.
         """
         segments: list[list[int]] = [[]]
         for part in _parts(self._template, self._turns[first:], self._image_count):
@@ -67,6 +70,25 @@ class Prompt:
                 segments[-1] += part
         _check_slots(self._template, len(segments) - 1, self._image_count)
         return segments
+
+    def oldest(self, tokens: int, longest: int) -> int:
+        """The first of the turns that may fit with all later ones, by their lengths alone: nothing is tokenised.
+
+        Args:
+            tokens: That there is room for.
+            longest: Bytes of the tokenizer's longest token.
+
+        Returns:
+            Its number; that of turns is returned if not even the last one fits.
+        """
+        for number in reversed(range(len(self._turns))):
+            turn = self._turns[number]
+            texts = len(turn.question) + (len(turn.answer or "") if turn.token_ids is None else 0)
+            # A turn without text has at least a token: of the template.
+            tokens -= max(1, texts // longest + len(turn.token_ids or ()))
+            if tokens < 0:
+                return number + 1
+        return 0
 
     def _tokens(self, text: str) -> list[int]:
         if text not in self._tokenised:
@@ -108,7 +130,8 @@ def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
     Returns:
         The pieces' token ids, one list more than there are pictures; no special tokens are added.
     """
-    return [tokenizer.encode(segment, add_special_tokens=False).ids for segment in prompt.split(IMAGE_SLOT)]
+    with panics_told("the bundle's tokenizer.json"):
+        return [tokenizer.encode(segment, add_special_tokens=False).ids for segment in prompt.split(IMAGE_SLOT)]
 
 
 def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:

@@ -15,7 +15,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..bundle.manifest import Manifest
-from ..errors import ArgumentError, CancellationError, ContextOverflowError, ImageError
+from ..errors import (
+    ArgumentError,
+    BundleError,
+    CancellationError,
+    ContextOverflowError,
+    ImageError,
+    MemoryShortageError,
+)
 from .limits import Guard, drain, read_body
 from .page import page
 from .queue import AnswerQueue, Finished, Job
@@ -157,6 +164,10 @@ async def _next(job: Job) -> str | Finished:
         raise RefusedError(400, str(error), param="messages", code="invalid_image") from error
     except ArgumentError as error:
         raise RefusedError(400, str(error), param="messages") from error
+    except MemoryShortageError as error:
+        raise RefusedError(503, str(error), code="out_of_memory") from error
+    except BundleError as error:
+        raise RefusedError(500, str(error), code="model_error") from error
     except Exception as error:
         stumbled(error)
         raise _internal() from error

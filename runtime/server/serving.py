@@ -14,10 +14,9 @@ import uvicorn
 
 from ..model import TinyGPTV
 from .app import make_app
+from .connections import Connection
 from .queue import AnswerQueue
 
-CONNECTIONS = 128
-"""At once; beyond, clients are asked to come back."""
 _STOP_SECONDS = 5
 """A client that reads slowly may take so long to read its last words."""
 _INTERRUPTED = 130
@@ -46,7 +45,7 @@ async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, ma
     config = uvicorn.Config(
         make_app(queue, model.manifest, token, max_body),
         loop="asyncio",
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -55,7 +54,6 @@ async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, ma
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
     try:

@@ -125,7 +125,7 @@ def publish_folder(made: Path, target: Path) -> None:
     """Rename a finished folder to its place; one that was there is removed once the new one is in its place.
 
     However it is interrupted, the old or the new folder is in place. Only a kill between two renames leaves the old one
-    beside its place, under a hidden name; it is removed when a folder is published there again.
+    beside its place, under a hidden name: :func:`recover_folder` puts it back.
 
     Args:
         made: The folder, on the same disk.
@@ -134,7 +134,7 @@ def publish_folder(made: Path, target: Path) -> None:
     Raises:
         OSError: It cannot be renamed.
     """
-    retired = target.with_name(f".{target.name}.replaced")
+    retired = retired_of(target)
     try:
         if target.exists():
             shutil.rmtree(retired, ignore_errors=True)
@@ -145,6 +145,29 @@ def publish_folder(made: Path, target: Path) -> None:
             shutil.rmtree(retired, ignore_errors=True)
         elif retired.exists():
             retired.rename(target)
+
+
+def recover_folder(target: Path) -> None:
+    """Put a folder back that a killed :func:`publish_folder` had taken from its place; what it left besides is removed.
+
+    Hold the same lock as who publishes.
+
+    Args:
+        target: Its name.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    retired = retired_of(target)
+    if target.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+    elif retired.exists():
+        retired.rename(target)
+
+
+def retired_of(target: Path) -> Path:
+    """Where a folder is while another takes its place."""
+    return target.with_name(f".{target.name}.replaced")
 
 
 @contextmanager

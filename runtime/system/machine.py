@@ -79,6 +79,8 @@ class SystemMemory:
     """What can be had without swapping, in this container; None if the system does not tell."""
     limit: int | None
     """The container's, if it is less than ``total``."""
+    swap: int | None = None
+    """What is left of it; None if the system does not tell, or makes as much as is asked for."""
 
 
 def processor() -> Processor:
@@ -171,7 +173,7 @@ def system_memory() -> SystemMemory:
             limit = min(allowed, limit or allowed)
             room = max(0, allowed - used)
             available = room if available is None else min(available, room)
-    return SystemMemory(total, available, limit)
+    return SystemMemory(total, available, limit, values.get("SwapFree"))
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
@@ -203,14 +205,17 @@ def _windows_memory() -> SystemMemory:
         _fields_ = (
             ("dwLength", ctypes.c_uint32),
             ("dwMemoryLoad", ctypes.c_uint32),
-            *((name, ctypes.c_uint64) for name in ("ullTotalPhys", "ullAvailPhys", "a", "b", "c", "d", "e")),
+            *((name, ctypes.c_uint64) for name in ("ullTotalPhys", "ullAvailPhys", "a", "ullAvailPageFile")),
+            *((name, ctypes.c_uint64) for name in "bcd"),
         )
 
     status = Status(dwLength=ctypes.sizeof(Status))
     library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
     if not library.GlobalMemoryStatusEx(ctypes.byref(status)):
         return SystemMemory(None, None, None)
-    return SystemMemory(int(status.ullTotalPhys), int(status.ullAvailPhys), None)
+    available = int(status.ullAvailPhys)
+    swap = max(0, int(status.ullAvailPageFile) - available)  # that field counts both
+    return SystemMemory(int(status.ullTotalPhys), available, None, swap)
 
 
 def _read(path: Path) -> str:

@@ -28,7 +28,7 @@ def reading_ahead(path: Path, turn: threading.Lock) -> Iterator[None]:
     def read() -> None:
         with turn:
             begun.set()
-            with suppress(OSError):  # whoever maps it meets the same
+            with suppress(OSError, MemoryError):  # whoever maps it meets the same
                 _read(path, ended)
 
     thread = threading.Thread(target=read)

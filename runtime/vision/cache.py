@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections import OrderedDict
 from contextlib import suppress
@@ -16,6 +17,9 @@ from ..errors import ArgumentError
 from ..system.files import write_atomically
 
 Float32Array = NDArray[np.float32]
+SUFFIX = "embeds"
+"""Of a file: a SHA-256, then the embeddings, float32 in little-endian order."""
+_STORED, _CHECKSUM_BYTES = np.dtype("<f4"), 32
 MEMORY_BYTES = 64_000_000
 """Of embeddings in memory, the last image's at least: some 195 of TinyGPT-V's images (0.33 MB each), 8 of those with
 729 tokens (7.5 MB)."""
@@ -28,7 +32,7 @@ class ImageCache:
         """
         Args:
             manifest: Of the bundle; another encoder's or projector's embeddings are others.
-            folder: Where embeddings are kept as .npy files, in a subfolder for each encoder; made if need be.
+            folder: Where embeddings are kept, a file for each image in a subfolder for each encoder; made if need be.
 
         Raises:
             ArgumentError: ``folder`` cannot be made.
@@ -60,8 +64,9 @@ class ImageCache:
         self._remember(key, embeds)
         if self._folder is None:
             return
+        content = np.ascontiguousarray(embeds, _STORED).tobytes()
         with suppress(OSError):
-            write_atomically(self._folder / f"{key}.npy", lambda file: np.save(file, embeds))
+            write_atomically(self._path(key), lambda file: file.write(_checksum(key, content) + content))
 
     def _remember(self, key: str, embeds: Float32Array) -> None:
         embeds.setflags(write=False)  # every question about the image is answered from this very array
@@ -72,14 +77,27 @@ class ImageCache:
                 self._recent.popitem(last=False)
 
     def _read(self, key: str) -> Float32Array | None:
-        """From the folder; a file that is no longer whole counts as none, and is written anew."""
+        """From the folder; a file that is not whole, or is of another image, counts as none, and is written anew."""
         if self._folder is None:
             return None
+        size = math.prod(self._shape) * _STORED.itemsize
         try:
-            embeds: Float32Array = np.load(self._folder / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            with self._path(key).open("rb") as file:
+                checksum, content = file.read(_CHECKSUM_BYTES), file.read(size + 1)
+        except OSError:
             return None
-        return embeds if embeds.shape == self._shape and embeds.dtype == np.float32 else None
+        if len(content) != size or checksum != _checksum(key, content):
+            return None
+        return np.frombuffer(content, _STORED).reshape(self._shape).astype(np.float32)
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{key}.{SUFFIX}"
+
+
+def _checksum(key: str, content: bytes) -> bytes:
+    """Of a file's content and of the image that it is of: a file under another's name is none."""
+    return hashlib.sha256(key.encode() + content).digest()
 
 
 def pixel_key(pixel_values: Float32Array) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.sessions import check_finite
 from ..cancel import Cancellation
 
 
@@ -36,8 +37,13 @@ class Vision:
     def image_embeds(
         self, image_features: NDArray[np.float32], cancellation: Cancellation | None = None
     ) -> NDArray[np.float32]:
-        """[batch, tokens, width] to [batch, image tokens, hidden]."""
+        """[batch, tokens, width] to [batch, image tokens, hidden].
+
+        Raises:
+            BundleError: The embeddings are not numbers.
+        """
         inputs = {"image_features": image_features}
         embeds: NDArray[np.float32]
         (embeds,) = self._projector.run(["image_embeds"], inputs, cancellation or Cancellation())
+        check_finite(embeds, "image_embeds")
         return embeds

@@ -1,0 +1,183 @@
+"""How much memory a bundle needs, estimated from its manifest, and what to say where there is too little."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .bundle.manifest import DECODER, GRAPHS, Contract, Manifest
+from .errors import MemoryShortageError
+from .system.machine import SystemMemory, system_memory
+
+PROCESS_BYTES = 120_000_000
+"""Python, numpy and onnxruntime by themselves."""
+PACKING_OVERHEAD = 1.07
+"""Packed weights over weights as they are in the bundle (measured: 1.01 to 1.06)."""
+TEXT_POSITIONS = 480
+"""Of a question and its answer, without pictures: what the KV cache is reckoned for."""
+DECODER_SHARE = {"int8": 1.0, "int4": 0.6}
+"""Weights of a decoder by its precision, in proportion to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
+MOST_PICTURES = 3
+"""As many as the report speaks of; more may fit in the context."""
+CERTAIN = 0.9
+"""Of an estimate: less than this is never enough."""
+HELPFUL = 0.85
+"""Of what is needed: what takes more than this is no advice."""
+_WORDS = re.compile(
+    "bad_alloc|bad allocation|failed to allocate|cannot allocate memory|out of memory|start new thread", re.IGNORECASE
+)
+"""How libraries speak of memory that they did not get."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory for one question about one picture, estimated, in bytes."""
+
+    memory: str
+    """``default`` or ``low``, as for :meth:`TinyGPTV.load`."""
+    peak: int
+    """At the most at once, weights included."""
+    unbacked: int
+    """Of it, what no file backs: the rest can be read again from the disk, if slowly."""
+    fits: bool | None
+    """Whether ``peak`` is available now; None if the system does not tell what is."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One precision that the model can be exported at, and what it would need here."""
+
+    precision: str
+    """``int8`` or ``int4``: of the decoder."""
+    peak: int
+    """Bytes at the most at once, with all graphs open."""
+    fits: bool | None
+    """As :attr:`Need.fits`."""
+
+
+@dataclass(frozen=True)
+class CacheNeed:
+    """Memory of the KV cache for one question about some pictures and its answer."""
+
+    pictures: int
+    positions: int
+    """Of the pictures, the question and the answer; at most the context."""
+    bytes: int
+
+
+def need_of(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
+    """Of a bundle in a mode, ``default`` or ``low``; tuned or not."""
+    weights = _weights(manifest)
+    computing = max(graph.working_bytes for graph in manifest.graphs.values())
+    work = PROCESS_BYTES + computing + caches_of(manifest.contract)[0].bytes
+    held = sum(weights.values()) if mode == "default" else max(weights.values())
+    peak = held + work
+    return Need(mode, peak, work if is_tuned else peak, _fits(peak, mem))
+
+
+def _weights(manifest: Manifest) -> dict[str, int]:
+    """Bytes of each graph's weights in memory."""
+    sizes = {record.name: record.size for record in manifest.files}
+    return {name: int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS}
+
+
+def _fits(peak: int, mem: SystemMemory) -> bool | None:
+    return None if mem.available is None else peak <= mem.available
+
+
+def tiers_of(manifest: Manifest, mem: SystemMemory) -> Iterator[Tier]:
+    """What the model of a bundle would need at each precision."""
+    own = DECODER_SHARE.get(manifest.graphs[DECODER].precision)
+    if own is None:
+        return
+    peak, decoder = need_of(manifest, "default", False, mem).peak, _weights(manifest)[DECODER]
+    for precision, share in DECODER_SHARE.items():
+        needed = peak + int(decoder * (share / own - 1))
+        yield Tier(precision, needed, _fits(needed, mem))
+
+
+def caches_of(contract: Contract) -> tuple[CacheNeed, ...]:
+    """For one picture and more, as many as fit in the context."""
+    found = []
+    for pictures in range(1, MOST_PICTURES + 1):
+        positions = pictures * contract.image_tokens + TEXT_POSITIONS
+        if positions > contract.context and pictures > 1:
+            break
+        positions = min(positions, contract.context)
+        found.append(CacheNeed(pictures, positions, positions * contract.cache_bytes_per_position))
+    return tuple(found)
+
+
+def check_memory(manifest: Manifest, mode: str, is_tuned: bool) -> None:
+    """See, before anything is loaded, that the memory may be enough.
+
+    Swap counts as memory here: what is slow is not impossible.
+
+    Args:
+        manifest: Of the bundle.
+        mode: ``default`` or ``low``.
+        is_tuned: Whether weights are mapped from the disk.
+
+    Raises:
+        MemoryShortageError: It cannot be; says what is needed, what is available and what would help.
+    """
+    mem = system_memory()
+    if mem.available is None or mem.swap is None:
+        return
+    if need_of(manifest, mode, is_tuned, mem).unbacked * CERTAIN > mem.available + mem.swap:
+        raise MemoryShortageError(_shortage(manifest, mode, is_tuned, mem))
+
+
+@contextmanager
+def shortage_told(manifest: Manifest, mode: str, is_tuned: bool) -> Iterator[None]:
+    """What fails within for want of memory, however a library says it, becomes a MemoryShortageError.
+
+    Args:
+        manifest: Of the bundle.
+        mode: ``default`` or ``low``.
+        is_tuned: Whether weights are mapped from the disk.
+    """
+    try:
+        yield
+    except MemoryShortageError:
+        raise
+    except Exception as error:
+        if not _is_shortage(error):
+            raise
+        raise MemoryShortageError(_shortage(manifest, mode, is_tuned, system_memory())) from error
+
+
+def _is_shortage(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return _WORDS.search(str(error)) is not None
+
+
+def _shortage(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> str:
+    def size(count: int) -> str:
+        return f"{count / 1e9:.1f} GB"
+
+    need = need_of(manifest, mode, is_tuned, mem).unbacked
+    ways = {}
+    if mode == "default":
+        ways["use --memory low"] = need_of(manifest, "low", is_tuned, mem).unbacked
+    if not is_tuned:
+        ways["run tinygptv tune once, so that weights are read from the disk"] = need_of(
+            manifest, mode, True, mem
+        ).unbacked
+    if manifest.graphs[DECODER].precision == "int8":
+        tiers = {tier.precision: tier.peak for tier in tiers_of(manifest, mem)}
+        ways["use a bundle exported with --precision int4"] = tiers["int4"]
+    advice = [
+        f"{way} (about {size(count)})"
+        for way, count in ways.items()
+        if count < HELPFUL * need and (mem.available is None or count <= mem.available)
+    ]
+    available = "" if mem.available is None else f", {size(mem.available)} are available"
+    return (
+        f"there is not enough memory: {manifest.name} needs about {size(need)}{available}: "
+        f"{', or '.join(['close other programs', *advice])}"
+    )
