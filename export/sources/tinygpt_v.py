@@ -181,11 +181,13 @@ def _networks(
 
 def _language(file: Path) -> phi.Sizes:
     config = Config(str(file), read_json(file))
-    if config.fields.get("model_type") != "phi":
+    if config.get("model_type") != "phi":
         raise ExportError(
             f"{file}: model_type is {config.fields.get('model_type')!r}; expected 'phi': is --phi a Phi-2 folder?"
         )
-    return phi.sizes_from(config, qk_norm=True, post_norm=True)
+    sizes = phi.sizes_from(config, qk_norm=True, post_norm=True)
+    config.finish()
+    return sizes
 
 
 def _shape(reader: Reader, key: str, rank: int, cause: str) -> tuple[int, ...]:
@@ -212,6 +214,9 @@ def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
         )
     model = reader.config.get("model")
     size = model.get("image_size") if isinstance(model, dict) else None
+    settings = Config(f"{reader.label}: config.model", model if isinstance(model, dict) else {})
+    settings.expect("vit_model", None, "eva_clip_g")
+    settings.expect("has_qformer", None, True)
     if size is not None and size != expected_size:
         raise ExportError(
             f"{reader.label}: trained at image_size {size}, but to be exported for {expected_size} px; "
