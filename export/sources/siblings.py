@@ -29,9 +29,11 @@ from .families import (
 from .ledger import KeyLedger, Ledgers
 from .lora import ADAPTER_CONFIG, BUNNY_ADAPTERS, FACTORY_ADAPTERS, Lora, Prefixes, read_lora
 from .model import Description, Model, Network
+from .opening import open_folder
 from .pixels import image_preprocessing
-from .readers import Reader, TorchReader, open_folder
+from .readers import Reader
 from .tokenizer import build_tokenizer
+from .torch_files import TorchReader
 from .towers import CONFIG, FIRST_NORM, find_tower, nested, select, tower_config, tower_of_weights
 
 NON_LORA = "non_lora_trainables.bin"

@@ -17,7 +17,9 @@ from .families import IMAGE_SIZES, STAGE_TEMPLATES, TINYGPT_V
 from .ledger import KeyLedger, Ledgers
 from .lora import Lora
 from .model import Description, Model, Network
-from .readers import Reader, TorchReader, open_folder, open_torch
+from .opening import open_folder, open_torch
+from .readers import Reader
+from .torch_files import TorchReader
 
 LANGUAGE_PREFIXES = tuple((f"llama_model.base_model.model.{name}", name) for name in ("model.", "lm_head."))
 ADAPTED = (".self_attn.query_key_value", ".self_attn.dense")
