@@ -45,8 +45,8 @@ image_grid_pinpoints num_queries num_resampler_layers qalora_group_size resample
 """
 """Readers refuse what these belong to: pictures cut into several, projectors with queries, adapters of groups."""
 _IMAGE_PROCESSOR = """
-data_format default_to_square feature_extractor_type image_processor_type input_data_format processor_class
-return_tensors
+data_format default_to_square feature_extractor_type image_processor_type image_seq_length input_data_format
+processor_class return_tensors
 """
 HARMLESS = frozenset(
     " ".join(
