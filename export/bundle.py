@@ -138,9 +138,12 @@ def export_bundle(
         raise ExportError(
             f"{description.family.name} has no template {default_template}; it has {', '.join(templates)}"
         )
+    tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
+    eos_token = eos_token_id(description.tokenizer, tokenizer)
     _check_space(target.parent, model, precision)
     with locked(lock, busy), staging_folder(staging) as folder:
-        tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
+        # Before all else: hashing also finds what is damaged.
+        fingerprints = tuple(_fingerprints(model, calibration_set, progress))
         exact = {name for network in model.networks.values() for name in network.part.EXACT}
         candidates_of = candidates(precision, group_size, exact)
         tensors: Mapping[str, torch.Tensor] = model
@@ -177,12 +180,12 @@ def export_bundle(
             templates=description.family.templates,
             default_template=default_template,
             stop_strings=description.family.stop_strings,
-            eos_token_ids=(eos_token_id(description.tokenizer, tokenizer),),
+            eos_token_ids=(eos_token,),
             caption_question=description.family.caption_question,
             tasks=description.family.tasks,
             boxes=description.family.boxes,
             graphs=graphs,
-            sources=tuple(_fingerprints(model, calibration_set, progress)),
+            sources=fingerprints,
             files=tuple(files),
             stage=description.stage,
         )
@@ -279,7 +282,7 @@ def _fingerprints(model: Model, calibration: CalibrationSet | None, progress: bo
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
         bar.set_description("hashes of the sources")
         for role, file in files:
-            yield Source(role, file.name, file.stat().st_size, sha256_of(file, progress=bar.update))
+            yield Source(role, file.name, file.stat().st_size, model.sha256(file, bar.update))
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

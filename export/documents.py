@@ -5,10 +5,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tinygptv.runtime.errors import ExportError
+
+from .harmless import HARMLESS
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(file: Path) -> None:
+    """Stop at what git leaves in the place of a large file that it has not downloaded.
+
+    Raises:
+        ExportError: ``file`` is that.
+    """
+    start = b""
+    with suppress(OSError), file.open("rb") as opened:  # whoever reads the file says what is wrong
+        start = opened.read(len(POINTER))
+    if start == POINTER:
+        raise ExportError(
+            f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -17,6 +37,7 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         ExportError: There is no such file, or it holds no JSON object.
     """
+    refuse_pointer(file)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -31,47 +52,77 @@ def read_json(file: Path) -> dict[str, Any]:
 class Config:
     """A configuration, or a part of one, whose fields are asked for by name and kind.
 
+    Every field is accounted for, as the keys of weight files are: :meth:`finish` stops at those nobody asked for.
+
     Args:
         label: What messages call it: its file, and the part of it.
-        fields: As the file has them.
+        given: Fields, as the file has them.
         defaults: Of fields that a file may leave out, by the published code.
     """
 
-    def __init__(self, label: str, fields: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, label: str, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
         self.label = label
-        self.fields = dict(defaults or {}) | dict(fields)
+        self.given = dict(given)
+        self.fields = dict(defaults or {}) | self.given
+        self._asked: set[str] = set()
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
+        """The same configuration, read by a class with these defaults: what is asked of one is asked of both."""
+        same = Config(self.label, self.given, defaults)
+        same._asked = self._asked
+        return same
+
+    def get(self, name: str) -> Any:
+        """A field's value, None where it is absent."""
+        self._asked.add(name)
+        return self.fields.get(name)
 
     def part(self, name: str, defaults: Mapping[str, Any] | None = None) -> Config:
         """The object under a name."""
-        fields = self.fields.get(name)
+        fields = self.get(name)
         if not isinstance(fields, dict):
             raise ExportError(f"{self.label}: {name} is {fields!r:.60}; expected an object")
         return Config(f"{self.label}: {name}", fields, defaults)
 
     def integer(self, name: str) -> int:
         """A positive whole number."""
-        value = self.fields.get(name)
+        value = self.get(name)
         if type(value) is not int or value < 1:
             raise ExportError(f"{self.label}: {name} is {value!r}; expected a positive integer")
         return value
 
     def number(self, name: str) -> float:
         """A positive, finite number."""
-        value = self.fields.get(name)
+        value = self.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise ExportError(f"{self.label}: {name} is {value!r}; expected a positive number")
         return float(value)
 
     def text(self, name: str) -> str:
         """A string."""
-        value = self.fields.get(name)
+        value = self.get(name)
         if not isinstance(value, str) or not value:
             raise ExportError(f"{self.label}: {name} is {value!r:.60}; expected a text")
         return value
 
     def expect(self, name: str, *allowed: object) -> None:
         """Stop unless a field, None where it is absent, has one of the values that the exporter knows how to honour."""
-        value = self.fields.get(name)
+        value = self.get(name)
         if not any(type(value) is type(other) and value == other for other in allowed):
             known = " or ".join("absent" if other is None else repr(other) for other in allowed)
             raise ExportError(f"{self.label}: {name} is {value!r:.60}, which is not supported; expected {known}")
+
+    def finish(self) -> None:
+        """Stop at fields that may change the network, for all that is known: call it when all others were asked for.
+
+        Fields that are absent, null, false, 0 or empty ask for nothing; :data:`.harmless.HARMLESS` has the names of
+        those that change no number whatever they say.
+        """
+        unknown = [name for name, value in self.given.items() if value and name not in self._asked | HARMLESS]
+        if unknown:
+            shown = ", ".join(f"{name} ({self.given[name]!r:.40})" for name in unknown[:3])
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            raise ExportError(
+                f"{self.label}: unknown {shown}{more}; this may ask for another network than the exporter knows: if it "
+                "does not, take it out of the file"
+            )

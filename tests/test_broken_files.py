@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Refusal, published_files
 from safetensors.torch import load_file, save_file
-from tinygptv.export.sources.readers import open_torch
+from tinygptv.export.sources.opening import open_torch
 from tinygptv.runtime.errors import ExportError
 from variants import Published, write_bins, write_shards
 

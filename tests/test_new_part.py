@@ -26,7 +26,7 @@ from tinygptv.export.smoothing import Group, Smoothed, Smoothing, groups_of
 from tinygptv.export.sources.families import LLAVA_PHI
 from tinygptv.export.sources.ledger import KeyLedger, Ledgers
 from tinygptv.export.sources.model import Description, Model, Network
-from tinygptv.export.sources.readers import open_folder
+from tinygptv.export.sources.opening import open_folder
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER, ImagePreprocessing, read_manifest
 from tinygptv.runtime.errors import ExportError

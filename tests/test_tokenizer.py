@@ -358,7 +358,7 @@ BROKEN = {
         change_json("special_tokens_map.json", additional_special_tokens="<s>"),
         "special_tokens_map.json: additional_special_tokens is '<s>'",
     ),
-    "prefix space": (change_json("tokenizer_config.json", add_prefix_space=True), "add_prefix_space is true"),
+    "prefix space": (change_json("tokenizer_config.json", add_prefix_space=True), "add_prefix_space is True"),
     "fast file is empty": (
         lambda f: (only()(f), (f / "tokenizer.json").write_text("{}"), None)[-1],
         "not a byte-level",

@@ -69,24 +69,17 @@ def sizes_from(config: Config, **changes: Any) -> Sizes:
     Raises:
         ExportError: A field is missing or out of range, or asks for what Phi-2 does not have.
     """
-    # transformers 5 keeps the rotary settings together.
-    rotary = config.fields.get("rope_parameters") or {}
-    if not isinstance(rotary, dict):
-        raise ExportError(f"{config.label}: rope_parameters is {rotary!r:.60}; expected an object")
-    if odd := set(rotary) - {"rope_type", "rope_theta", "partial_rotary_factor"}:
-        raise ExportError(f"{config.label}: rope_parameters has {', '.join(sorted(odd))}, which is not supported")
-    config = Config(config.label, config.fields | rotary)
+    rotary = _rotary(config)
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     config.expect("num_key_value_heads", None, heads)
     config.expect("hidden_act", "gelu_new")
-    config.expect("rope_scaling", None, {})
-    config.expect("rope_type", None, "default")
     config.expect("tie_word_embeddings", None, False)
-    if not changes.get("qk_norm"):
-        config.expect("qk_layernorm", None, False)
+    # A stage file brings these norms, whatever the field of the model that it was trained from says.
+    config.expect("qk_layernorm", None, False, *([True] if changes.get("qk_norm") else []))
     if hidden % heads:
         raise ExportError(f"{config.label}: width {hidden} does not divide into {heads} heads")
-    rotary_dim = math.floor(hidden // heads * config.number("partial_rotary_factor"))
+    config.expect("head_dim", None, hidden // heads)
+    rotary_dim = math.floor(hidden // heads * rotary.number("partial_rotary_factor"))
     if not 0 < rotary_dim <= hidden // heads or rotary_dim % 2:
         raise ExportError(
             f"{config.label}: partial_rotary_factor is for {rotary_dim} of a head's {hidden // heads} dimensions; "
@@ -100,10 +93,40 @@ def sizes_from(config: Config, **changes: Any) -> Sizes:
         "num_attention_heads": heads,
         "max_position_embeddings": config.integer("max_position_embeddings"),
         "rotary_dim": rotary_dim,
-        "rope_theta": config.number("rope_theta"),
+        "rope_theta": rotary.number("rope_theta"),
         "layer_norm_eps": config.number("layer_norm_eps"),
     }
     return Sizes(**sizes | changes)
+
+
+def _rotary(config: Config) -> Config:
+    """The rotary settings: fields of their own, or as transformers 5 writes them, in one object.
+
+    Raises:
+        ExportError: They scale the rotation (linear, dynamic, yarn, longrope ...), or contradict each other.
+    """
+    names = ("rope_theta", "partial_rotary_factor")
+    found = {name: config.get(name) for name in names}
+    said = {name for name in names if config.given.get(name) is not None}
+    for place in ("rope_parameters", "rope_scaling"):
+        if config.get(place) is None:
+            continue
+        settings = config.part(place)
+        for name in ("rope_type", "type"):
+            settings.expect(name, None, "default")
+        settings.expect("factor", None, 1, 1.0)
+        for name in names:
+            value = settings.get(name)
+            if value is None:
+                continue
+            if name in said and value != found[name]:
+                raise ExportError(
+                    f"{settings.label}: {name} is {value!r}, but {found[name]!r} outside of it; expected the same"
+                )
+            found[name] = value
+            said.add(name)
+        settings.finish()
+    return Config(config.label, found)
 
 
 def tensors(sizes: Sizes) -> dict[str, Shape]:

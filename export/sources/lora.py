@@ -44,11 +44,13 @@ def read_lora(folder: Path, prefixes: Prefixes) -> Lora:
     config = Config(str(folder / ADAPTER_CONFIG), read_json(folder / ADAPTER_CONFIG))
     config.expect("peft_type", None, "LORA")
     config.expect("bias", None, "none")
-    for name in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"):
+    for name in ("use_rslora", "use_dora", "use_qalora", "fan_in_fan_out", "lora_bias"):
         config.expect(name, None, False)
     for name in ("modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"):
         config.expect(name, None, {}, [])
-    targets = config.fields.get("target_modules")
+    # Other ways of beginning (pissa, olora, corda, loftq) change what the adapters are added to.
+    config.expect("init_lora_weights", None, True, False, "gaussian", "orthogonal")
+    targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
         raise ExportError(f"{config.label}: target_modules is {targets!r:.60}; expected a list of names")
     whole, suffixes = _canonical_targets(targets, prefixes)
@@ -57,7 +59,9 @@ def read_lora(folder: Path, prefixes: Prefixes) -> Lora:
         # A suffix may fit layers of the tower too; LoRA was on the language model alone.
         return name in whole or (name.startswith("model.layers.") and name.endswith(suffixes))
 
-    return Lora(config.number("lora_alpha"), adapted, config.integer("r"))
+    lora = Lora(config.number("lora_alpha"), adapted, config.integer("r"))
+    config.finish()
+    return lora
 
 
 def _canonical_targets(targets: Sequence[str], prefixes: Prefixes) -> tuple[set[str], tuple[str, ...]]:

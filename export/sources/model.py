@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygptv.runtime.bundle.manifest import ImagePreprocessing
+from tinygptv.runtime.system.files import sha256_of
 from torch import Tensor
 
 from ..parts import Part, Read, Shape
@@ -99,6 +100,19 @@ class Model(Mapping[str, Tensor]):
     def shape(self, name: str) -> Shape:
         """Shape of a tensor, without reading it."""
         return self._shapes[name]
+
+    def sha256(self, file: Path, progress: Callable[[int], object]) -> str:
+        """SHA-256 of a file; ``progress`` is called with the number of bytes read since the last call.
+
+        Raises:
+            ExportError: It is one of the model's, and does not fit the sums that its own format has.
+        """
+        reader = next((reader for reader in self._readers if file in reader.files), None)
+        sums = None if reader is None else reader.sums(file)
+        digest = sha256_of(file, progress=progress, seen=sums)
+        if sums is not None:
+            sums.finish()
+        return digest
 
     def close(self) -> None:
         """Unmap the files; a later read maps them again."""

@@ -32,7 +32,7 @@ def image_preprocessing(tower: Tower, image_size: int, config: Config, folder: P
     if folder is not None and (folder / PROCESSOR).is_file():
         mean, std = _read(folder / PROCESSOR, tower.CROPS, image_size)
     config.expect("image_aspect_ratio", None, "square", "pad")
-    padded = config.fields.get("image_aspect_ratio") == "pad"
+    padded = config.get("image_aspect_ratio") == "pad"
     return ImagePreprocessing(
         image_size=image_size,
         mean=mean,
@@ -52,13 +52,16 @@ def _read(file: Path, crops: bool, image_size: int) -> tuple[Three, Three]:
         config.expect("do_center_crop", True)
     config.expect("resample", BICUBIC)
     config.expect("rescale_factor", None, 1 / 255)
+    config.get("crop_size")  # of no use where nothing is cropped
     for name in ("size", "crop_size")[: 1 + crops]:
-        sides = _sides(config.fields.get(name))
+        sides = _sides(config.get(name))
         if sides != {image_size}:
             raise ExportError(
-                f"{file}: {name} is {config.fields.get(name)!r:.60}; expected {image_size}, as the tower's image_size"
+                f"{file}: {name} is {config.get(name)!r:.60}; expected {image_size}, as the tower's image_size"
             )
-    return _three(config, "image_mean"), _three(config, "image_std")
+    mean, std = _three(config, "image_mean"), _three(config, "image_std")
+    config.finish()
+    return mean, std
 
 
 def _sides(size: Any) -> set[Any]:
@@ -67,7 +70,7 @@ def _sides(size: Any) -> set[Any]:
 
 
 def _three(config: Config, name: str) -> Three:
-    values = config.fields.get(name)
+    values = config.get(name)
     if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) and v > 0 for v in values):
         raise ExportError(f"{config.label}: {name} is {values!r:.60}; expected three positive numbers")
     red, green, blue = (float(value) for value in values)

@@ -6,6 +6,7 @@ What they have in common: a CLIP or SigLIP tower, an MLP and plain Phi-2. How th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from .families import (
 from .ledger import KeyLedger, Ledgers
 from .lora import ADAPTER_CONFIG, BUNNY_ADAPTERS, FACTORY_ADAPTERS, Lora, Prefixes, read_lora
 from .model import Description, Model, Network
+from .opening import open_folder
 from .pixels import image_preprocessing
-from .readers import Reader, TorchReader, open_folder
+from .readers import Reader
 from .tokenizer import build_tokenizer
+from .torch_files import TorchReader
 from .towers import CONFIG, FIRST_NORM, find_tower, nested, select, tower_config, tower_of_weights
 
 NON_LORA = "non_lora_trainables.bin"
@@ -88,12 +91,12 @@ def open_sibling(folder: Path, tower: Path | None = None, phi_folder: Path | Non
 
 def _recognise(config: Config) -> Family:
     """The family, by ``model_type`` and ``architectures``, which must not contradict each other."""
-    kind, classes = config.fields.get("model_type"), config.fields.get("architectures") or []
+    kind, classes = config.get("model_type"), config.get("architectures") or []
     by_class = ARCHITECTURES.get(classes[0]) if isinstance(classes, list) and len(classes) == 1 else None
     family = BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
     adapters_only = family is BUNNY and classes == ["PhiForCausalLM"]
     if by_class is TINYLLAVA_LEGACY and family in (None, TINYLLAVA):
-        return TINYLLAVA_LEGACY
+        family = TINYLLAVA_LEGACY
     if family is None or (by_class is not family and not adapters_only):
         raise ExportError(
             f"{config.label}: model_type is {kind!r} and architectures {classes!r:.80}; expected a model on Phi-2 of "
@@ -101,12 +104,13 @@ def _recognise(config: Config) -> Family:
         )
     config.expect("use_s2", None, False)
     config.expect("mm_use_im_start_end", None, False)
+    config.expect("mm_patch_merge_type", None, "flat")
     return family
 
 
 def _open_llava_phi(folder: Path, config: Config, family: Family) -> Model:
-    eyes = config.part("vision_config").part("vision_tower", clip.DEFAULTS)
-    projector = config.part("vision_config").part("mm_projector")
+    both = config.part("vision_config")
+    eyes, projector = both.part("vision_tower", clip.DEFAULTS), both.part("mm_projector")
     vision = find_tower(eyes, "vision_model_name_or_path") if family is MIPHA else clip
     chosen = select(eyes, "mm_vision_select_layer", "mm_vision_select_feature")
     # Mipha's SigLIP tower hands on all patches, whatever the field says.
@@ -120,9 +124,10 @@ def _open_llava_phi(folder: Path, config: Config, family: Family) -> Model:
         family,
         vision,
         vision.sizes_from(eyes, chosen.layer, keep_first),
-        phi.sizes_from(Config(config.label, config.fields, phi.DEFAULTS)),
+        phi.sizes_from(config.with_defaults(phi.DEFAULTS)),
         projector.text("mm_projector_type"),
         config,
+        (both, eyes, projector),
         tokenizer=folder,
         processor=folder,
     )
@@ -168,6 +173,7 @@ def _open_tinyllava(folder: Path, config: Config) -> Model:
         _with_context(phi.sizes_from(text), config),
         config.text("connector_type"),
         config,
+        (eyes, text),
         tokenizer=folder,
         processor=None,
         lora=lora,
@@ -189,9 +195,10 @@ def _open_tinyllava_legacy(folder: Path, config: Config, tower: Path | None) -> 
         TINYLLAVA_LEGACY,
         vision,
         vision.sizes_from(eyes, chosen.layer, chosen.keep_first),
-        _with_context(phi.sizes_from(Config(config.label, config.fields, phi.DEFAULTS)), config),
+        _with_context(phi.sizes_from(config.with_defaults(phi.DEFAULTS)), config),
         config.text("mm_projector_type"),
         config,
+        (eyes,),
         tokenizer=folder,
         processor=None,
     )
@@ -200,6 +207,9 @@ def _open_tinyllava_legacy(folder: Path, config: Config, tower: Path | None) -> 
 def _open_bunny(folder: Path, config: Config, tower: Path | None, phi_folder: Path | None) -> Model:
     vision = find_tower(config, "mm_vision_tower")
     config.expect("use_mm_proj", None, True)
+    # The published code has these two fixed, whatever a file says.
+    config.expect("mm_vision_select_layer", None, -2)
+    config.expect("mm_vision_select_feature", None, "patch")
     files, lora, language = _Files(), None, folder
     files.describe("model", folder)
     adapters_only = (folder / ADAPTER_CONFIG).is_file()
@@ -238,7 +248,7 @@ def _open_bunny(folder: Path, config: Config, tower: Path | None, phi_folder: Pa
         eyes = tower_of_weights(vision, inside, config, tower)
     # The published class has no bias at its head, and the table ends with the tokenizer's last token.
     stored = next((ledger.shape(TABLE)[0] for ledger in files.ledgers if ledger.has(TABLE)), 0)
-    sizes = phi.sizes_from(Config(config.label, config.fields, phi.DEFAULTS), head_bias=False)
+    sizes = phi.sizes_from(config.with_defaults(phi.DEFAULTS), head_bias=False)
     length = build_tokenizer(language, stored or sizes.vocab_size).get_vocab_size()
     sizes = replace(sizes, vocab_size=min(length, stored or length), stored_vocab_size=stored or None)
     return _assemble(
@@ -249,6 +259,7 @@ def _open_bunny(folder: Path, config: Config, tower: Path | None, phi_folder: Pa
         _with_context(sizes, config),
         config.text("mm_projector_type"),
         config,
+        (eyes,),
         tokenizer=language,
         processor=tower if inside is None else None,
         lora=lora,
@@ -263,12 +274,13 @@ def _assemble(
     language: phi.Sizes,
     projector_type: str,
     config: Config,
+    others: Sequence[Config],
     *,
     tokenizer: Path,
     processor: Path | None,
     lora: Lora | None = None,
 ) -> Model:
-    """A model of a tower, an MLP and Phi-2."""
+    """A model of a tower, an MLP and Phi-2; ``others`` are the configurations besides its own."""
     projector = mlp.Sizes(
         tokens=sizes.tokens,
         input_size=sizes.hidden_size,
@@ -287,6 +299,8 @@ def _assemble(
         tokenizer=tokenizer,
         default_template=family.templates[0].name,
     )
+    for read in (config, *others):
+        read.finish()
     return Model(description, Ledgers(files.ledgers, lora), files.readers, files.named)
 
 
@@ -301,7 +315,7 @@ def _projector_layers(kind: str, config: Config) -> int:
 
 def _with_context(sizes: phi.Sizes, config: Config) -> phi.Sizes:
     """Text and image are cut at ``tokenizer_model_max_length`` by the published code."""
-    if config.fields.get("tokenizer_model_max_length") is None:
+    if config.get("tokenizer_model_max_length") is None:
         return sizes
     length = config.integer("tokenizer_model_max_length")
     return replace(sizes, max_position_embeddings=min(length, sizes.max_position_embeddings))

@@ -17,7 +17,9 @@ from .families import IMAGE_SIZES, STAGE_TEMPLATES, TINYGPT_V
 from .ledger import KeyLedger, Ledgers
 from .lora import Lora
 from .model import Description, Model, Network
-from .readers import Reader, TorchReader, open_folder, open_torch
+from .opening import open_folder, open_torch
+from .readers import Reader
+from .torch_files import TorchReader
 
 LANGUAGE_PREFIXES = tuple((f"llama_model.base_model.model.{name}", name) for name in ("model.", "lm_head."))
 ADAPTED = (".self_attn.query_key_value", ".self_attn.dense")
@@ -181,11 +183,13 @@ def _networks(
 
 def _language(file: Path) -> phi.Sizes:
     config = Config(str(file), read_json(file))
-    if config.fields.get("model_type") != "phi":
+    if config.get("model_type") != "phi":
         raise ExportError(
             f"{file}: model_type is {config.fields.get('model_type')!r}; expected 'phi': is --phi a Phi-2 folder?"
         )
-    return phi.sizes_from(config, qk_norm=True, post_norm=True)
+    sizes = phi.sizes_from(config, qk_norm=True, post_norm=True)
+    config.finish()
+    return sizes
 
 
 def _shape(reader: Reader, key: str, rank: int, cause: str) -> tuple[int, ...]:
@@ -212,6 +216,9 @@ def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
         )
     model = reader.config.get("model")
     size = model.get("image_size") if isinstance(model, dict) else None
+    settings = Config(f"{reader.label}: config.model", model if isinstance(model, dict) else {})
+    settings.expect("vit_model", None, "eva_clip_g")
+    settings.expect("has_qformer", None, True)
     if size is not None and size != expected_size:
         raise ExportError(
             f"{reader.label}: trained at image_size {size}, but to be exported for {expected_size} px; "

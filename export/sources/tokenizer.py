@@ -7,41 +7,34 @@ tokenizer.json, and so that its ids are those of the slow tokenizer that the mod
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinygptv.runtime.errors import ExportError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from ..documents import read_json
+from ..documents import Config
+from .tokenizer_tables import FAST_TOKENIZER, Tables, check_merges, optional, read_tables
 
-VOCAB = "vocab.json"
-MERGES = "merges.txt"
 ADDED_TOKENS = "added_tokens.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-FAST_TOKENIZER = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+CLASSES = (
+    *(f"{name}{kind}" for name in ("CodeGenTokenizer", "GPT2Tokenizer") for kind in ("", "Fast")),
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)
+"""Of ``transformers``: those that cut texts as Phi-2's tokenizer does, and those that do what tokenizer.json says."""
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
-
-@dataclass(frozen=True)
-class _Tables:
-    """What defines a byte-level BPE tokenizer, with the file to blame for its vocabulary and for its merges."""
-
-    vocab: dict[str, int]
-    merges: list[tuple[str, str]]
-    vocab_file: Path
-    merges_file: Path
 
 
 def build_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """Make the tokenizer of a Phi-2 folder.
 
     ``vocab.json`` and ``merges.txt`` are read where both are there, else ``tokenizer.json``. Added tokens come from
-    ``tokenizer_config.json``, or in a folder of the older kind from ``added_tokens.json`` and ``tokenizer.json``.
+    ``tokenizer_config.json`` and ``tokenizer.json``, in a folder of the older kind also from ``added_tokens.json``.
     Tokens that any file names as special are special if they are in the vocabulary, and ignored if they are not.
 
     Args:
@@ -55,15 +48,18 @@ def build_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         ExportError: A file is missing, cannot be read, contradicts another or is not Phi-2's kind of tokenizer; a merge
             names a token that is not in the vocabulary; or the vocabulary is larger than the model's.
     """
-    config = _optional(folder / CONFIG)
-    if config.get("add_prefix_space"):
-        raise ExportError(f"{folder / CONFIG}: add_prefix_space is true; expected false, as in Phi-2's tokenizer")
-    tables = _read_tables(folder)
+    config = optional(folder / CONFIG)
+    settings = Config(str(folder / CONFIG), config)
+    settings.expect("tokenizer_class", None, *CLASSES)
+    for name in ("add_prefix_space", "add_bos_token", "add_eos_token", "split_special_tokens"):
+        settings.expect(name, None, False)
+    tables = read_tables(folder)
     special = set(_special_tokens(folder, config))
     added = _read_added_tokens(folder, config, special)
     for content in special & tables.vocab.keys():
         added.setdefault(tables.vocab[content], AddedToken(content, normalized=False, special=True))
     _check_ids(tables, added, vocab_size, folder)
+    check_merges(tables, {token.content for token in added.values()})
 
     tokenizer = Tokenizer(models.BPE(vocab=tables.vocab, merges=tables.merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -87,7 +83,7 @@ def eos_token_id(folder: Path, tokenizer: Tokenizer) -> int:
     named = [
         token
         for file in (folder / CONFIG, folder / SPECIAL_TOKENS)
-        if (token := _content(_optional(file).get("eos_token"), file)) is not None
+        if (token := _content(optional(file).get("eos_token"), file)) is not None
     ]
     token = named[0] if named else END_OF_TEXT
     token_id: int | None = tokenizer.token_to_id(token)
@@ -96,92 +92,48 @@ def eos_token_id(folder: Path, tokenizer: Tokenizer) -> int:
     return token_id
 
 
-def _read_tables(folder: Path) -> _Tables:
-    missing = [name for name in (VOCAB, MERGES) if not (folder / name).is_file()]
-    if not missing:
-        vocab_file, merges_file = folder / VOCAB, folder / MERGES
-        vocab, merges = read_json(vocab_file), _read_merges(merges_file)
-    elif (folder / FAST_TOKENIZER).is_file():
-        vocab_file = merges_file = folder / FAST_TOKENIZER
-        vocab, merges = _read_fast_tables(vocab_file)
-    else:
-        raise ExportError(
-            f"{folder}: no {' and no '.join(missing)}; expected {VOCAB} with {MERGES}, or {FAST_TOKENIZER}: "
-            "copy all tokenizer files of Phi-2"
-        )
-    for token, token_id in vocab.items():
-        if type(token_id) is not int or token_id < 0:
-            raise ExportError(f"{vocab_file}: the id of {token!r} is {token_id!r}; expected a whole number from 0 up")
-    lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - vocab.keys())
-    if lacking:
-        raise ExportError(f"{vocab_file}: {len(lacking)} of the 256 single bytes have no token, such as {lacking[0]!r}")
-    for number, (left, right) in enumerate(merges, start=1):
-        for part in (left, right, left + right):
-            if part not in vocab:
-                raise ExportError(
-                    f"{merges_file}: merge {number} ({left} {right}) needs {part!r}, which {vocab_file.name} does not "
-                    "have; both must be from the same model"
-                )
-    return _Tables(vocab, merges, vocab_file, merges_file)
-
-
-def _read_merges(file: Path) -> list[tuple[str, str]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{file}: cannot be read as text ({error})") from error
-    merges = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        parts = line.split()
-        if len(parts) != 2:
-            raise ExportError(f"{file}: line {number} is {line!r:.60}; expected two tokens with a space between")
-        merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _read_fast_tables(file: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Vocabulary and merges of a ``tokenizer.json``; merges are "left right" or, in newer files, [left, right]."""
-    document = read_json(file)
-    model, cut = _part(document, "model"), _part(document, "pre_tokenizer")
-    kinds = (model.get("type"), cut.get("type"), _part(document, "decoder").get("type"))
-    plain = not document.get("normalizer") and not cut.get("add_prefix_space") and cut.get("use_regex", True)
-    if kinds != ("BPE", "ByteLevel", "ByteLevel") or not plain:
-        raise ExportError(f"{file}: not a byte-level BPE tokenizer as Phi-2's; download Phi-2's own tokenizer files")
-    vocab, listed = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(listed, list):
-        raise ExportError(f"{file}: model has no vocab or no merges; download it again")
-    merges = []
-    for merge in listed:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise ExportError(f"{file}: a merge is {merge!r:.60}; expected two tokens")
-        merges.append((parts[0], parts[1]))
-    return vocab, merges
-
-
-def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
-    part = document.get(name)
-    return part if isinstance(part, dict) else {}
-
-
 def _read_added_tokens(folder: Path, config: dict[str, Any], special: set[str]) -> dict[int, AddedToken]:
-    """Tokens added to the vocabulary, by id; those in ``special`` are special whatever their own entry says."""
-    if "added_tokens_decoder" in config:
-        file, listed = folder / CONFIG, config["added_tokens_decoder"]
-        if not isinstance(listed, dict):
-            raise ExportError(f"{file}: added_tokens_decoder is {listed!r:.60}; expected an object of ids")
-        return dict(_added_token(token_id, fields, special, file) for token_id, fields in listed.items())
-    file = folder / ADDED_TOKENS
-    added = dict(
-        _added_token(token_id, {"content": token}, special, file) for token, token_id in _optional(file).items()
-    )
+    """Tokens added to the vocabulary, by id; those in ``special`` are special whatever their own entry says.
+
+    ``transformers`` takes what tokenizer_config.json lists and what tokenizer.json lists, and added_tokens.json only
+    where the first has no list. So no list hides another's tokens here, and added_tokens.json may have none of its own.
+    """
     file = folder / FAST_TOKENIZER
-    for fields in _optional(file).get("added_tokens") or []:
-        token_id, token = _added_token(fields.get("id") if isinstance(fields, dict) else None, fields, special, file)
-        added[token_id] = token
+    added: dict[int, AddedToken] = {}
+    for fields in optional(file).get("added_tokens") or []:
+        token_id = fields.get("id") if isinstance(fields, dict) else None
+        _join(added, *_added_token(token_id, fields, special, file), file)
+    file = folder / ADDED_TOKENS
+    older = dict(_added_token(token_id, {"content": text}, special, file) for text, token_id in optional(file).items())
+    if "added_tokens_decoder" not in config:
+        return older | added
+    file, listed = folder / CONFIG, config["added_tokens_decoder"]
+    if not isinstance(listed, dict):
+        raise ExportError(f"{file}: added_tokens_decoder is {listed!r:.60}; expected an object of ids")
+    for token_id, fields in listed.items():
+        _join(added, *_added_token(token_id, fields, special, file), file)
+    for token_id, token in older.items():
+        if token_id not in added or added[token_id].content != token.content:
+            raise ExportError(
+                f"{folder / ADDED_TOKENS}: added token {token.content!r} has id {token_id}, but {CONFIG}'s "
+                "added_tokens_decoder says otherwise; copy all tokenizer files of the model"
+            )
     return added
+
+
+def _join(added: dict[int, AddedToken], token_id: int, token: AddedToken, file: Path) -> None:
+    """Add a token of ``file`` to those of other files, which must not say anything else of it."""
+    flags = ("content", "single_word", "lstrip", "rstrip")
+    same_id, same_text = added.get(token_id), [other for other in added.values() if other.content == token.content]
+    if (same_text and same_text != [same_id]) or (
+        same_id is not None and any(getattr(same_id, flag) != getattr(token, flag) for flag in flags)
+    ):
+        raise ExportError(
+            f"{file}: added token {token.content!r} with id {token_id} is another one in {FAST_TOKENIZER}; "
+            "copy all tokenizer files of the model"
+        )
+    if same_id is None or token.special:
+        added[token_id] = token
 
 
 def _added_token(token_id: object, fields: object, special: set[str], file: Path) -> tuple[int, AddedToken]:
@@ -192,11 +144,13 @@ def _added_token(token_id: object, fields: object, special: set[str], file: Path
         )
     flags = {name: fields.get(name) is True for name in ("single_word", "lstrip", "rstrip")}
     is_special = fields.get("special") is True or content in special
-    # The text is never normalised, so all added tokens are looked for in one pass, the longest first.
-    return int(str(token_id)), AddedToken(content, normalized=False, special=is_special, **flags)
+    # The text is never normalised, but those that would be looked for in normalised text are looked for second: what
+    # takes the spaces around it takes them from a token of spaces, too.
+    normalized = fields.get("normalized", not is_special) is True
+    return int(str(token_id)), AddedToken(content, normalized=normalized, special=is_special, **flags)
 
 
-def _check_ids(tables: _Tables, added: dict[int, AddedToken], vocab_size: int, folder: Path) -> None:
+def _check_ids(tables: Tables, added: dict[int, AddedToken], vocab_size: int, folder: Path) -> None:
     tokens = {token_id: token for token, token_id in tables.vocab.items()}
     if len(tokens) < len(tables.vocab):
         raise ExportError(f"{tables.vocab_file}: two tokens have the same id; download it again")
@@ -218,7 +172,7 @@ def _check_ids(tables: _Tables, added: dict[int, AddedToken], vocab_size: int, f
 def _special_tokens(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     """Contents of the tokens that the folder's files call special, and the one that CodeGen's tokenizer always has."""
     yield END_OF_TEXT
-    for file, names in ((folder / CONFIG, config), (folder / SPECIAL_TOKENS, _optional(folder / SPECIAL_TOKENS))):
+    for file, names in ((folder / CONFIG, config), (folder / SPECIAL_TOKENS, optional(folder / SPECIAL_TOKENS))):
         additional = names.get("additional_special_tokens") or []
         if not isinstance(additional, list):
             raise ExportError(f"{file}: additional_special_tokens is {additional!r:.60}; expected a list")
@@ -234,7 +188,3 @@ def _content(value: object, file: Path) -> str | None:
     if content is None or isinstance(content, str):
         return content
     raise ExportError(f"{file}: a special token is {value!r:.60}; expected a string or an object with content")
-
-
-def _optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}

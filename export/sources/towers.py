@@ -45,11 +45,11 @@ class Select:
 
 def select(config: Config, layer_name: str, feature_name: str) -> Select:
     """What two fields say: -2 and ``patch`` where they are absent."""
-    layer = config.fields.get(layer_name, -2)
+    layer = config.get(layer_name) if layer_name in config.fields else -2
     if type(layer) is not int:
         raise ExportError(f"{config.label}: {layer_name} is {layer!r:.60}; expected a whole number such as -2")
     config.expect(feature_name, None, "patch", "cls_patch")
-    return Select(layer, config.fields.get(feature_name) == "cls_patch")
+    return Select(layer, config.get(feature_name) == "cls_patch")
 
 
 def tower_config(tower: Tower, folder: Path) -> Config:
@@ -60,12 +60,28 @@ def tower_config(tower: Tower, folder: Path) -> Config:
 
 
 def nested(folder: Path, config: Config | None, name: str, defaults: Mapping[str, Any]) -> Config:
-    """A part's own config.json where it has a folder, else the object ``name`` of the model's."""
+    """A part's own config.json where it has a folder, else the object ``name`` of the model's.
+
+    Raises:
+        ExportError: There is no such configuration, or there are two that contradict each other.
+    """
     file = folder / CONFIG
     if config is not None and not folder.is_dir():
         return config.part(name, defaults)
     own = Config(str(file), read_json(file), defaults)
-    return own.part(name, defaults) if name in own.fields else own
+    # Old files of CLIP say twice what their halves are, and transformers takes the second.
+    others = [own.part(f"{name}_dict", defaults)] if own.get(f"{name}_dict") is not None else []
+    if config is not None and config.get(name) is not None:
+        others.append(config.part(name, defaults))
+    chosen = own.part(name, defaults) if name in own.fields else own
+    for other in others:
+        for field in defaults:
+            if other.get(field) != chosen.fields[field]:
+                raise ExportError(
+                    f"{chosen.label}: {field} is {chosen.fields[field]!r}, but {other.get(field)!r} in {other.label}; "
+                    "expected the same"
+                )
+    return chosen
 
 
 def tower_of_weights(tower: Tower, weights: KeyLedger, config: Config, folder: Path | None) -> Config:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tinygptv.runtime.bundle.checksums import is_whole
 from tinygptv.runtime.bundle.manifest import Manifest
 from tinygptv.runtime.errors import BundleError, ExportError
-from tinygptv.runtime.system.files import sha256_of
 from tqdm import tqdm
 
 from ..sources.model import Model
@@ -64,9 +63,9 @@ def check_sources(folder: Path, manifest: Manifest, model: Model, trust: bool, p
             raise _other(folder, file, f"{size:,} bytes", f"{expected[key].size:,}")
     with _bar("hashes of the sources", sum(source.size for source in expected.values()), progress) as bar:
         for key, (_, file) in given.items():
-            found = sha256_of(file, progress=bar.update)
-            if found != expected[key].sha256:
-                raise _other(folder, file, f"SHA-256 {found}", expected[key].sha256)
+            digest = model.sha256(file, bar.update)
+            if digest != expected[key].sha256:
+                raise _other(folder, file, f"SHA-256 {digest}", expected[key].sha256)
 
 
 def _key(role: str, name: str) -> tuple[str, str]:

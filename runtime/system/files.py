@@ -20,13 +20,19 @@ _ABANDONED_SECONDS = 3600
 """After which a partial file is no longer being written: its process was killed."""
 
 
-def sha256_of(path: Path, size: int | None = None, progress: Callable[[int], object] | None = None) -> str:
+def sha256_of(
+    path: Path,
+    size: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    seen: Callable[[memoryview], object] | None = None,
+) -> str:
     """SHA-256 of a file.
 
     Args:
         path: The file.
         size: How many of its first bytes count; all of them if None.
         progress: Callback with the number of bytes read since the last call.
+        seen: Callback with those bytes; they are overwritten after it.
 
     Returns:
         Hexadecimal digits.
@@ -39,6 +45,8 @@ def sha256_of(path: Path, size: int | None = None, progress: Callable[[int], obj
     with path.open("rb", buffering=0) as file:
         while left and (count := file.readinto(buffer[:left])):
             digest.update(buffer[:count])
+            if seen is not None:
+                seen(buffer[:count])
             left -= count
             if progress is not None:
                 progress(count)
