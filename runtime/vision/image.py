@@ -18,6 +18,7 @@ from ..bundle.manifest import ImagePreprocessing
 from ..errors import ArgumentError, ImageError, TinyGPTVError
 from .corrections import corrections_for
 from .fit import fitted
+from .metadata import without_metadata
 from .picture import LARGE_PIXELS, Picture
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
@@ -145,7 +146,7 @@ def _read(file: BinaryIO, size: int, name: str, smallest: int | None) -> Picture
     with _refusing(name), _without_warnings():
         start = file.read(12)
         file.seek(0)
-        shown = file
+        shown = without_metadata(file, size)
 
         def opened() -> Image.Image:
             shown.seek(0)
