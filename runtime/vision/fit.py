@@ -17,7 +17,7 @@ MAX_CROPPED = 1 << 26
 MAX_SIDE_SQUASHED = 131_072
 """Longest side of one that is squashed: with its own rows as narrow as the square it takes 235 MB."""
 BLOCK_PIXELS = 1 << 22
-"""Of a picture or a padded square, as many as are there at a time."""
+"""Of a padded square, as many as are there at a time."""
 
 
 def fitted(image: Image.Image | Picture, preprocessing: ImagePreprocessing, name: str = "the picture") -> Image.Image:
@@ -110,7 +110,7 @@ def _narrowed(picture: Picture, width: int) -> Image.Image:
     Pillow may resize columns first, with other roundings. In the end a pixel differs by a few levels at most.
     """
     narrow = Image.new("RGB", (width, picture.size[1]))
-    for start, block in picture.blocks(BLOCK_PIXELS):
+    for start, block in picture.blocks():
         narrow.paste(_resized(block, width, block.height), (0, start))
     return narrow
 

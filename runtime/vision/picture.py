@@ -70,10 +70,10 @@ class Picture:
         rgb = self._to_rgb(box)
         return rgb if self._turn is None else rgb.transpose(self._turn)
 
-    def blocks(self, pixels: int = BLOCK_PIXELS) -> Iterator[tuple[int, Image.Image]]:
-        """The whole picture in blocks of about so many pixels, each with its first row's number."""
+    def blocks(self) -> Iterator[tuple[int, Image.Image]]:
+        """The whole picture in blocks of rows, each with its first row's number."""
         width, height = self.size
-        rows = max(1, pixels // width)
+        rows = max(1, BLOCK_PIXELS // width)
         for start in range(0, height, rows):
             yield start, self.rows(start, min(start + rows, height))
 
