@@ -146,7 +146,10 @@ def test_large_metadata_of_a_jpeg() -> None:
     exif[ExifTags.Base.Orientation] = 6
     found = open_image(jpeg(*profile, (0xFE, bytes(60_000)), exif=exif))
     assert found.size == (16, 24)
-    assert open_image(jpeg((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))).size == (16, 24)
+    data = jpeg((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP))
+    with Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) == 6  # older versions of Pillow do not look there
+    assert open_image(data).size == ((16, 24) if turned else (24, 16))
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L"])
