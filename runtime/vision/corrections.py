@@ -97,10 +97,11 @@ def _other_low_bytes(image: Image.Image, colour: tuple[int, int, int]) -> Image.
 
 
 def _unpack_as(image: ImageFile.ImageFile, rawmode: str) -> None:
+    tile: Any
     (tile,) = image.tile
-    arguments: Any = tile[3]
-    arguments = (rawmode, *arguments[1:]) if isinstance(arguments, tuple) else rawmode
-    image.tile = [type(tile)(*tile[:3], arguments)] if hasattr(tile, "_fields") else [(*tile[:3], arguments)]
+    arguments = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+    parts = (*tile[:3], arguments)
+    image.tile = [type(tile)(*parts) if hasattr(tile, "_fields") else parts]  # a plain tuple before Pillow 11
 
 
 def _check_bmp(image: ImageFile.ImageFile, name: str) -> None:
