@@ -28,7 +28,7 @@ from .options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from .vision.cache import ImageCache, pixel_key
 from .vision.encoded import EncodedImage
 from .vision.fit import view_of
-from .vision.image import ImageSource, name_of, open_image, preprocess
+from .vision.image import DRAFT_OVERSIZE, ImageSource, name_of, open_picture, preprocess
 
 Float32Array = NDArray[np.float32]
 
@@ -84,11 +84,13 @@ class Engine:
             return image
         cancellation = cancellation or Cancellation()
         started = time.perf_counter()
-        picture = open_image(image)
+        picture = open_picture(image, DRAFT_OVERSIZE * self.manifest.image.image_size)
         cancellation.check()  # a large one may have taken a second
         pixel_values = preprocess(picture, self.manifest.image, name_of(image))
         prepared = time.perf_counter()
         cancellation.check()
+        width, height = picture.original_size
+        del picture  # hundreds of MB, if it was large
         key = pixel_key(pixel_values)
         embeds = self._images.find(key)
         encoded = time.perf_counter()
@@ -101,12 +103,12 @@ class Engine:
             self._images.add(key, embeds)
         return EncodedImage(
             embeds=embeds,
-            width=picture.width,
-            height=picture.height,
+            width=width,
+            height=height,
             preprocess_seconds=prepared - started,
             encode_seconds=encoded - prepared,
             project_seconds=time.perf_counter() - encoded,
-            view=view_of(picture.width, picture.height, self.manifest.image),
+            view=view_of(width, height, self.manifest.image),
         )
 
     def segments(self, turns: Sequence[Turn], image_count: int, template: str | None) -> list[list[int]]:

@@ -8,7 +8,6 @@ import os
 import struct
 import threading
 import warnings
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import png
 from PIL import ExifTags, Image
 from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from tinygptv.runtime.errors import ImageError
@@ -60,17 +60,6 @@ def smooth(height: int, width: int) -> np.ndarray:
 def on_white(rgba: np.ndarray) -> np.ndarray:
     alpha = rgba[..., 3:].astype(float) / 255
     return rgba[..., :3] * alpha + 255 * (1 - alpha)
-
-
-def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG file put together chunk by chunk, for what Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks)
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------

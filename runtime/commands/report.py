@@ -9,7 +9,7 @@ from ..boxes import Region
 from ..bundle.manifest import Manifest
 from ..pointing import regions_of
 from ..system.process import anonymous_rss, peak_rss
-from ..vision.image import ImageSource, open_image
+from ..vision.image import ImageSource, open_picture
 
 
 def document(answer: Answer, regions: tuple[Region, ...]) -> dict[str, object]:
@@ -25,7 +25,7 @@ def regions_in(manifest: Manifest, text: str, source: ImageSource) -> tuple[Regi
     """What an answer points at, in pixels of its one image, which is read once more only if there is anything."""
     if not regions_of(manifest, text, 1, 1):
         return ()
-    return regions_of(manifest, text, *open_image(source).size)
+    return regions_of(manifest, text, *open_picture(source, smallest=1).original_size)
 
 
 def statistics(answer: Answer, load_seconds: float) -> str:

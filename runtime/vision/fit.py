@@ -6,6 +6,7 @@ from PIL import Image
 
 from ..bundle.manifest import ImagePreprocessing
 from ..errors import ImageError
+from .picture import Picture
 
 View = tuple[float, float, float, float]
 """Left, top, right and bottom of a rectangle, in pixels of the upright picture; it may reach beyond the picture."""
@@ -13,11 +14,13 @@ MAX_SIDE = 65_535
 """Longest side of a picture that is padded, in pixels: JPEG's own limit."""
 MAX_CROPPED = 1 << 26
 """Most pixels that a picture may have after resizing, before its middle is cut out: they take 268 MB."""
+MAX_SIDE_SQUASHED = 131_072
+"""Longest side of one that is squashed: with its own rows as narrow as the square it takes 235 MB."""
 BLOCK_PIXELS = 1 << 22
 """Of a padded square, as many as are there at a time."""
 
 
-def fitted(image: Image.Image, preprocessing: ImagePreprocessing, name: str = "the picture") -> Image.Image:
+def fitted(image: Image.Image | Picture, preprocessing: ImagePreprocessing, name: str = "the picture") -> Image.Image:
     """Bring an RGB picture to the square of ``image_size`` pixels.
 
     Args:
@@ -28,10 +31,11 @@ def fitted(image: Image.Image, preprocessing: ImagePreprocessing, name: str = "t
     Raises:
         ImageError: The picture is so long and thin that it would take gigabytes, or minutes.
     """
+    picture = image if isinstance(image, Picture) else Picture(image)
     size, color = preprocessing.image_size, preprocessing.pad_color
-    if preprocessing.fit == "squash":
-        return _resized(image, size, size)
-    return _cropped(image, size, name) if color is None else _padded(image, size, color, name)
+    if preprocessing.fit == "pad" and color is not None:
+        return _padded(picture, size, color, name)
+    return _squashed(picture, size, name) if preprocessing.fit == "squash" else _cropped(picture, size, name)
 
 
 def view_of(width: int, height: int, preprocessing: ImagePreprocessing) -> View:
@@ -59,40 +63,65 @@ def view_of(width: int, height: int, preprocessing: ImagePreprocessing) -> View:
     return left * across, top * down, (left + size) * across, (top + size) * down
 
 
-def _padded(image: Image.Image, size: int, color: tuple[int, int, int], name: str) -> Image.Image:
+def _squashed(picture: Picture, size: int, name: str) -> Image.Image:
+    _check_sides(picture, MAX_SIDE_SQUASHED, name)
+    if picture.is_large:
+        return _resized(_narrowed(picture, size), size, size)
+    return _resized(picture.whole(), size, size)
+
+
+def _padded(picture: Picture, size: int, color: tuple[int, int, int], name: str) -> Image.Image:
     """Pasted in the middle of a square and resized: the same pixels without the whole square in memory.
 
-    Pillow resizes rows first, each by itself, to whole levels, and columns then. Rows of one colour stay as they are:
-    so the picture's own rows are enough, and of them some at a time.
+    Pillow resizes a square's rows first, each by itself, to whole levels, and columns then. Rows of one colour stay as
+    they are: so the picture's own rows are enough, and of them some at a time.
     """
-    width, height = image.size
+    width, height = picture.size
     side = max(width, height)
-    if side > MAX_SIDE:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels; expected at most {MAX_SIDE:,} a side, since this model is "
-            "shown it on a square: scale it down or cut it first"
-        )
+    _check_sides(picture, MAX_SIDE, name)
     left, top = (side - width) // 2, (side - height) // 2
     narrow = Image.new("RGB", (size, side), color)
     rows = max(1, BLOCK_PIXELS // side)
     for start in range(0, height, rows):
         stop = min(start + rows, height)
         block = Image.new("RGB", (side, stop - start), color)
-        block.paste(image.crop((0, start, width, stop)), (left, 0))
+        block.paste(picture.rows(start, stop), (left, 0))
         narrow.paste(_resized(block, size, stop - start), (0, top + start))
     return _resized(narrow, size, size)
 
 
-def _cropped(image: Image.Image, size: int, name: str) -> Image.Image:
+def _cropped(picture: Picture, size: int, name: str) -> Image.Image:
     """Resized by its shorter side, and the middle cut out."""
-    width, height = _before_cropping(*image.size, size)
+    width, height = _before_cropping(*picture.size, size)
     if width * height > MAX_CROPPED:
+        before = "{} x {}".format(*picture.original_size)
         raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, and would have {width:,} x {height:,} with its "
+            f"{name} has {before} pixels, and would have {width:,} x {height:,} with its "
             f"shorter side at the {size} pixels that this model is shown: cut it first"
         )
     left, top = (width - size) // 2, (height - size) // 2
-    return _resized(image, width, height).crop((left, top, left + size, top + size))
+    whole = _narrowed(picture, width) if picture.is_large else picture.whole()
+    return _resized(whole, width, height).crop((left, top, left + size, top + size))
+
+
+def _narrowed(picture: Picture, width: int) -> Image.Image:
+    """Only the rows resized, some at a time: a large picture is never there as RGB.
+
+    Pillow may resize columns first, with other roundings. In the end a pixel differs by a few levels at most.
+    """
+    narrow = Image.new("RGB", (width, picture.size[1]))
+    for start, block in picture.blocks():
+        narrow.paste(_resized(block, width, block.height), (0, start))
+    return narrow
+
+
+def _check_sides(picture: Picture, most: int, name: str) -> None:
+    if max(picture.size) > most:
+        width, height = picture.original_size
+        raise ImageError(
+            f"{name} has {width} x {height} pixels; expected at most {most:,} a side, since this model is "
+            "shown it on a square: scale it down or cut it first"
+        )
 
 
 def _before_cropping(width: int, height: int, size: int) -> tuple[int, int]:

@@ -8,34 +8,43 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..bundle.manifest import ImagePreprocessing
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ImageError, TinyGPTVError
+from .corrections import corrections_for
 from .fit import fitted
+from .metadata import without_metadata
+from .picture import LARGE_PIXELS, Picture
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 178_956_970
 """Largest picture read, width times height: where Pillow itself, at its default settings, stops decoding for fear of
-a decompression bomb. Photos of 50 to 100 million pixels stay below it; an RGB picture of this size takes 716 MB."""
+a decompression bomb. Photos of 50 to 100 million pixels stay below it.
+
+Pillow's decoders take, in bytes a pixel: GIF 1.5, PNG 4.5 (16-bit grey 2.6), TIFF 4.7 (8 if it is to be turned), JPEG
+1.3 where a fraction is enough (progressive 7), WebP 16. To prepare the largest takes up to 1.5 GB so; to return it from
+``open_image`` as RGB, up to 0.7 GB more while both are there."""
+MAX_WEBP_PIXELS = MAX_PIXELS // 2
+"""Largest WebP picture, whose decoder holds it four times."""
+DRAFT_OVERSIZE = 4
+"""As many times the encoder's square each side keeps where a large JPEG file is decoded at a fraction."""
 
 _EXPECTED = "a picture such as JPEG, PNG, WebP or TIFF"
-
-# EXIF tag 274 names the turn that was made when the picture was taken; the value undoes it (EXIF 2.3, section 4.6.4).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_FORMATS = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
 }
+_FORMATS |= {b"RIFF": "WebP"}
 
 # Python's warning filters belong to the process: two threads must not save and restore them crosswise.
 _FILTERS_LOCK = threading.Lock()
@@ -48,6 +57,7 @@ def open_image(source: ImageSource) -> Image.Image:
     to 8, and of an animation the first frame is taken (of one passed as a PIL image, the frame it stands at).
     Grey pictures of 32-bit integers or floats do not say where white is: values within 0-255 are taken as they are,
     floats within 0-1 and integers within 0-65535 as those ranges, all others are stretched between their extremes.
+    ICC profiles are ignored, as by the published code; no damaged metadata keep a picture from being read.
 
     Args:
         source: A path, the bytes of an image file, or a PIL image, which is neither modified nor closed.
@@ -59,10 +69,27 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: There is no such file, or it is no image, damaged, truncated or larger than ``MAX_PIXELS``.
         TypeError: ``source`` is none of the types above.
     """
+    picture = open_picture(source)
+    with _refusing(name_of(source)):
+        return picture.whole()
+
+
+def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
+    """Decode a picture as :func:`open_image` does, but leave it to be converted some rows at a time.
+
+    Args:
+        source: As for :func:`open_image`; a PIL image must not be changed before the picture has been used.
+        smallest: If given, a JPEG file of more than ``LARGE_PIXELS`` may be decoded at 1/2, 1/4 or 1/8 of its size, as
+            long as each side keeps so many pixels.
+
+    Raises:
+        ImageError: As :func:`open_image`.
+        TypeError: Likewise.
+    """
     if isinstance(source, Image.Image):
         return _decode(source, name_of(source))
     if isinstance(source, bytes):
-        return _read(io.BytesIO(source), len(source), name_of(source))
+        return _read(io.BytesIO(source), len(source), name_of(source), smallest)
     if not isinstance(source, str | os.PathLike) or not isinstance(path := os.fspath(source), str):
         raise TypeError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
     name = name_of(path)
@@ -77,7 +104,7 @@ def open_image(source: ImageSource) -> Image.Image:
     except (OSError, ValueError) as error:  # ValueError: a path that no file system can hold
         raise ImageError(f"{name!r} cannot be opened ({error}); expected {_EXPECTED}") from error
     with file:
-        return _read(file, os.fstat(file.fileno()).st_size, name)
+        return _read(file, os.fstat(file.fileno()).st_size, name, smallest)
 
 
 def name_of(source: ImageSource) -> str:
@@ -88,14 +115,14 @@ def name_of(source: ImageSource) -> str:
 
 
 def preprocess(
-    image: Image.Image, preprocessing: ImagePreprocessing, name: str = "the picture"
+    image: Image.Image | Picture, preprocessing: ImagePreprocessing, name: str = "the picture"
 ) -> npt.NDArray[np.float32]:
     """Bring an RGB image to the vision encoder's square (squashed, padded or cropped) and normalise it.
 
     Numbers are those of torchvision's ``ToTensor`` and ``Normalize`` on the square, rounding included.
 
     Args:
-        image: Mode RGB, of any size; not modified.
+        image: Mode RGB, or what :func:`open_picture` gave; not modified.
         preprocessing: From the bundle's manifest.
         name: What messages call the picture; see :func:`name_of`.
 
@@ -104,11 +131,12 @@ def preprocess(
 
     Raises:
         ArgumentError: ``image`` is not RGB.
-        ImageError: It is too long and thin to be padded or cropped.
+        ImageError: It is too long and thin, or takes more memory than there is.
     """
-    if image.mode != "RGB":
+    if isinstance(image, Image.Image) and image.mode != "RGB":
         raise ArgumentError(f"image has mode {image.mode}; expected RGB: pass it through open_image first")
-    square = np.asarray(fitted(image, preprocessing, name))  # uint8 [size, size, 3]
+    with _refusing(name):
+        square = np.asarray(fitted(image, preprocessing, name))  # uint8 [size, size, 3]
     size = preprocessing.image_size
     pixel_values = np.empty((1, 3, size, size), np.float32)
     np.divide(square.transpose(2, 0, 1), np.float32(255), out=pixel_values[0])
@@ -117,95 +145,55 @@ def preprocess(
     return pixel_values
 
 
-def _read(file: BinaryIO, size: int, name: str) -> Image.Image:
+def _read(file: BinaryIO, size: int, name: str, smallest: int | None) -> Picture:
     """Identify an open file by its header and decode it."""
     if size == 0:
         raise ImageError(f"{name} is empty (0 bytes); expected {_EXPECTED}")
-    try:
-        with _no_bomb_warnings():
-            image = Image.open(file)
-    except UnidentifiedImageError as error:
-        file.seek(0)
+    with _refusing(name), _without_warnings():
         start = file.read(12)
-        raise ImageError(
-            f"{name} ({size:,} bytes, starting {start!r}) is not an image that Pillow reads; "
-            f"expected {_EXPECTED}: convert it to one of these"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
-    except Exception as error:  # Pillow's plugins let through whatever a damaged header makes them stumble over
-        raise _undecodable(name, error) from error
-    if image.format == "EPS":
-        raise ImageError(f"{name} is PostScript, a program; expected {_EXPECTED}: convert it to one of these")
-    return _decode(image, name)
+        file.seek(0)
+        shown = without_metadata(file, size)
+
+        def opened() -> Image.Image:
+            shown.seek(0)
+            return Image.open(shown)
+
+        try:
+            image = opened()
+        except UnidentifiedImageError as error:
+            raise _unidentified(name, size, start) from error
+        if image.format == "EPS":
+            raise ImageError(f"{name} is PostScript, a program; expected {_EXPECTED}: convert it to one of these")
+        _check_size(image, name)
+        corrections = corrections_for(image, name, opened)
+        whole_size = None
+        if smallest is not None and image.width * image.height > LARGE_PIXELS:
+            whole_size = image.size
+            if image.draft(None, (smallest, smallest)) is None:  # not a JPEG file
+                whole_size = None
+        image.load()
+        return Picture(image, _orientation(image), corrections, whole_size)
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Load the pixels of an image whose header was read, and bring them to upright RGB."""
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name, f"it has {image.width} x {image.height} = {image.width * image.height:,} pixels")
-    if image.width * image.height == 0:
+def _decode(image: Image.Image, name: str) -> Picture:
+    """An image that a host program opened, whose pixels may have been loaded."""
+    _check_size(image, name)
+    with _refusing(name), _without_warnings():
+        corrections = corrections_for(image, name, None)
+        image.load()
+        return Picture(image, _orientation(image), corrections)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    pixels = image.width * image.height
+    most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+    if pixels > most:
+        raise _too_large(name, f"it has {image.width} x {image.height} = {pixels:,} pixels", most)
+    if pixels == 0:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}); expected {_EXPECTED}")
-    try:
-        with _no_bomb_warnings():
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
-    except Exception as error:  # as above, for damaged pixels
-        raise _undecodable(name, error) from error
-    turn = _UPRIGHT.get(_orientation(image))
-    rgb = _to_rgb(image)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    rgb.info = {}
-    return rgb
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB image from any of Pillow's modes, transparency composited on white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    if image.mode == "La":  # Pillow converts premultiplied grey only to grey with alpha
-        image = image.convert("LA")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or in floats, as mode L; Pillow's own conversion would clip at 255."""
-    values = np.array(image, np.float64)  # [height, width]
-    transparent = None
-    if "transparency" in image.info:  # a PNG's one transparent level
-        transparent = values == image.info["transparency"]
-    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = _range(image.mode, float(values.min()), float(values.max()))
-    values -= low
-    if high > low:
-        values *= 255
-        values /= high - low
-    levels = np.rint(values, out=values).astype(np.uint8)
-    if transparent is not None:
-        levels[transparent] = 255
-    return Image.fromarray(levels)
-
-
-def _range(mode: str, low: float, high: float) -> tuple[float, float]:
-    """Which values are black and white in a grey image whose extremes are ``low`` and ``high``."""
-    if mode.startswith("I;16"):
-        return 0, 65535
-    if low < 0:
-        return low, high
-    for white in (1, 255) if mode == "F" else (255, 65535):
-        if high <= white:
-            return 0, white
-    return low, high
-
-
-def _orientation(image: Image.Image) -> Any:
+def _orientation(image: Image.Image) -> object:
     """The EXIF tag as the file has it, or None."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
@@ -214,17 +202,50 @@ def _orientation(image: Image.Image) -> Any:
 
 
 @contextlib.contextmanager
-def _no_bomb_warnings() -> Iterator[None]:
-    """Keep back Pillow's warning about large pictures, since ``MAX_PIXELS`` is the limit here."""
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture is an ImageError, also what Pillow stumbles over in a damaged file."""
+    try:
+        yield
+    except TinyGPTVError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from error
+    except MemoryError as error:
+        raise ImageError(
+            f"{name} takes more memory than there is; expected a smaller one: scale it down, or close other programs"
+        ) from error
+    except Exception as error:
+        raise _undecodable(name, error) from error
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep back Pillow's remarks: ``MAX_PIXELS`` is the limit on size here, and metadata are of no interest."""
     with _FILTERS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         yield
 
 
-def _too_large(name: str, found: str) -> ImageError:
-    return ImageError(f"{name} is too large ({found}); expected at most {MAX_PIXELS:,} pixels: scale it down first")
+def _unidentified(name: str, size: int, start: bytes) -> ImageError:
+    for magic, format in _FORMATS.items():
+        if start.startswith(magic):
+            return ImageError(
+                f"{name} ({size:,} bytes) is a damaged {format}, or one of a kind that Pillow does not read; expected "
+                f"{_EXPECTED}, undamaged: copy it again, or save it as PNG or JPEG"
+            )
+    return ImageError(
+        f"{name} ({size:,} bytes, starting {start!r}) is not an image that Pillow reads; "
+        f"expected {_EXPECTED}: convert it to one of these"
+    )
+
+
+def _too_large(name: str, found: str, most: int = MAX_PIXELS) -> ImageError:
+    advice = "scale it down first" if most == MAX_PIXELS else "scale it down first, or save it as JPEG or PNG"
+    return ImageError(f"{name} is too large ({found}); expected at most {most:,} pixels: {advice}")
 
 
 def _undecodable(name: str, error: Exception) -> ImageError:
     found = f"{type(error).__name__}: {error}".replace("\n", " ")
-    return ImageError(f"{name} cannot be decoded ({found}); expected a whole picture: copy or save it again")
+    return ImageError(
+        f"{name} cannot be decoded ({found}); expected {_EXPECTED}, undamaged: copy it again, or save it as PNG or JPEG"
+    )
