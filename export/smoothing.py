@@ -112,8 +112,8 @@ class _Listening:
         return listening
 
 
-PASSING = ("linear", "split_linear", "wide_linear", "chunked", "last_positions", "tap")
-"""Verbs that read nothing but linear layers' inputs, or only hand a tensor on."""
+PASSING = ("linear", "split_linear", "wide_linear", "chunked", "last_positions")
+"""Verbs that read nothing but linear layers' inputs, or only hand a tensor on; not ``tap``, by which it is shown."""
 
 
 class Smoothed(Mapping[str, Tensor]):

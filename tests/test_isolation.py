@@ -189,6 +189,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         "tinygptv/py.typed",
         "tinygptv/runtime/py.typed",
         "tinygptv/export/py.typed",
+        "tinygptv/export/costs.json",
         "tinygptv/runtime/server/page.html",
     }
     assert {name for name in held if ".dist-info/" not in name} == wanted  # no tests, no benchmarks

@@ -135,7 +135,8 @@ def qformer_groups() -> list[Group]:
     # All layers look at the same picture.
     picture = Group(tuple(f"{layer}.{i}.crossattention.self.{part}" for i in (0, 2) for part in ("key", "value")))
     groups.insert(3, picture)
-    return [*groups, Group(("llama_proj",), norm=f"{layer}.2.output_query.LayerNorm"), Group(("llama_proj2",))]
+    # Of the last norm, which no other layer reads, verify shows the output: it stays what it is.
+    return [*groups, Group(("llama_proj",)), Group(("llama_proj2",))]
 
 
 GROUPS = {
