@@ -219,13 +219,13 @@ def measure_language(folder: Path, threads: int) -> dict[str, Scores]:
         Way("groups of 64, of 16 for lm_head", careful),
         Way("per-channel, not calibrated", always(PerChannel()), calibrated=False),
         Way("per-channel", always(PerChannel())),
-        Way(SHIPPED, lambda name: shipped(language_model.phi_name(name))),
+        Way(SHIPPED, partial(by_phi_name, shipped)),
         Way("4 bits, Q4_0's, lm_head as shipped", q4_0, calibrated=False),
         *(
             Way(f"4 bits, {name}", partial(by_phi_name, candidates("int4", size)[DECODER]), shown="int4")
             for name, size in (("groups of 32", 32), ("groups of 64", 64), ("groups of 128", 128), (SHIPPED, None))
         ),
-        Way(CACHED, lambda name: shipped(language_model.phi_name(name)), cache=True),
+        Way(CACHED, partial(by_phi_name, shipped), cache=True),
     ):
         weights, scheme_of = quantised(
             tensors,
