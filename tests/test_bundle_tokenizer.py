@@ -63,7 +63,7 @@ def document(golden_bundle: Callable[[int, str], Path]) -> Document:
             ),
             "has padding",
         ),
-        (lambda d: d["model"]["vocab"].update(beyond=640), "has ids up to 640, and the model 640 tokens"),
+        (lambda d: d["model"]["vocab"].update(beyond=320), "has ids up to 320, and the model 320 tokens"),
         (lambda d: d.update(model=None), "cannot be read"),
     ],
 )

@@ -97,11 +97,12 @@ def _other_low_bytes(image: Image.Image, colour: tuple[int, int, int]) -> Image.
 
 
 def _unpack_as(image: ImageFile.ImageFile, rawmode: str) -> None:
-    tile: Any
-    (tile,) = image.tile
+    tiles: list[Any] = list(image.tile)
+    (tile,) = tiles
     arguments = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
     parts = (*tile[:3], arguments)
-    image.tile = [type(tile)(*parts) if hasattr(tile, "_fields") else parts]  # a plain tuple before Pillow 11
+    tiles[0] = type(tile)(*parts) if hasattr(tile, "_fields") else parts  # a plain tuple before Pillow 11
+    image.tile = tiles
 
 
 def _check_bmp(image: ImageFile.ImageFile, name: str) -> None:
