@@ -233,7 +233,12 @@ class Checkpoints(Target):
     safetensors files have no sums: of those, another value is another model, as it is of another number in a config.
     """
 
-    _FILES = ("eva_vit_g.pth", "TinyGPT-V_for_Stage4.pth", "phi-2/model-00001-of-00002.safetensors", "phi-2/config.json")
+    _FILES = (
+        "eva_vit_g.pth",
+        "TinyGPT-V_for_Stage4.pth",
+        "phi-2/model-00001-of-00002.safetensors",
+        "phi-2/config.json",
+    )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
