@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity"))
+sys.path.extend(
+    str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity", "reliability")
+)
 
 import asks
 import bundles
+import reliability
 import render
 import scores
 import targets
@@ -27,7 +30,9 @@ from tinygptv.export.verify.command import MEANINGS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BENCHMARKS, FAITHFULNESS = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "faithfulness.md"
+BENCHMARKS, FAITHFULNESS, RELIABILITY = (
+    ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "faithfulness", "reliability")
+)
 
 
 def sections() -> Iterator[tuple[Path, str, str]]:
@@ -50,6 +55,8 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
         yield page, "fidelity", fidelity
     yield FAITHFULNESS, "verify-bounds", verify_bounds()
+    for section in (reliability.fuzz, reliability.soak):
+        yield RELIABILITY, section.__name__, section(_read(f"reliability/{section.__name__}.json"))
 
 
 def verify_bounds() -> str:

@@ -1,0 +1,39 @@
+"""What the long runs of the fuzzer, of the soak and of the fault tests found, as tables in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_UNITS = {"resident_bytes": "MB", "anonymous_bytes": "MB"}
+
+
+def fuzz(document: dict[str, Any]) -> str:
+    """A row for each kind of input."""
+    kinds = document["kinds"]
+    lines = ["| kind of input | inputs | of these read | findings |", "| --- | --: | --: | --: |"]
+    lines += [
+        f"| {name.replace('-', ' ')} | {one['inputs']:,.0f} | {one['taken']:,.0f} | {one['findings']:,.0f} |"
+        for name, one in kinds.items()
+    ]
+    total = {what: sum(one[what] for one in kinds.values()) for what in ("inputs", "taken", "findings")}
+    lines.append(f"| all | {total['inputs']:,.0f} | {total['taken']:,.0f} | {total['findings']:,.0f} |")
+    return "\n".join(lines)
+
+
+def soak(document: dict[str, Any]) -> str:
+    """What was done in a sentence, and a row for each figure of the server."""
+    done = document["done"]
+    words = (
+        f"{document['date']}, {document['minutes']:.0f} minutes, {document['clients']} clients: {done['ask']:,} "
+        f"questions about {document['pictures']:,} pictures, {done['cancel']:,} streams left in the middle, "
+        f"{done['send_nonsense']:,} requests that were none, {done['stay_silent']:,} silent connections, "
+        f"{done['look']:,} looks at its health. Wrong: {len(document['wrong'])}."
+    )
+    lines = [words, "", "| the server's | after the warm-up | at the end | at rest |", "| --- | --: | --: | --: |"]
+    for name, found in document["flat"].items():
+        scale = 1e6 if name in _UNITS else 1
+        figures = (found["after_warm_up"], found["at_the_end"], document["at_rest"][name])
+        cells = " | ".join(f"{figure / scale:,.0f}" for figure in figures)
+        what = name.removesuffix("_bytes") + f" memory, {_UNITS[name]}" if name in _UNITS else name
+        lines.append(f"| {what} | {cells} |")
+    return "\n".join(lines)
