@@ -158,7 +158,7 @@ def soak(minutes: float, pictures: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)
     with TinyGPTV.load() as model:
         asked = [(picture(draw), question) for _ in range(pictures) for question in draw.sample(QUESTIONS, 2)]
-        known = [(image, question, model.ask(image, question, max_tokens=40).text) for image, question in asked]
+        known = [(image, question, model.ask(image, question, max_new_tokens=40).text) for image, question in asked]
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as home, serving(Path(home)) as served:
         clients = [Client(served, known, seed + number) for number in range(CLIENTS)]
