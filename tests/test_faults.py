@@ -1,4 +1,4 @@
-"""Every write path with a few faults: the same ones always, and others each day."""
+"""Every write path with a few faults, others each day."""
 
 from __future__ import annotations
 

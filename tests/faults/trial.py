@@ -15,6 +15,7 @@ from .paths import WritePath, environment
 from .tracing import KILL, REMOVALS, Done, Point, run, traced, was_killed
 
 TRIES = 5
+"""To meet one call, whose number may be another one in the next run."""
 Snapshot = dict[str, str]
 """Of a folder: for each path within it what it is."""
 
@@ -72,42 +73,43 @@ class Trial:
                 told = "".join(f"\n    {line}" for line in done.err.splitlines()[-10:])
                 return Outcome(True, finding and f"{fault} at {done.failed[0]}: {finding}{told}")
             # Threads share a few calls in another way each time: this run's numbers may be the next one's.
-            same = [
-                p for p in done.points if (p.call, p.file, p.occurrence) == (point.call, point.file, point.occurrence)
-            ]
-            point = same[0] if same else point
+            point = next((one for one in done.points if str(one) == str(point)), point)
         return Outcome(False, None)
 
     def _finding(self, done: Done, fault: str) -> str | None:
+        """What is wrong after a fault."""
         found = self._snapshot(self._folder)
         if "Traceback" in done.err:
             return "a traceback"
-        if found in (self.before, self.after) and fault == KILL:
+        if fault != KILL and (told := self._told_wrongly(done, fault, found)):
+            return told
+        if found in (self.before, self.after):
             return None
-        if fault != KILL:
-            if not 0 <= done.status <= 1:
-                return f"exit status {done.status}"
-            if done.status == 0 and found != self.after:
-                if self._path.goes_on and done.out != self.undisturbed.out:
-                    return "another output"
-                if not self._path.goes_on and done.failed[0].call not in REMOVALS:
-                    return f"exit status 0, but {differences(found, self.after)}"
-            if done.status == 1:
-                told = [line for line in done.err.splitlines() if _tells(line, fault, self._folder, done.failed[0])]
-                if len(told) != 1:
-                    return f"{len(told)} lines name a file and the reason"
-            if complaint := self._path.objection(self._folder, done):
-                return complaint
-            if found in (self.before, self.after):
-                return None
-        may_leave = fault == KILL or done.failed[0].call in REMOVALS
-        if not may_leave and (hidden := sorted(set(found) - set(_visible(found)) - set(self.before))):
-            return f"left: {', '.join(hidden)}"
-        is_whole = _visible(found) in (_visible(self.before), _visible(self.after))
-        if not is_whole and not (
-            (may_leave or self._path.resumes or self._path.goes_on) and self._path.is_kept(self._folder, self._after)
-        ):
-            return f"neither the old nor the new: {differences(found, self.before)}; {differences(found, self.after)}"
+        return self._in_between(found, may_leave=fault == KILL or done.failed[0].call in REMOVALS)
+
+    def _told_wrongly(self, done: Done, fault: str, found: Snapshot) -> str | None:
+        """What is wrong with the exit status or what was printed, after an error."""
+        if done.status not in (0, 1):
+            return f"exit status {done.status}"
+        if done.status == 1:
+            told = [line for line in done.err.splitlines() if _tells(line, fault, self._folder, done.failed[0])]
+            if len(told) != 1:
+                return f"{len(told)} lines name a file and the reason"
+        elif found != self.after:
+            if self._path.goes_on and done.out != self.undisturbed.out:
+                return "another output"
+            if not self._path.goes_on and done.failed[0].call not in REMOVALS:
+                return f"exit status 0, but {differences(found, self.after)}"
+        return self._path.objection(self._folder, done)
+
+    def _in_between(self, found: Snapshot, may_leave: bool) -> str | None:
+        """What is wrong with a folder that is neither as before nor as after; ``may_leave`` files that are hidden."""
+        if not may_leave and (left := sorted(found.keys() - _visible(found).keys() - self.before.keys())):
+            return f"left: {', '.join(left)}"
+        if _visible(found) not in (_visible(self.before), _visible(self.after)):
+            may_be = may_leave or self._path.resumes or self._path.goes_on
+            if not (may_be and self._path.is_kept(self._folder, self._after)):
+                return f"before: {differences(found, self.before)}; after: {differences(found, self.after)}"
         command = self._path.command(self._folder, again=True)
         again = run(command, self._environment, self._folder, self._path.typed(self._folder))
         if again.status != 0:
@@ -143,9 +145,7 @@ def differences(found: Snapshot, expected: Snapshot) -> str:
         "missing": expected.keys() - found.keys(),
         "different": {name for name in found.keys() & expected.keys() if found[name] != expected[name]},
     }
-    return (
-        ", ".join(f"{what}: {' '.join(sorted(names))}" for what, names in changes.items() if names) or "no difference"
-    )
+    return ", ".join(f"{what} {' '.join(sorted(names))}" for what, names in changes.items() if names) or "the same"
 
 
 def _visible(found: Snapshot) -> Snapshot:
