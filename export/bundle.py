@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -141,7 +142,7 @@ def export_bundle(
     tokenizer = build_tokenizer(description.tokenizer, model.networks[DECODER].sizes.vocab_size)
     eos_token = eos_token_id(description.tokenizer, tokenizer)
     _check_space(target.parent, model, precision)
-    with locked(lock, busy), staging_folder(staging) as folder:
+    with _naming(target), locked(lock, busy), staging_folder(staging) as folder:
         # Before all else: hashing also finds what is damaged.
         fingerprints = tuple(_fingerprints(model, calibration_set, progress))
         exact = {name for network in model.networks.values() for name in network.part.EXACT}
@@ -167,7 +168,7 @@ def export_bundle(
         scheme_of = {graph: chosen(of, found) for graph, of in candidates_of.items()}
         graphs, files = _write_graphs(folder, model, tensors, precision, scheme_of, cache, progress)
         shutil.rmtree(rounded)
-        tokenizer.save(str(folder / TOKENIZER))
+        (folder / TOKENIZER).write_bytes(tokenizer.to_str(pretty=True).encode())  # its save has errors of no class
         files.append(_record(folder / TOKENIZER))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -193,6 +194,15 @@ def export_bundle(
         model.close()
         publish_folder(folder, target)
     return Exported(target, manifest.files, time.monotonic() - started)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Have the system's errors name the bundle: those of a full disk name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{target} was not written: {error}") from error
 
 
 def _write_graphs(
@@ -268,7 +278,10 @@ def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRe
         if largest > torch.finfo(torch.float16).max:
             raise ExportError(f"model.embed_tokens.weight holds {largest:g}, more than fp16 can; use --precision fp32")
         table = table.half()
-    np.save(path, table.numpy())
+    array = np.ascontiguousarray(table.numpy())
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data)  # np.save would not say why the disk takes no more
     return _record(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,7 +60,9 @@ class Compensator:
         for linear in group.linears:
             packed, scales = quantize_gptq(self._tensors[f"{linear}.weight"], gram, size)
             file = self._folder / f"{linear}.pt"
-            torch.save({f"{linear}.{PACKED_INT4}": packed, f"{linear}.{SCALES_INT4}": scales}, file)
+            content = io.BytesIO()  # torch's own errors do not say that the disk is full
+            torch.save({f"{linear}.{PACKED_INT4}": packed, f"{linear}.{SCALES_INT4}": scales}, content)
+            file.write_bytes(content.getbuffer())
             self.rounded |= torch.load(file, weights_only=True, mmap=True)
         self._bar.update()
 

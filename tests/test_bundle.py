@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -47,6 +48,29 @@ def keywords(files: dict[str, str]) -> dict[str, Any]:
 
 
 # What is written
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits")
+@pytest.mark.parametrize("how", [QUICKLY, ("--precision", "int4")], ids=["embeddings", "rounded weights"])
+def test_a_disk_that_fills_up(how: tuple[str, ...], tmp_path: Path) -> None:
+    """A limit on the size of files stands for it, and hits the first one."""
+    import resource
+
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "bundle"
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygptv.export", *export_arguments(published_files(3), target, *how)],
+        capture_output=True,
+        text=True,
+        env=plain_environment(tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"tinygptv-export: {target} was not written: ")
+    assert os.strerror(errno.EFBIG) in done.stderr.splitlines()[-1]
+    assert list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -159,21 +159,76 @@ def test_permissions_stay(tmp_path: Path) -> None:
     assert (new.stat().st_mode & 0o777, names(tmp_path)) == (0o666 & ~mask, ["new.txt"])
 
 
+WRITE = "write_atomically(place, lambda file: file.write(b'a text'))"
+
+
 @posix
-def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
-    """But neither what may still be written, nor files of others."""
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """By whoever writes to the same folder next; but no files of others."""
     finish(start("write_atomically(place, die)", tmp_path / "a.txt"), -signal.SIGKILL)
     (left,) = tmp_path.iterdir()
-    write = "write_atomically(place, lambda file: file.write(b'a text'))"
-    finish(start(write, tmp_path / "a.txt"))
-    assert names(tmp_path) == sorted([left.name, "a.txt"])
     others = [".tinygptv.txt", f"{left.name}.txt", "0.part"]
-    for path in (left, *(tmp_path / name for name in others)):
+    for name in others:
+        (tmp_path / name).touch()
+    finish(start(WRITE, tmp_path / "b.txt"))
+    assert names(tmp_path) == sorted([*others, "b.txt"])
+
+
+@posix
+def test_what_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
+    def write_more(file: object) -> None:
+        file.write(b"a")
+        finish(start(WRITE, tmp_path / "b.txt"))
+        assert len(names(tmp_path)) == 2
+        file.write(b" text")
+
+    write_atomically(tmp_path / "a.txt", write_more)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(["a.txt", "b.txt"], b"a text")
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a partial file is abandoned once it is an hour old."""
+
+    def no_locks(file: object, *, wait: bool = True) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(files, "_lock", no_locks)
+    left = [tmp_path / f".tinygptv.{digit * 16}.part" for digit in "01"]
+    for path, seconds in zip(left, (0, 2 * files._ABANDONED_SECONDS), strict=True):
         path.touch()
-        hours_ago = time.time() - 2 * files._ABANDONED_SECONDS
-        os.utime(path, (hours_ago, hours_ago))
-    finish(start(write, tmp_path / "b.txt"))
-    assert names(tmp_path) == sorted([*others, "a.txt", "b.txt"])
+        os.utime(path, (time.time() - seconds,) * 2)
+    write_atomically(tmp_path / "a.txt", lambda file: file.write(b"a text"))
+    assert names(tmp_path) == [left[0].name, "a.txt"]
+
+
+@posix
+def test_a_file_that_is_removed_before_it_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may take it for an abandoned one: another is made."""
+    lock, taken = files._lock, []
+
+    def too_late(file: object, *, wait: bool = True) -> None:
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        lock(file, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", too_late)
+    write_atomically(tmp_path / "a.txt", lambda file: file.write(b"a text"))
+    assert len(taken) == 1 and names(tmp_path) == ["a.txt"]
+
+
+@posix
+def test_never_another_writer_s_file(tmp_path: Path) -> None:
+    """Processes that write and tidy up the same folder at once."""
+    script = """
+from tinygptv.runtime.system import files
+for _ in range(200):
+    files._remove_abandoned.cache_clear()
+    write_atomically(place, lambda file: file.write(b'a text'))
+"""
+    for process in [start(script, tmp_path / f"{number}.txt") for number in range(3)]:
+        finish(process)
+    assert names(tmp_path) == ["0.txt", "1.txt", "2.txt"]
 
 
 # Folders

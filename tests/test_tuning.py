@@ -23,7 +23,9 @@ from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
 from tinygptv.runtime.bundle.checksums import sums_of
 from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, read_manifest
+from tinygptv.runtime.bundle.sessions import save_packed
 from tinygptv.runtime.system import machine
+from tinygptv.runtime.system.files import locked
 from tinygptv.runtime.tuning import find as tuned_module
 from tinygptv.runtime.tuning import make as tuning
 from tinygptv.runtime.tuning.find import FOLDER, INDEX, Tuned, cache_home, find_tuned, is_intact, read_index
@@ -462,8 +464,8 @@ def test_a_disk_that_fills_up(bundle: Path, photo: Path, told: str, tmp_path: Pa
     assert message.startswith("tinygptv: ") and message.count("\n") == 1
     assert "is the disk full?" in message
     assert contents(bundle) == before
-    left = [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.stat().st_size > 100_000]
-    assert left == []
+    assert not (bundle / FOLDER).exists()
+    assert list((tmp_path / "home").rglob("tinygptv")) == []
     assert answer(bundle, photo) == told
 
 
@@ -485,7 +487,64 @@ def test_what_fails_at_the_last_graph_gives_all_room_back(
     with pytest.raises(expected):
         tune(bundle, read_manifest(bundle), cache=cached)
     assert contents(bundle) == before
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert not (bundle / FOLDER).exists()
+    assert list(cache.rglob("tinygptv")) == []
+
+
+@posix
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ELOOP])
+def test_onnxruntime_s_system_errors(number: int, bundle: Path, tmp_path: Path) -> None:
+    """Raised by a class that depends on the number, with the number alone."""
+    graph = read_manifest(bundle).graphs[DECODER]
+    if number == errno.ELOOP:
+        (tmp_path / "saved").mkdir()
+        (tmp_path / "saved" / graph.file).symlink_to(graph.file)
+    with pytest.raises(TinyGPTVError, match=os.strerror(number)) as caught:
+        save_packed(bundle, graph, tmp_path / "saved")
+    assert str(bundle / graph.file) in str(caught.value)
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_what_a_kill_at_the_end_left_goes_with_the_next_run(bundle: Path, photo: Path, loading: bool) -> None:
+    """The tuned copy was complete."""
+    manifest = read_manifest(bundle)
+    tune(bundle, manifest)
+    before = contents(bundle)
+    (bundle / FOLDER / tuning.STAGING).mkdir()
+    for name in (tuning.LOCK, f"{tuning.STAGING}/{INDEX}"):
+        (bundle / FOLDER / name).touch()
+    if loading:
+        answer(bundle, photo, tune=True)
+    else:
+        assert not tune(bundle, manifest)[1]
+    assert contents(bundle) == before
+    assert not (bundle / FOLDER / tuning.STAGING).exists()
+
+
+@posix
+def test_another_process_is_not_waited_for_if_all_is_tuned(bundle: Path, photo: Path) -> None:
+    tune(bundle, read_manifest(bundle))
+    lock = bundle / FOLDER / tuning.LOCK
+    with locked(lock):
+        answer(bundle, photo, tune=True)
+        assert lock.exists()
+
+
+def test_the_index_goes_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from the cache."""
+    manifest = read_manifest(bundle)
+    made, _ = tune(bundle, manifest, cache=True)
+
+    def failing(folder: Path, **named: object) -> None:
+        assert folder == made.home and not (folder / FOLDER / INDEX).exists()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as now:
+        now.setattr(tuning.shutil, "rmtree", failing)
+        with pytest.raises(TinyGPTVError, match=os.strerror(errno.EIO)):
+            untune(bundle, manifest)
+    assert untune(bundle, manifest) == [made.home]
+    assert not made.home.exists()
 
 
 def test_a_small_graph_without_packed_weights(

@@ -245,16 +245,10 @@ def _create(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    failures = (
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-        UnicodeDecodeError,  # the message quotes damaged bytes
-    )
+    # All of its own, which have no common class; it raises some of the system's errors by the class of their number.
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    # The last one where its message quotes damaged bytes.
+    failures: tuple[type[Exception], ...] = (*own, RuntimeError, UnicodeDecodeError)
     try:
         # Its fallback would print to stdout and then try the same provider once more.
         return onnxruntime.InferenceSession(
@@ -262,6 +256,8 @@ def _create(
         )
     except failures as error:
         reason = " ".join(str(error).split())
+        if sys.platform != "win32":  # whose numbers os.strerror does not know
+            reason = re.sub(r"^SystemError : (\d+)$", lambda found: os.strerror(int(found[1])), reason)
         raise BundleError(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot {purpose} it ({reason:.300})"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -17,7 +18,7 @@ from typing import BinaryIO
 _HASHED_AT_ONCE = 4 << 20
 _PARTIAL = re.compile(r"\.tinygptv\.[0-9a-f]{16}\.part")
 _ABANDONED_SECONDS = 3600
-"""After which a partial file is no longer being written: its process was killed."""
+"""After which a partial file is no longer being written, where no lock tells: its process was killed."""
 
 
 def sha256_of(
@@ -56,8 +57,8 @@ def sha256_of(
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its place, then rename it; what was there before stays until then.
 
-    A killed process leaves the partial file. It is removed when something is written to the same folder an hour later
-    or more.
+    A killed process leaves the partial file. Whoever writes to the same folder next removes it; on Windows, and where
+    the file system has no locks, only an hour later or more.
 
     Args:
         path: The file. If it is a link, the link stays and its target is written.
@@ -67,19 +68,51 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: It cannot be written; names ``path`` where the system gives the reason.
     """
     place = Path(os.path.realpath(path))
-    made = place.with_name(f".tinygptv.{os.urandom(8).hex()}.part")  # short, however long the file's own name is
     _remove_abandoned(place.parent)
     try:
-        try:
-            with made.open("xb") as file:
-                write(file)
+        with _partial_file(place.parent) as (made, file):
+            write(file)
+            file.flush()
+            if sys.platform == "win32":  # where no open file is renamed
+                file.close()
             publish_file(made, place)
-        finally:
-            made.unlink(missing_ok=True)
     except OSError as error:
         if error.errno is None:  # not the system's, such as Pillow's on a format
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file with a lock on it, which tells that it is being written; removed after an error."""
+    while True:
+        made = folder / f".tinygptv.{os.urandom(8).hex()}.part"  # short, however long the final name is
+        file = made.open("xb")
+        try:
+            with file:
+                with suppress(OSError):  # a file system without locks
+                    _lock(file)
+                if made.exists():  # else it was taken for an abandoned one before it had its lock
+                    yield made, file
+                    return
+        except BaseException:
+            with suppress(OSError):
+                made.unlink(missing_ok=True)
+            raise
+
+
+def _lock(file: BinaryIO, *, wait: bool = True) -> None:
+    """Lock a file until it is closed.
+
+    Raises:
+        BlockingIOError: Another has the lock, and this one does not wait for it.
+        OSError: There are no such locks, as on Windows and some file systems.
+    """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -87,8 +120,26 @@ def _remove_abandoned(folder: Path) -> None:
     """Remove the partial files of killed processes, once in a process for each folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if _PARTIAL.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
-                os.unlink(entry.path)
+            if _PARTIAL.fullmatch(entry.name):
+                with suppress(OSError):
+                    _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove a partial file that nobody writes any more.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    try:
+        with path.open("r+b") as file:
+            _lock(file, wait=False)
+            path.unlink()  # under its lock: who has just made it waits for that, and then makes another
+    except BlockingIOError:
+        pass
+    except OSError:
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            path.unlink()
 
 
 def publish_file(made: Path, place: Path) -> None:

@@ -81,7 +81,8 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
             if cache:
                 _drop_orphans(home.parent)
             elif cached is not None:
-                shutil.rmtree(cached, ignore_errors=True)
+                with suppress(OSError):
+                    _remove_copy(cached)
     except OSError as error:
         hint = "" if cache else "; --cache keeps packed weights in your cache folder instead"
         raise TinyGPTVError(f"{home} cannot be tuned ({error}){hint}") from error
@@ -104,6 +105,9 @@ def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned 
             raise
         except TinyGPTVError as error:
             warnings.warn(f"loaded without tuning: {error}", RuntimeWarning, stacklevel=4)  # the caller of load
+    elif any((found.home / FOLDER / name).exists() for name in (LOCK, STAGING)):
+        with suppress(OSError), _locked(found.home, BlockingIOError()):
+            pass  # a process that was killed had left them
     return found
 
 
@@ -121,7 +125,7 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
     cached = cache_home(folder)
     try:
         if cached is not None and cached.is_dir():
-            shutil.rmtree(cached)
+            _remove_copy(cached)
             changed.append(cached)
         records = {record.name: record for record in manifest.files}
         own = [records[graph.data] for graph in manifest.graphs.values()]
@@ -253,14 +257,33 @@ def _drop_orphans(cache: Path) -> None:
             manifest = Path(document["folder"]) / MANIFEST
             wanted = document["key"]["bundle"]
             if not manifest.is_file() or sha256_of(manifest) != wanted:
-                shutil.rmtree(home, ignore_errors=True)
+                _remove_copy(home)
+
+
+def _remove_copy(home: Path) -> None:
+    """Remove a tuned copy from the cache, first of all the index, without which the rest is nothing.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    (home / FOLDER / INDEX).unlink(missing_ok=True)
+    shutil.rmtree(home)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Keep other processes from changing the same tuned copy; they wait."""
+def _locked(home: Path, refusal: Exception | None = None) -> Iterator[None]:
+    """Keep other processes from changing the same tuned copy; they wait. What a killed one left aside is removed.
+
+    Args:
+        home: Of the tuned copy.
+        refusal: Raised if another process is at it; None to wait for it.
+    """
     folder = home / FOLDER
-    with locked(folder / LOCK):
-        yield
-    with suppress(OSError):  # it is not empty where there is a tuned copy
-        folder.rmdir()
+    try:
+        with locked(folder / LOCK, refusal):
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
+            yield
+    finally:
+        for empty in (folder, home, home.parent, home.parent.parent):
+            with suppress(OSError):  # not empty: there is a tuned copy, or what is above is the bundle
+                empty.rmdir()
