@@ -103,8 +103,9 @@ class ExportOver(ExportNew):
     def is_kept(self, folder: Path, finished: Path) -> bool:
         """Between two renames, the old one is beside its place: the next export puts it back."""
         retired = folder / ".stage4.replaced"
-        visible = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        return not visible and retired.is_dir() and not damaged_files(retired, read_manifest(retired).files)
+        if (folder / "stage4").exists() or not retired.is_dir():
+            return False
+        return not damaged_files(retired, read_manifest(retired).files)
 
 
 class ExportInt4(ExportNew):
