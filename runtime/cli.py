@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TinyGPTVError as error:
         complain(error)
         return EXIT_ERROR
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # A thread that gets no memory is a RuntimeError.
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+            raise
         complain("there is not enough memory; close other programs, or see what tinygptv doctor says")
         return EXIT_ERROR
     except BrokenPipeError:

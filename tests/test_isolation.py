@@ -22,7 +22,7 @@ HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "
 """What no answer needs: the exporter's packages, and those for tuning, locks and progress bars."""
 THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"}
 """Imported somewhere; ``google`` is protobuf's."""
-EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"starlette", "uvicorn"}}
+EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"h11", "starlette", "uvicorn"}}
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors",),
@@ -30,7 +30,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     # Stages, which do not know each other.
     ("boxes", "language", "tuning", "vision"),
-    ("answer", "drawing", "options", "pointing"),
+    ("answer", "drawing", "memory_needs", "options", "pointing"),
     ("astream", "open_sessions"),
     # What puts them together.
     ("engine",),
