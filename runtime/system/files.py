@@ -67,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: It cannot be written; names ``path`` where the system gives the reason.
     """
     place = Path(os.path.realpath(path))
-    made = place.with_name(f".tinygptv.{os.urandom(8).hex()}.part")  # short, however long the file's own name is
+    made = _partial_beside(place)
     _remove_abandoned(place.parent)
     try:
         try:
@@ -178,6 +178,28 @@ def retired_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
 
 
+def check_writable(folder: Path) -> None:
+    """See that a file can be made in a folder, by making one. On Windows ``os.access`` does not ask who may.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: None can be made; names the folder.
+    """
+    made = _partial_beside(folder / "any")
+    try:
+        made.open("xb").close()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from error
+    made.unlink()
+
+
+def _partial_beside(place: Path) -> Path:
+    """A name for what is not complete yet; short, however long the file's own name is."""
+    return place.with_name(f".tinygptv.{os.urandom(8).hex()}.part")
+
+
 @contextmanager
 def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     """Hold a lock between processes and threads; if the process dies, the system releases it.
@@ -196,6 +218,8 @@ def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     for remaining in reversed(range(100)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # On Windows, filelock 3 takes a refusal for a lock that another has: it would wait for ever.
+            check_writable(path.parent)
             lock.acquire()
             break
         except Timeout as error:
