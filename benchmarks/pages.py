@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity"))
+sys.path.extend(
+    str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity", "machines")
+)
 
 import asks
 import bundles
+import ran
 import render
 import scores
 import targets
@@ -46,6 +49,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)
     yield HERE / "README.md", "bundles", bundles.report(_read("full_size/bundles.json"))
+    yield HERE / "machines" / "README.md", "machines", ran.report(_read("machines/results.json"))
     fidelity = scores.tables(_read("fidelity/results.json"))
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
         yield page, "fidelity", fidelity
