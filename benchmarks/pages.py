@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.extend(
-    str(Path(__file__).resolve().parent / name) for name in (".", "peers", "full_size", "fidelity", "reliability")
+    str(Path(__file__).resolve().parent / name)
+    for name in (".", "peers", "full_size", "fidelity", "machines", "reliability")
 )
 
 import asks
 import bundles
+import ran
 import reliability
 import render
 import scores
@@ -51,11 +53,12 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)
     yield HERE / "README.md", "bundles", bundles.report(_read("full_size/bundles.json"))
+    yield HERE / "machines" / "README.md", "machines", ran.report(_read("machines/results.json"))
     fidelity = scores.tables(_read("fidelity/results.json"))
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
         yield page, "fidelity", fidelity
     yield FAITHFULNESS, "verify-bounds", verify_bounds()
-    for section in (reliability.fuzz, reliability.soak):
+    for section in (reliability.fuzz, reliability.soak, reliability.faults):
         yield RELIABILITY, section.__name__, section(_read(f"reliability/{section.__name__}.json"))
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
+from tinygptv.runtime.commands.terminal import replace_what_lacks
 from tinygptv.runtime.errors import ExportError
 from tinygptv.runtime.system.process import peak_rss
 
@@ -36,6 +37,7 @@ to compare a bundle with the files it was made from: tinygptv-export verify --he
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export one bundle; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
+    replace_what_lacks()
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] == ["verify"]:
         return verify(arguments[1:])

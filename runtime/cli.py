@@ -11,7 +11,7 @@ from typing import TextIO
 
 from .commands import app, ask, bundle, caption, chat, doctor, serve, tune
 from .commands.options import BUNDLE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, IntermixedParser
-from .commands.terminal import complain
+from .commands.terminal import complain, replace_what_lacks
 from .errors import TinyGPTVError
 
 COMMANDS = (ask, chat, app, caption, serve, bundle, tune, doctor)
@@ -31,10 +31,7 @@ Exit status: 0, 1 for an error (one line on stderr), 2 for wrong usage, 130 for 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A console that lacks a character shows a replacement instead of failing (Windows code pages).
-            stream.reconfigure(errors="replace")
+    replace_what_lacks()
     options = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import QUESTION, bundle_with, plain_environment, spoil
+from conftest import QUESTION, bundle_with, export_arguments, plain_environment, spoil
 from tinygptv.runtime import TinyGPTV, cli
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.options import BUNDLE_VARIABLE, TUNE_VARIABLE
 from tinygptv.runtime.loading import DEMO_BUNDLE
+from variants import published_files
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses what Linux tells of its pipes, or /dev/full")
@@ -354,6 +355,18 @@ def test_a_console_without_the_characters(
     done = run("ask", "写真.png", QUESTION, "--bundle", bundle, cwd=tmp_path, **environment)
     assert done.returncode == 1
     assert done.stderr.startswith(b"tinygptv: ") and done.stderr.count(b"\n") == 1
+
+
+def test_an_export_at_a_console_without_the_characters(tmp_path: Path) -> None:
+    """It says where the bundle is, and must not fail at that when all is done."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygptv.export", *export_arguments(published_files(3), tmp_path / "模型")],
+        capture_output=True,
+        env=plain_environment(tmp_path, PYTHONIOENCODING="cp1252"),
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"{tmp_path / '??'}".encode())
 
 
 @linux

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 from tinygptv.runtime.system import files
 from tinygptv.runtime.system.files import (
@@ -416,3 +417,21 @@ def test_a_lock_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), locked(tmp_path / "file" / "lock"):
         pytest.fail("not reached")
+
+
+def test_a_folder_that_refuses_is_not_taken_for_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows filelock 3 takes it for that, and waits for ever: it must not be asked at all."""
+    folder = tmp_path / "folder"
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def wait(lock: filelock.FileLock) -> None:
+        pytest.fail("it would wait for ever")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(filelock.FileLock, "acquire", wait)
+    for refusal in (None, RuntimeError("taken")):
+        with pytest.raises(PermissionError, match=r"Permission denied: '.*folder'"), locked(folder / "lock", refusal):
+            pytest.fail("not reached")
+    assert list(folder.iterdir()) == []

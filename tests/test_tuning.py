@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tinygptv.export import graph_ops
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
 from tinygptv.runtime.bundle.checksums import sums_of
-from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, read_manifest
+from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, Manifest, read_manifest
 from tinygptv.runtime.bundle.sessions import save_packed
 from tinygptv.runtime.system import machine
 from tinygptv.runtime.system.files import locked
@@ -243,6 +244,45 @@ def test_where_it_cannot_be_a_warning_says_so(
         assert answer(bundle, photo, tune=True) == told
     assert caught[0].filename == __file__
     assert contents(bundle) == before
+
+
+def test_a_folder_that_says_it_can_be_written(
+    bundle: Path, photo: Path, told: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows os.access does not ask who may; the cache is taken there too."""
+    before, opened = contents(bundle), Path.open
+
+    def refusing(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if "x" in mode and path.is_relative_to(bundle):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    assert os.access(bundle, os.W_OK)
+    assert answer(bundle, photo, tune=True) == told
+    assert contents(bundle) == before
+    found = tuned(bundle)
+    assert found is not None and found.home == cache_home(bundle)
+
+
+@pytest.mark.parametrize("change", [tune, untune])
+def test_weights_that_another_program_has_mapped(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Manifest], object]
+) -> None:
+    """Windows replaces no such file: who reads of it is told what to do, and the bundle loads as before."""
+    manifest = read_manifest(bundle)
+    if change is untune:
+        tune(bundle, manifest)
+
+    def refuse(made: Path, place: Path) -> None:
+        raise PermissionError(errno.EACCES, "Access is denied", str(place))
+
+    monkeypatch.setattr(tuning, "publish_file", refuse)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(TinyGPTVError, match=r"Access is denied.*; close other programs that use the bundle"):
+        change(bundle, manifest)
+    monkeypatch.undo()
+    TinyGPTV.load(bundle).close()
 
 
 def test_an_onnxruntime_that_keeps_no_packed_weights(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

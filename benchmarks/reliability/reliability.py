@@ -37,3 +37,13 @@ def soak(document: dict[str, Any]) -> str:
         what = name.removesuffix("_bytes") + f" memory, {_UNITS[name]}" if name in _UNITS else name
         lines.append(f"| {what} | {cells} |")
     return "\n".join(lines)
+
+
+def faults(document: dict[str, Any]) -> str:
+    """A row for each write path."""
+    kinds = ("ENOSPC", "EIO", "EINTR", "kill")
+    lines = [f"| write path | calls | of these failed | {' | '.join(kinds)} | findings |", "| --- |" + " --: |" * 7]
+    for name, one in document["paths"].items():
+        cells = [one["calls"], one["points"], *(one["runs"].get(kind, 0) for kind in kinds), len(one["findings"])]
+        lines.append(f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} |")
+    return "\n".join(lines)

@@ -24,6 +24,13 @@ _NOTICED_SECONDS = 0.1
 """After which Ctrl-C is noticed on Windows, where it does not end a wait for another thread."""
 
 
+def replace_what_lacks() -> None:
+    """Where a console or file lacks a character (Windows code pages), it gets a replacement, and nothing fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def paint(text: str, colour: str, stream: TextIO) -> str:
     """Text in a colour where it is going to a terminal that has them, and nobody has set ``NO_COLOR``."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and is_terminal(stream)

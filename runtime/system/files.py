@@ -229,6 +229,23 @@ def retired_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
 
 
+def check_writable(folder: Path) -> None:
+    """See that a file can be made in a folder, by making one. On Windows ``os.access`` does not ask who may.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: None can be made; names the folder.
+    """
+    try:
+        with _partial_file(folder) as (made, _):
+            pass
+        made.unlink()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from error
+
+
 @contextmanager
 def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     """Hold a lock between processes and threads; if the process dies, the system releases it.
@@ -247,6 +264,8 @@ def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     for remaining in reversed(range(100)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # On Windows, filelock 3 takes a refusal for a lock that another has: it would wait for ever.
+            check_writable(path.parent)
             lock.acquire()
             break
         except Timeout as error:

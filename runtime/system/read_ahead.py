@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,7 @@ def reading_ahead(path: Path, turn: threading.Lock) -> Iterator[None]:
 
 
 def _read(path: Path, ended: threading.Event) -> None:
-    if not hasattr(os, "RWF_NOWAIT"):
+    if sys.platform == "win32" or not hasattr(os, "RWF_NOWAIT"):
         return
     buffer = memoryview(bytearray(STEP))
     with path.open("rb", buffering=0) as file:

@@ -2,7 +2,8 @@
 
 Packed weights are appended to the weights' own files, whose bytes stay what and where they were: other machines read
 them as before, and the manifest's SHA-256 are of them. Files are made aside and renamed; the index goes first and comes
-last. So being killed at any moment leaves a bundle that loads, and programs that have it open keep what they mapped.
+last. So being killed at any moment leaves a bundle that loads, and programs that have it open keep what they mapped;
+on Windows these keep it from being changed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
 from ..bundle.sessions import packing_version, save_packed
 from ..errors import BundleError, TinyGPTVError
-from ..system.files import locked, publish_file, sha256_of, staging_folder
+from ..system.files import check_writable, locked, publish_file, sha256_of, staging_folder
 from .find import (
     FOLDER,
     INDEX,
@@ -85,7 +87,7 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
                     _remove_copy(cached)
     except OSError as error:
         hint = "" if cache else "; --cache keeps packed weights in your cache folder instead"
-        raise TinyGPTVError(f"{home} cannot be tuned ({error}){hint}") from error
+        raise TinyGPTVError(f"{home} cannot be tuned ({error}){_in_use(error)}{hint}") from error
     return made, True
 
 
@@ -100,7 +102,7 @@ def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned 
     found = find_tuned(folder, manifest)
     if found is None:
         try:
-            found, _ = tune(folder, manifest, cache=cache or not os.access(folder, os.W_OK))
+            found, _ = tune(folder, manifest, cache=cache or not _is_writable(folder))
         except BundleError:
             raise
         except TinyGPTVError as error:
@@ -146,8 +148,22 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
                 (folder / FOLDER / graph.file).unlink(missing_ok=True)
         changed.append(folder)
     except OSError as error:
-        raise TinyGPTVError(f"{folder} cannot be restored: {error}") from error
+        raise TinyGPTVError(f"{folder} cannot be restored: {error}{_in_use(error)}") from error
     return changed
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        check_writable(folder)
+    except OSError:
+        return False
+    return True
+
+
+def _in_use(error: OSError) -> str:
+    """What may be the reason on Windows, where weights that a program has mapped are neither replaced nor removed."""
+    refused = sys.platform == "win32" and isinstance(error, PermissionError)
+    return "; close other programs that use the bundle" if refused else ""
 
 
 def _make(folder: Path, home: Path, manifest: Manifest, key: TuningKey) -> Tuned:
