@@ -58,6 +58,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
         yield page, "fidelity", fidelity
     yield FAITHFULNESS, "verify-bounds", verify_bounds()
+    yield FAITHFULNESS, "verified", verified()
     for section in (reliability.fuzz, reliability.soak, reliability.faults):
         yield RELIABILITY, section.__name__, section(_read(f"reliability/{section.__name__}.json"))
 
@@ -71,6 +72,19 @@ def verify_bounds() -> str:
         cells = (f"{side} {bound[name]:g}" for bound in bounds.values())
         meaning = meaning.replace("|", "\\|")  # which would end the cell
         lines.append(f"| `--{name.replace('_', '-')}` | {meaning} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verified() -> str:
+    """What `tinygptv-export verify` found at the published sizes."""
+    found = {tier: _read(f"full_size/verify/{tier}.json") for tier in ("int8", "int8_cache", "int4")}
+    lines = [f"| | {' | '.join(found)} |".replace("_cache", ", int8 KV cache"), f"| --- |{' --: |' * len(found)}"]
+    for number, bound in enumerate(found["int8"]["bounds"]):
+        values = (f"{tier['bounds'][number]['value']:.6g}" for tier in found.values())
+        lines.append(f"| `--{bound['name'].replace('_', '-')}` | {' | '.join(values)} |")
+    lines.append(f"| all bounds hold | {' | '.join('yes' if tier['holds'] else '**no**' for tier in found.values())} |")
+    memory = (f"{tier['seconds']:.0f} s, {tier['peak_rss_bytes'] / 1e9:.1f} GB" for tier in found.values())
+    lines.append(f"| took | {' | '.join(memory)} |")
     return "\n".join(lines)
 
 

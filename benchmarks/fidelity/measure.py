@@ -150,8 +150,11 @@ def session(write: Callable[[Path], object], threads: int) -> onnxruntime.Infere
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
-    """Token cosine (mean, worst) and relative error of each scheme, against the model's own graph in float32."""
+def measure_vision(folder: Path, threads: int, library: Path | None) -> dict[str, Scores]:
+    """Token cosine (mean, worst) and relative error of each scheme, against the model's own graph in float32.
+
+    ``library`` is llama.cpp's, for its own schemes.
+    """
     sizes = vision_model.SIZES
     tensors, original = vision_model.read_vision_model(folder)
 
@@ -163,9 +166,17 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
     photos = pixels([Path(skimage.__file__).parent / "data" / name for name in PHOTOS])
     wanted = original(photos)
 
-    def features(pixel_values: Tensor, observe: Observe) -> Tensor:
+    def features(pixel_values: Tensor, observe: Observe, weights: Mapping[str, Tensor] = tensors) -> Tensor:
         with torch.inference_mode():
-            return eva_clip.run(TorchOps(tensors, observe), sizes, Value(pixel_values)).data
+            return eva_clip.run(TorchOps(weights, observe), sizes, Value(pixel_values)).data
+
+    def score(found: Tensor) -> Scores:
+        cosines = functional.cosine_similarity(found, wanted, dim=-1)
+        return {
+            "mean_cosine": cosines.mean().item(),
+            "worst_cosine": cosines.min().item(),
+            "relative_error": ((found - wanted).norm() / wanted.norm()).item(),
+        }
 
     exact = features(photos, lambda name, x: None)
     assert (exact - wanted).abs().max() < 1e-3, "the weights were not read as the file means them"
@@ -181,6 +192,8 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
         Way("groups of 32, not calibrated", always(GroupWise(32)), calibrated=False),
         Way("per-channel, not calibrated", always(PerChannel()), calibrated=False),
         Way(SHIPPED, candidates("int8", None)[VISION_ENCODER]),
+        Way("4 bits, Q4_0's", always(nearest.Q4_0), calibrated=False),
+        *(Way(f"4 bits, groups of {size}", always(GroupWise(size, bits=4))) for size in (32, 64, 128)),
     ):
         weights, scheme_of = quantised(tensors, way, groups_of(eva_clip, sizes), partial(features, shown))
 
@@ -188,13 +201,10 @@ def measure_vision(folder: Path, threads: int) -> dict[str, Scores]:
             write_graph(folder, VISION_ENCODER, network, interface, weights, scheme_of)
 
         encoder = session(write, threads)
-        found = torch.from_numpy(encoder.run(None, {"pixel_values": photos.numpy()})[0])
-        cosines = functional.cosine_similarity(found, wanted, dim=-1)
-        scores[way.name] = {
-            "mean_cosine": cosines.mean().item(),
-            "worst_cosine": cosines.min().item(),
-            "relative_error": ((found - wanted).norm() / wanted.norm()).item(),
-        }
+        scores[way.name] = score(torch.from_numpy(encoder.run(None, {"pixel_values": photos.numpy()})[0]))
+    if library is not None:
+        coarse = tensors | nearest.q4_k_m(tensors, library, sizes.num_hidden_layers)
+        scores["4 bits, Q4_K_M's, activations in float32"] = score(features(photos, lambda name, x: None, coarse))
     return scores
 
 
@@ -308,6 +318,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="where the two packages were put")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="(default: all cores)")
+    parser.add_argument(
+        "--ggml", type=Path, metavar="FILE", help="libggml-base of an installed llama-cpp-python: measures Q4_K_M too"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file to put the tables into")
     options = parser.parse_args(argv)
@@ -315,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe(PACKAGES),
-        "vision": measure_vision(options.models, options.threads),
+        "vision": measure_vision(options.models, options.threads, options.ggml),
         "language": measure_language(options.models, options.threads),
     }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

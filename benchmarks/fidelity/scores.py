@@ -10,14 +10,14 @@ Scores = dict[str, float]
 def tables(document: Mapping[str, Mapping[str, Scores]]) -> str:
     """Two tables in Markdown."""
     lines = [
-        "| vision transformer, int8 scheme | mean token cosine | worst token | relative error |",
+        "| vision transformer, scheme | mean token cosine | worst token | relative error |",
         "| --- | --- | --- | --- |",
     ]
     for name, scores in document["vision"].items():
         lines.append(
             f"| {name} | {scores['mean_cosine']:.5f} | {scores['worst_cosine']:.4f} | {scores['relative_error']:.2%} |"
         )
-    lines += ["", "| language model, int8 scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
+    lines += ["", "| language model, scheme | KL | same top token | perplexity |", "| --- | --- | --- | --- |"]
     for name, scores in document["language"].items():
         lines.append(
             f"| {name} | {scores['kl']:.4f} ({scores['kl_low']:.4f} to {scores['kl_high']:.4f}) "
