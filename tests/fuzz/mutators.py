@@ -76,13 +76,13 @@ def spoilt_json(document: Any, draw: random.Random) -> Any:
     for _ in range(draw.randint(1, MOST_CHANGES)):
         places = list(_places(document))
         if not places:
-            return draw.choice(ODD_VALUES)
+            return _odd_value(draw)
         holder, key = draw.choice(places)
         way = draw.randrange(6)
         if way == 0:
             del holder[key]
         elif way == 1 and isinstance(holder, dict):
-            holder[draw.choice(("", "extra", "__class__", str(key).upper()))] = draw.choice(ODD_VALUES)
+            holder[draw.choice(("", "extra", "__class__", str(key).upper()))] = _odd_value(draw)
         elif way == 2 and isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
         elif way == 3:
@@ -90,8 +90,12 @@ def spoilt_json(document: Any, draw: random.Random) -> Any:
             if from_holder is not holder and _is_plain(from_holder[from_key]):
                 holder[key] = from_holder[from_key]
         else:
-            holder[key] = draw.choice(ODD_VALUES)
+            holder[key] = _odd_value(draw)
     return document
+
+
+def _odd_value(draw: random.Random) -> Any:
+    return copy.deepcopy(draw.choice(ODD_VALUES))  # it may be spoilt in its turn
 
 
 def _is_plain(value: Any) -> bool:
