@@ -269,6 +269,8 @@ def test_what_this_version_cannot_compute(change: Callable[[Document], object], 
         (lambda d: d.update(name="\x1b[2Jowned"), "name is '\\x1b[2Jowned'"),
         (lambda d: d.update(family="a\nb"), "family is 'a\\nb'"),
         (lambda d: d["templates"][0].update(name="\x07"), "name of template 0 is '\\x07'"),
+        (lambda d: decoder_input(d, 0).update(name="a\nb"), "name or dtype of a tensor is 'a\\nb'"),
+        (lambda d: decoder_input(d, 0)["axes"][0].update(name="\x9b"), "of an axis of inputs_embeds is '\\x9b'"),
     ],
 )
 def test_sizes_and_settings_that_do_not_fit(change: Callable[[Document], object], named: str, bundle: Path) -> None:

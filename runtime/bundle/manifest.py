@@ -228,14 +228,17 @@ def _check(manifest: Manifest, where: str) -> None:
         )
     if not all(deviation > 0 for deviation in image.std):
         raise BundleError(f"{where}: std is {image.std}; expected numbers above 0: export the model again")
-    names = {
-        "name": manifest.name,
-        "family": manifest.family,
-        "exporter": manifest.exporter,
-        **{f"name of template {number}": template.name for number, template in enumerate(manifest.templates)},
-        **{f"name of file {number}": record.name for number, record in enumerate(manifest.files)},
-    }
-    for what, name in names.items():
+    specs = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
+    names = [
+        ("name", manifest.name),
+        ("family", manifest.family),
+        ("exporter", manifest.exporter),
+        *((f"name of template {number}", template.name) for number, template in enumerate(manifest.templates)),
+        *((f"name of file {number}", record.name) for number, record in enumerate(manifest.files)),
+        *(("name or dtype of a tensor", text) for spec in specs for text in (spec.name, spec.dtype)),
+        *((f"name of an axis of {spec.name}", axis.name) for spec in specs for axis in spec.axes),
+    ]
+    for what, name in names:
         if not name.isprintable():  # it is shown on terminals, which take commands
             raise BundleError(f"{where}: {what} is {name!r:.80}; expected printable characters")
     contract = read_contract(manifest.graphs, where)
