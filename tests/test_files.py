@@ -348,6 +348,14 @@ def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
 
 
 @posix
+def test_what_a_killed_lock_tried_is_removed(tmp_path: Path) -> None:
+    """To lock in a folder, a file is made and removed first; a kill can come between."""
+    left = tmp_path / f".tinygptv.{'0a' * 8}.part"
+    left.touch()
+    with locked(tmp_path / "any.lock"):
+        assert not left.exists()
+
+
 def test_a_killed_process_locks_nobody_out(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     process = holding(path)

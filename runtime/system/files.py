@@ -238,6 +238,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: None can be made; names the folder.
     """
+    _remove_abandoned(folder)
     try:
         with _partial_file(folder) as (made, _):
             pass
