@@ -202,10 +202,29 @@ def parse_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def _check_names(manifest: Manifest, where: str) -> None:
+    """See that what errors and tables show is printable: terminals take commands."""
+    specs = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
+    names = [
+        ("name", manifest.name),
+        ("family", manifest.family),
+        ("exporter", manifest.exporter),
+        *((f"name of template {number}", template.name) for number, template in enumerate(manifest.templates)),
+        *((f"name of file {number}", record.name) for number, record in enumerate(manifest.files)),
+        *((f"file of {name}", file) for name, graph in manifest.graphs.items() for file in (graph.file, graph.data)),
+        *(("name or dtype of a tensor", text) for spec in specs for text in (spec.name, spec.dtype)),
+        *((f"name of an axis of {spec.name}", axis.name) for spec in specs for axis in spec.axes),
+    ]
+    for what, name in names:
+        if not name.isprintable():
+            raise BundleError(f"{where}: {what} is {name!r:.80}; expected printable characters")
+
+
 def _check(manifest: Manifest, where: str) -> None:
     """See that what a manifest says of the bundle is all there, and something that this version can do."""
     if set(manifest.graphs) != set(GRAPHS):
         raise BundleError(f"{where}: graphs are {sorted(manifest.graphs)}; expected {sorted(GRAPHS)}")
+    _check_names(manifest, where)
     listed = {record.name for record in manifest.files}
     needed = {EMBEDDINGS, TOKENIZER, *(name for g in manifest.graphs.values() for name in (g.file, g.data))}
     if needed - listed:
@@ -228,19 +247,6 @@ def _check(manifest: Manifest, where: str) -> None:
         )
     if not all(deviation > 0 for deviation in image.std):
         raise BundleError(f"{where}: std is {image.std}; expected numbers above 0: export the model again")
-    specs = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
-    names = [
-        ("name", manifest.name),
-        ("family", manifest.family),
-        ("exporter", manifest.exporter),
-        *((f"name of template {number}", template.name) for number, template in enumerate(manifest.templates)),
-        *((f"name of file {number}", record.name) for number, record in enumerate(manifest.files)),
-        *(("name or dtype of a tensor", text) for spec in specs for text in (spec.name, spec.dtype)),
-        *((f"name of an axis of {spec.name}", axis.name) for spec in specs for axis in spec.axes),
-    ]
-    for what, name in names:
-        if not name.isprintable():  # it is shown on terminals, which take commands
-            raise BundleError(f"{where}: {what} is {name!r:.80}; expected printable characters")
     contract = read_contract(manifest.graphs, where)
     if not all(0 <= token < contract.vocab_size for token in manifest.eos_token_ids):
         raise BundleError(
