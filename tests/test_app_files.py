@@ -106,13 +106,13 @@ def test_pasting_a_copied_file_and_text(window: Window) -> None:
     assert window.windowTitle().startswith("teal_circle.png")
 
 
-def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next answer ends in an error that nobody foresaw."""
+def fail_once(monkeypatch: pytest.MonkeyPatch, message: str = "a shape does not fit") -> None:
+    """The next answer ends in an error of onnxruntime's."""
     run = DecoderState.run
 
     def fail(*arguments: Any, **named: Any) -> Any:
         monkeypatch.setattr(DecoderState, "run", run)
-        raise RuntimeError("Failed to allocate memory")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(DecoderState, "run", fail)
 
@@ -267,13 +267,23 @@ def test_turns_that_no_longer_fit_are_told_of(speaking: Window) -> None:
     assert any("no longer fit" in note for note in notes)
 
 
+def test_a_want_of_memory_is_told(
+    window: Window, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fail_once(monkeypatch, "Failed to allocate memory")
+    type_question(window, SHAPE)
+    idle(window)
+    assert "there is not enough memory: demo needs about" in window.panel.error.text()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_what_nobody_expected_is_shown(
     window: Window, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fail_once(monkeypatch)
     type_question(window, SHAPE)
     idle(window)
-    assert "RuntimeError: Failed to allocate memory" in window.panel.error.text()
+    assert "RuntimeError: a shape does not fit" in window.panel.error.text()
     assert "Traceback" in capfd.readouterr().err
     QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
     idle(window)

@@ -402,6 +402,15 @@ def test_every_file_must_be_there_with_its_size(bundle: Path) -> None:
     read_manifest(bundle)
 
 
+def test_a_size_below_nothing(bundle: Path) -> None:
+    """Also of weights, behind whose own bytes tuning leaves a mark."""
+    manifest = read_manifest(bundle)
+    for number, record in enumerate(manifest.files):
+        files = (*manifest.files[:number], replace(record, size=-1), *manifest.files[number + 1 :])
+        write_manifest(replace(manifest, files=files), bundle)
+        assert f"{bundle / record.name} has" in refusal(bundle)
+
+
 def test_every_file_must_be_listed(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     for left_out in manifest.files:

@@ -239,7 +239,7 @@ def test_a_folder_of_encoded_images_serves_several_models(sibling_bundle: Bundle
             image = model.encode_image(picture)
         assert image == seen.setdefault(family, image)
     assert not np.allclose(seen["mipha"].embeds, seen["bunny"].embeds)
-    files = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.npy")]
+    files = [file.relative_to(tmp_path) for file in tmp_path.rglob("*.embeds")]
     assert len({file.name for file in files}) == 1 and len({file.parent for file in files}) == 2
 
 
