@@ -12,7 +12,7 @@ from typing import TextIO
 from .commands import app, ask, bundle, caption, chat, doctor, serve, tune
 from .commands.options import BUNDLE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, IntermixedParser
 from .commands.terminal import complain, replace_what_lacks
-from .errors import TinyGPTVError
+from .errors import TinyGPTVError, is_memory_shortage
 
 COMMANDS = (ask, chat, app, caption, serve, bundle, tune, doctor)
 """Modules, in the order of the help; each has ``add(commands)``, which says what runs it: ``set_defaults(run=...)``."""
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         return EXIT_ERROR
     except (MemoryError, RuntimeError) as error:
-        # A thread that gets no memory is a RuntimeError.
-        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
+        if not is_memory_shortage(error):  # a thread that gets no memory is a RuntimeError
             raise
         complain("there is not enough memory; close other programs, or see what tinygptv doctor says")
         return EXIT_ERROR

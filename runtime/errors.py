@@ -1,5 +1,16 @@
 """Every error this package raises on purpose, so that a host program can catch one class."""
 
+from __future__ import annotations
+
+import errno
+import re
+
+_OF_MEMORY = re.compile(
+    "bad_alloc|bad allocation|failed to allocate|cannot allocate|failed to map segment|out of memory|start new thread",
+    re.IGNORECASE,
+)
+"""How libraries speak of memory that they did not get; Python, of a thread that got none."""
+
 
 class TinyGPTVError(Exception):
     """Base of all errors that tinygptv raises on purpose; its text is one line meant for the user."""
@@ -31,3 +42,10 @@ class MemoryShortageError(TinyGPTVError, MemoryError):
 
 class ExportError(TinyGPTVError):
     """The published files cannot be turned into a bundle; names the file and key that stopped it."""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an error is a want of memory, however a library says it."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return _OF_MEMORY.search(str(error)) is not None

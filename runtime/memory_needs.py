@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .bundle.manifest import DECODER, GRAPHS, Contract, Manifest
-from .errors import MemoryShortageError
+from .errors import MemoryShortageError, is_memory_shortage
 from .system.machine import SystemMemory, system_memory
 
 PROCESS_BYTES = 120_000_000
@@ -26,10 +24,6 @@ CERTAIN = 0.9
 """Of an estimate: less than this is never enough."""
 HELPFUL = 0.85
 """Of what is needed: what takes more than this is no advice."""
-_WORDS = re.compile(
-    "bad_alloc|bad allocation|failed to allocate|cannot allocate memory|out of memory|start new thread", re.IGNORECASE
-)
-"""How libraries speak of memory that they did not get."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +139,9 @@ def shortage_told(manifest: Manifest, mode: str, is_tuned: bool) -> Iterator[Non
     except MemoryShortageError:
         raise
     except Exception as error:
-        if not _is_shortage(error):
+        if not is_memory_shortage(error):
             raise
         raise MemoryShortageError(_shortage(manifest, mode, is_tuned, system_memory())) from error
-
-
-def _is_shortage(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    return _WORDS.search(str(error)) is not None
 
 
 def _shortage(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BundleError, MemoryShortageError, TinyGPTVError
+from ..errors import BundleError, MemoryShortageError, TinyGPTVError, is_memory_shortage
 from .contract import Graph, TensorSpec
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def import_onnxruntime() -> None:
         try:
             import onnxruntime  # noqa: F401 - imported for later
         except ImportError as error:
-            if re.search("failed to map segment|cannot allocate", str(error)) is None:
+            if not is_memory_shortage(error):
                 raise
             raise MemoryShortageError(f"there is not enough memory to start onnxruntime ({error})") from error
     elif not telemetry_is_off():
