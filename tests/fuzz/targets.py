@@ -7,6 +7,8 @@ import json
 import random
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -130,35 +132,50 @@ class Manifests(Target):
         return True
 
 
-class Bundles(Target):
+class Files(Target):
+    """A copy of a folder, one of whose files is damaged at a time."""
+
+    def __init__(self, folder: Path, original: Path, names: Sequence[str]) -> None:
+        """``names`` are those of the files."""
+        super().__init__(folder)
+        self._original, self._names = original, names
+        self._copy = Path(shutil.copytree(original, folder / "copy"))
+
+    def make(self, draw: random.Random) -> bytes:
+        number = draw.randrange(len(self._names))
+        whole = (self._original / self._names[number]).read_bytes()
+        return bytes([number]) + spoilt_bytes(whole, b"", draw)
+
+    @contextmanager
+    def damaged(self, data: bytes) -> Iterator[str]:
+        """The name of the file that is as ``data`` says, within."""
+        name = self._names[data[0]]
+        (self._copy / name).write_bytes(data[1:])
+        try:
+            yield name
+        finally:
+            shutil.copy(self._original / name, self._copy / name)
+
+
+class Bundles(Files):
     """A whole bundle with one file damaged: never another answer without a word."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._bundle = Path(shutil.copytree(DEMO_BUNDLE, folder / "bundle"))
-        self._names = sorted(path.name for path in self._bundle.iterdir() if path.name != FILE_NAME)
+        super().__init__(folder, DEMO_BUNDLE, sorted(p.name for p in DEMO_BUNDLE.iterdir() if p.name != FILE_NAME))
         self._picture = (IMAGES / "teal_circle.png").read_bytes()
         self._answer = self._ask()
 
     def _ask(self) -> tuple[int, ...]:
-        with TinyGPTV.load(self._bundle, threads=1) as model:
+        with TinyGPTV.load(self._copy, threads=1) as model:
             return model.ask(self._picture, "[caption]", max_new_tokens=6).token_ids
 
-    def make(self, draw: random.Random) -> bytes:
-        number = draw.randrange(len(self._names))
-        whole = (DEMO_BUNDLE / self._names[number]).read_bytes()
-        return bytes([number]) + spoilt_bytes(whole, b"", draw)
-
     def check(self, data: bytes) -> bool:
-        name = self._names[data[0]]
-        (self._bundle / name).write_bytes(data[1:])
         try:
-            answer = self._ask()
+            with self.damaged(data) as name:
+                answer = self._ask()
         except BundleError as error:
             _check_message(error)
             return False
-        finally:
-            shutil.copy(DEMO_BUNDLE / name, self._bundle / name)
         assert answer == self._answer, f"{name}: another answer"
         return True
 
@@ -227,7 +244,7 @@ class Requests(Target):
         return True
 
 
-class Checkpoints(Target):
+class Checkpoints(Files):
     """Published files, one of them damaged: an error, or the same tensors.
 
     safetensors files have no sums: of those, another value is another model, as it is of another number in a config.
@@ -241,8 +258,7 @@ class Checkpoints(Target):
     )
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._copy = Path(shutil.copytree(GOLDEN / "stage4", folder / "stage4"))
+        super().__init__(folder, GOLDEN / "stage4", self._FILES)
         self._tensors = self._read()
 
     def _read(self) -> dict[str, Any]:
@@ -261,23 +277,15 @@ class Checkpoints(Target):
             model.sha256(file, lambda count: None)
         return tensors
 
-    def make(self, draw: random.Random) -> bytes:
-        number = draw.randrange(len(self._FILES))
-        whole = (GOLDEN / "stage4" / self._FILES[number]).read_bytes()
-        return bytes([number]) + spoilt_bytes(whole, b"", draw)
-
     def check(self, data: bytes) -> bool:
         from tinygptv.runtime import ExportError
 
-        name = self._FILES[data[0]]
-        (self._copy / name).write_bytes(data[1:])
         try:
-            found = self._read()
+            with self.damaged(data) as name:
+                found = self._read()
         except ExportError as error:
             _check_message(error)
             return False
-        finally:
-            shutil.copy(GOLDEN / "stage4" / name, self._copy / name)
         assert found.keys() == self._tensors.keys() or name.endswith(".json")
         if name.endswith(".pth"):
             for key, tensor in found.items():
