@@ -27,11 +27,11 @@ from typing import Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 
 import numpy as np
+from golden_runs import cosines, run_bundle
 from numpy.typing import NDArray
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle import sessions
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.language.decoder import ALL_LOGITS
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.system.machine import NUMPY_NAMES
 
@@ -90,28 +90,11 @@ def answers(bundle: Path, pictures: list[Path]) -> dict[str, str]:
         return {f"{path.name}: {asked}": model.ask(path, asked).text for path in pictures for asked in QUESTIONS}
 
 
-def cosines(found: Array, expected: Array) -> float:
-    """The least one over the last axis."""
-    products = (found * expected).sum(-1)
-    return float((products / np.linalg.norm(found, axis=-1) / np.linalg.norm(expected, axis=-1)).min())
-
-
 def agreement(bundle: Path, expected: dict[str, Array]) -> dict[str, float]:
     """The worst cosines beside what the published code computed, as tests/test_golden.py takes them."""
-    with TinyGPTV.load(bundle) as model:
-        vision, decoder = model._vision, model._decoder
-        assert vision is not None and decoder is not None
-        state = decoder.start()
-        prefill = state.run(expected["inputs_embeds"], ALL_LOGITS).copy()
-        steps = [prefill[-1]]
-        for token_id in expected["greedy_ids"]:
-            steps.append(state.run(model._engine.table.rows([int(token_id)])[np.newaxis])[0].copy())
-        image_embeds = vision.image_embeds(vision.image_features(expected["pixel_values"]))
-    return {
-        "image_embeds": cosines(image_embeds, expected["image_embeds"]),
-        "prefill_logits": cosines(prefill[np.newaxis], expected["prefill_logits"]),
-        "step_logits": cosines(np.stack(steps), expected["step_logits"]),
-    }
+    found = run_bundle(bundle, expected)
+    names = ("image_embeds", "prefill_logits", "step_logits")
+    return {name: float(cosines(found[name], expected[name]).min()) for name in names}
 
 
 @contextlib.contextmanager
