@@ -174,8 +174,10 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / torch.where(scale > 0, scale, torch.ones_like(scale)), scale
 
 
-PROJECTOR_GROUP_SIZE, LM_HEAD_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 16, 64
-"""Of the projector; of the decoder's last layer; of its other layers that a faster scheme's rounding costs too much."""
+PROJECTOR_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 64
+"""Of the projector; of the decoder's layers that a faster scheme's rounding costs too much."""
+LM_HEAD_GROUP_SIZES = {"int8": 16, "int4": 32}
+"""Of the decoder's last layer, by precision. Beside layers of 4 bits, groups of 16 would not show in the answers."""
 LARGER_GROUP_SIZES = (256, 128)
 """Of those other layers, tried first."""
 INT4_GROUP_SIZES = (128, 32)
@@ -283,9 +285,11 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
     if precision == "fp32":
         return dict.fromkeys((VISION_ENCODER, PROJECTOR, DECODER), lambda name: ())
 
+    lm_head = LM_HEAD_GROUP_SIZES[precision]
+
     def decoder(name: str) -> tuple[Scheme, ...]:
         if name == "lm_head":
-            return (GroupWise(min(group_size or LM_HEAD_GROUP_SIZE, LM_HEAD_GROUP_SIZE)),)
+            return (GroupWise(min(group_size or lm_head, lm_head)),)
         if precision == "int4":
             sizes = INT4_GROUP_SIZES if group_size is None else (group_size,)
             return *(GroupWise(size, bits=4) for size in sizes), GroupWise(CAREFUL_GROUP_SIZE)
