@@ -239,7 +239,7 @@ def test_examples_in_the_help_are_commands(name: str, capsys: pytest.CaptureFixt
     shown = re.findall(r"^  (?:.* \| )?tinygptv (.*)$", capsys.readouterr().out, re.M)
     assert shown
     for line in shown:
-        assert cli._parser().parse_args(shlex.split(line.split(" < ")[0])).command == name
+        assert cli._parser().parse_args(shlex.split(re.split(" [<|] ", line)[0])).command == name
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("chat", "many"),
     ("loading",),
     ("model",),
+    ("captioning",),
     ("__init__", "diagnosis"),
     # What people touch; of these, only ``commands`` starts the others.
     ("app", "server"),
