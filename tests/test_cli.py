@@ -232,7 +232,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert captured.err.startswith("usage: tinygptv")
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "app", "caption", "serve", "bundle", "tune", "doctor"])
+@pytest.mark.parametrize("name", ["ask", "chat", "app", "caption", "serve", "mcp", "bundle", "tune", "doctor"])
 def test_examples_in_the_help_are_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])

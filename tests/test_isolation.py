@@ -24,6 +24,7 @@ THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "pillow_heif
 """Imported somewhere; ``google`` is protobuf's, and two come with an extra."""
 EXTRAS = {
     "app": {"PySide6", "psutil"},
+    "mcp": {"anyio", "mcp", "mcp_types", "pydantic"},
     "server": {"h11", "starlette", "uvicorn"},
 }
 """What a folder of the runtime needs besides."""
@@ -43,7 +44,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("captioning",),
     ("__init__", "diagnosis"),
     # What people touch; of these, only ``commands`` starts the others.
-    ("app", "server"),
+    ("app", "mcp", "server"),
     ("commands",),
     ("cli",),
 )
