@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import bundle_with, plain_environment
-from tinygptv.runtime import ArgumentError
+from conftest import QUESTION, bundle_with, plain_environment
+from tinygptv.runtime import ArgumentError, cli
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.mcp.folders import Folders
@@ -38,6 +39,19 @@ def chatty(*arguments, **named):
 TinyGPTV.encode_image = chatty
 sys.exit(main(sys.argv[1:]))
 """
+SLOWLY = """
+import sys, time
+from tinygptv.runtime.cli import main
+from tinygptv.runtime.language.decoder import DecoderState
+run = DecoderState.run
+def slowly(*arguments, **named):
+    with open("steps", "a") as file:
+        file.write("x")
+    time.sleep(0.05)
+    return run(*arguments, **named)
+DecoderState.run = slowly
+sys.exit(main(sys.argv[1:]))
+"""
 posix_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 
 
@@ -54,6 +68,7 @@ def talk(
     conversation: Callable[[Client], Awaitable[None]],
     roots: list[str] | None = None,
     mode: str = "auto",
+    command: Sequence[str] = COMMAND,
 ) -> None:
     """Run the command as a client does, and let it speak."""
 
@@ -62,7 +77,7 @@ def talk(
 
     async def run() -> None:
         server = StdioServerParameters(
-            command=sys.executable, args=[*COMMAND, *arguments], env=plain_environment(home), cwd=home
+            command=sys.executable, args=[*command, *arguments], env=plain_environment(home), cwd=home
         )
         callback = {} if roots is None else {"list_roots_callback": opened}
         async with Client(server, mode=mode, **callback) as client:
@@ -158,6 +173,26 @@ def test_nothing_may_be_read_unless_it_is_allowed(pictures: Path, tmp_path: Path
     talk(tmp_path, [], conversation)
 
 
+def test_a_call_that_is_cancelled(pictures: Path, tmp_path: Path, golden_bundle: Callable[[int, str], Path]) -> None:
+    """Is computed no further."""
+    steps = tmp_path / "steps"
+
+    async def conversation(client: Client) -> None:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(client.call_tool, "ask", {"path": "red_triangle.png", "question": QUESTION})
+                while not steps.exists() or steps.stat().st_size < 4:
+                    await anyio.sleep(0.01)
+                scope.cancel()
+        await anyio.sleep(0.5)
+        done = steps.stat().st_size
+        await anyio.sleep(0.3)
+        assert steps.stat().st_size == done < 20  # of some 150
+
+    bundle = ["--bundle", str(golden_bundle(3, "fp32"))]
+    talk(tmp_path, ["--allow", str(pictures), *bundle], conversation, command=["-c", SLOWLY, "mcp"])
+
+
 def test_stdout_is_the_protocol_s(pictures: Path, tmp_path: Path) -> None:
     """Whatever else prints, Python's or a library's, goes to stderr; at the end of stdin the command ends."""
     client = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
@@ -186,6 +221,15 @@ def test_stdout_is_the_protocol_s(pictures: Path, tmp_path: Path) -> None:
         assert process.wait(60) == 0
     assert first["id"] == 1 and second["result"]["content"][0]["text"] == "a red triangle"
     assert b"from Python" in said and b"from a library" in said
+
+
+def test_the_configuration_of_the_docs_page() -> None:
+    """Is a command of this program, with the options that it has."""
+    page = (Path(__file__).parents[1] / "docs" / "mcp.md").read_text(encoding="utf-8")
+    (server,) = json.loads(re.findall(r"```json\n(.*?)```", page, re.DOTALL)[0])["mcpServers"].values()
+    options = cli._parser().parse_args(server["args"])
+    assert Path(server["command"]).name == "tinygptv" and options.command == "mcp"
+    assert options.allow and options.bundle
 
 
 def test_wrong_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import ArgumentError
-from .caption_record import COLUMNS, Caption, as_document, from_document, regions_json
+from .caption_record import COLUMNS, Caption, from_document, regions_json
 
 
 class Form(Protocol):
@@ -39,7 +40,7 @@ class JsonLines:
     _BEGINNING = b'{"file": "'
 
     def dumps(self, caption: Caption) -> bytes:
-        return json.dumps(as_document(caption)).encode() + b"\n"  # ASCII: carries names that are no Unicode
+        return json.dumps(asdict(caption)).encode() + b"\n"  # ASCII: carries names that are no Unicode
 
     def loads(self, record: bytes) -> Caption:
         return from_document(json.loads(record))
@@ -58,7 +59,7 @@ class Csv:
         self.header = self._line(COLUMNS.keys())
 
     def dumps(self, caption: Caption) -> bytes:
-        return self._line((as_document(caption) | {"regions": regions_json(caption.regions)}).values())
+        return self._line((asdict(caption) | {"regions": regions_json(caption.regions)}).values())
 
     def loads(self, record: bytes) -> Caption:
         text = record.decode(errors="surrogateescape")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ..boxes import Box, Region
 
@@ -36,11 +35,6 @@ COLUMNS: dict[str, tuple[type, ...]] = dict.fromkeys(Caption.__dataclass_fields_
     "regions": (list,),
 }
 """Fields, and what :mod:`json` reads them as."""
-
-
-def as_document(caption: Caption) -> dict[str, Any]:
-    """A caption for ``json.dumps``."""
-    return asdict(caption)
 
 
 def from_document(found: object) -> Caption:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
 from ..system.files import write_atomically
-from .caption_record import COLUMNS, Caption, as_document, from_document
+from .caption_record import COLUMNS, Caption, from_document
 
 if TYPE_CHECKING:
     import pyarrow
@@ -50,7 +51,7 @@ def write_table(path: Path, captions: Sequence[Caption]) -> None:
 
     def groups() -> Iterator[Any]:
         for start in range(0, len(captions), _ROWS):
-            rows = [as_document(caption) for caption in captions[start : start + _ROWS]]
+            rows = [asdict(caption) for caption in captions[start : start + _ROWS]]
             yield pyarrow.RecordBatch.from_pylist(rows, schema=_schema())
 
     def write(file: Any) -> None:

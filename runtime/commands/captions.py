@@ -16,8 +16,10 @@ from .folder import Picture
 from .options import require
 
 STDOUT = Path("-")
-_FORMS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, **dict.fromkeys((".jsonl", ".ndjson"), JsonLines)}
-_FORMS |= dict.fromkeys((".json", ".txt", ""), JsonLines)
+_FORMS: dict[str, type[Csv] | type[JsonLines]] = {
+    ".csv": Csv,
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".txt", ""), JsonLines),
+}
 _TABLES = (".parquet", ".pq")
 
 

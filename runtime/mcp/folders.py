@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from ..errors import ArgumentError
@@ -73,4 +72,4 @@ def _local(address: str) -> str | None:
     parts = urlsplit(address)
     if parts.scheme != _SCHEME or parts.netloc not in ("", "localhost"):
         return None
-    return url2pathname(parts.path) if sys.platform == "win32" else unquote(parts.path)
+    return url2pathname(parts.path)

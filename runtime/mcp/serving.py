@@ -29,7 +29,9 @@ INSTRUCTIONS = (
 _LOCATING = ("[detection]", "[refer]")
 """Task tags that ask for boxes, best first: all things of a kind, or one thing."""
 
-Path = Annotated[str, Field(description="picture file: an absolute path, or one relative to an allowed folder")]
+PicturePath = Annotated[str, Field(description="picture file: an absolute path, or one relative to an allowed folder")]
+Question = Annotated[str, Field(description="one plain question about the picture")]
+Thing = Annotated[str, Field(description='what to look for, such as "dog"')]
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,17 @@ class _Tools:
         self._model, self._folders = model, folders
         self._turn = anyio.Lock()
 
-    async def describe(self, path: Path, roots: Roots) -> str:
+    async def describe(self, path: PicturePath, roots: Roots) -> str:
         """Describe a picture in a sentence."""
         _, answer = await self._asked(path, self._model.manifest.caption_question, roots)
         return words_of(self._model.manifest, answer.text).strip()
 
-    async def ask(
-        self, path: Path, question: Annotated[str, Field(description="one plain question about it")], roots: Roots
-    ) -> str:
+    async def ask(self, path: PicturePath, question: Question, roots: Roots) -> str:
         """Ask a question about a picture."""
         _, answer = await self._asked(path, question, roots)
         return words_of(self._model.manifest, answer.text).strip() or answer.text.strip()
 
-    async def locate(
-        self, path: Path, thing: Annotated[str, Field(description='what to look for, such as "dog"')], roots: Roots
-    ) -> Located:
+    async def locate(self, path: PicturePath, thing: Thing, roots: Roots) -> Located:
         """Find things of a kind in a picture: their boxes, in pixels."""
         image, answer = await self._asked(path, f"{_locating_tag(self._model.manifest)} {thing}", roots)
         return Located(image.width, image.height, [_region(region) for region in answer.regions])
