@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 RUNTIME = HERE.parent / "runtime"
-EXTRA_MODULES = ("boxes", "pointing", "drawing")
+EXTRA_MODULES = ("boxes", "captioning", "pointing", "drawing")
 """Public, but not among the names of ``tinygptv`` itself."""
 HEADER = """# API
 Written by `docs/make_api.py` from the docstrings; all arrays are numpy's, shapes in brackets.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from tinygptv.runtime.system.installing import install_command
+
 EXTRA = ("onnx", "safetensors", "torch", "tqdm")
 
 
@@ -15,7 +17,7 @@ def main() -> int:
         if error.name not in EXTRA:
             raise
         print(
-            f"tinygptv-export: {error.name} is not installed; install the exporter with pip install 'tinygptv[export]'",
+            f"tinygptv-export: {error.name} is not installed; run: {install_command('export')}",
             file=sys.stderr,
         )
         return 1

@@ -30,7 +30,7 @@ from tinygptv.runtime.bundle.manifest import (
     Source,
     write_manifest,
 )
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.errors import ExportError, reason_of
 from tinygptv.runtime.system.files import locked, publish_folder, recover_folder, retired_of, sha256_of, staging_folder
 from tqdm import tqdm
 
@@ -202,7 +202,7 @@ def _naming(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ExportError(f"{target} was not written: {error}") from error
+        raise ExportError(f"{target} was not written: {reason_of(error)}") from error
 
 
 def _write_graphs(

@@ -21,7 +21,7 @@ from tinygptv.runtime.bundle.manifest import (
     ImagePreprocessing,
     PromptTemplate,
 )
-from tinygptv.runtime.errors import ExportError, ImageError
+from tinygptv.runtime.errors import ExportError, ImageError, reason_of
 from tinygptv.runtime.language.prompt import encode_segments, render
 from tinygptv.runtime.vision.image import open_image, preprocess
 from tokenizers import Tokenizer
@@ -234,7 +234,7 @@ def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--calibration: {path} cannot be read ({error}); expected UTF-8 text") from error
+        raise ExportError(f"--calibration: {path} cannot be read ({reason_of(error)}); expected UTF-8 text") from error
     if not text:
         raise ExportError(f"--calibration: {path} is empty; expected some text")
     return text

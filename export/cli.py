@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from tinygptv.runtime.commands.terminal import replace_what_lacks
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.errors import ExportError, line_of
 from tinygptv.runtime.system.process import peak_rss
 
 from .bundle import CACHES, GROUP_SIZES, PRECISIONS, Exported, export_bundle
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         exported = export_bundle(**options, progress=True)
     except (ExportError, OSError) as error:
-        print(f"tinygptv-export: {error}", file=sys.stderr)
+        print(f"tinygptv-export: {line_of(error)}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("\ntinygptv-export: interrupted; nothing was written", file=sys.stderr)

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.bundle.typed_json import described
+from tinygptv.runtime.errors import ExportError, reason_of
 
 from .harmless import HARMLESS
 
@@ -43,9 +44,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ExportError(f"{file}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ExportError(f"{file}: cannot be read as JSON ({error})") from error
+        raise ExportError(f"{file}: cannot be read as JSON ({reason_of(error)})") from error
     if not isinstance(document, dict):
-        raise ExportError(f"{file}: holds a JSON {type(document).__name__}; expected an object")
+        raise ExportError(f"{file}: holds {described(document)}; expected an object")
     return document
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+from .boxes import Region, parse_boxes
 from .cancel import Cancellation
 from .errors import CancellationError
 from .language.detokenize import Detokenizer
@@ -50,13 +51,21 @@ class Answer:
     truncated_turns: int
     """Turns of a conversation, from the oldest on, that no longer fit in the context: the model did not see them."""
     timings: Timings
+    regions: tuple[Region, ...] = ()
+    """What the text points at, in pixels of its one picture; empty where the model knows no boxes, the answer has none,
+    or it is about several pictures or none."""
 
 
 class AnswerWriter:
     """Puts one answer together from its tokens as they come."""
 
     def __init__(
-        self, detokenizer: Detokenizer, prompt_tokens: int, max_new_tokens: int, truncated_turns: int = 0
+        self,
+        detokenizer: Detokenizer,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        truncated_turns: int = 0,
+        boxes: bool = False,
     ) -> None:
         """
         Args:
@@ -64,6 +73,7 @@ class AnswerWriter:
             prompt_tokens: Positions of the prompt.
             max_new_tokens: How many tokens may come.
             truncated_turns: Turns that were left out of the prompt.
+            boxes: Whether the text may hold boxes.
         """
         self._detokenizer = detokenizer
         self._prompt_tokens = prompt_tokens
@@ -71,6 +81,8 @@ class AnswerWriter:
         self._truncated_turns = truncated_turns
         self.cached_tokens = 0
         """Positions of the prompt that need not be computed; set by whoever runs the decoder."""
+        self._boxes = boxes
+        self._images: Sequence[EncodedImage] = ()
         self._encoded: Sequence[EncodedImage] = ()
         self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
@@ -81,13 +93,14 @@ class AnswerWriter:
         """Whether no more tokens are wanted: a stop string was met, or ``max_new_tokens`` have come."""
         return self._detokenizer.stopped or len(self._token_ids) == self.max_new_tokens
 
-    def begin(self, encoded: Sequence[EncodedImage]) -> None:
+    def begin(self, images: Sequence[EncodedImage], encoded: Sequence[EncodedImage]) -> None:
         """Start the clock: prefill is about to begin.
 
         Args:
-            encoded: The images that were encoded for this very answer; their time is part of the answer's.
+            images: What the answer is about.
+            encoded: Those of them that were encoded for this very answer; their time is part of the answer's.
         """
-        self._encoded = encoded
+        self._images, self._encoded = images, encoded
         self._asked = time.perf_counter()
 
     def push(self, token_id: int) -> str:
@@ -112,8 +125,9 @@ class AnswerWriter:
         image_encode = sum(image.encode_seconds for image in self._encoded)
         projector = sum(image.project_seconds for image in self._encoded)
         prefill = first - self._asked
+        text = "".join(self._text) + rest
         return rest, Answer(
-            text="".join(self._text) + rest,
+            text=text,
             token_ids=tuple(self._token_ids),
             finish_reason="cancelled" if cancelled else "stop" if stopped else "length",
             prompt_tokens=self._prompt_tokens,
@@ -128,7 +142,14 @@ class AnswerWriter:
                 decode=decode,
                 decode_tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             ),
+            regions=self._regions(text),
         )
+
+    def _regions(self, text: str) -> tuple[Region, ...]:
+        if not self._boxes or len(self._images) != 1:
+            return ()
+        (image,) = self._images
+        return parse_boxes(text, image.width, image.height, image.view)
 
 
 class AnswerStream(Iterator[str]):
@@ -183,7 +204,7 @@ class AnswerStream(Iterator[str]):
         """The next piece of text, never empty."""
         if not self._begun:
             self._begun = True
-            self._writer.begin(self._encoded)
+            self._writer.begin(self.images, self._encoded)
         while self._answer is None:
             piece = self._step()
             if piece:

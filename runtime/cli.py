@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from .commands import app, ask, bundle, caption, chat, doctor, serve, tune
+from .commands import app, ask, bundle, caption, chat, doctor, mcp, serve, tune
 from .commands.options import BUNDLE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, IntermixedParser
 from .commands.terminal import complain, replace_what_lacks
-from .errors import TinyGPTVError, is_memory_shortage
+from .errors import TinyGPTVError, is_memory_shortage, line_of
 
-COMMANDS = (ask, chat, app, caption, serve, bundle, tune, doctor)
+COMMANDS = (ask, chat, app, caption, serve, mcp, bundle, tune, doctor)
 """Modules, in the order of the help; each has ``add(commands)``, which says what runs it: ``set_defaults(run=...)``."""
 EXAMPLES = f"""\
 examples:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except OSError as error:
         # The answer cannot be written (a full disk), or the bundle not be read.
-        complain(error)
+        complain(line_of(error))
         _leave_stdout()
         return EXIT_ERROR
     except KeyboardInterrupt:

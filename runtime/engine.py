@@ -163,7 +163,7 @@ class Engine:
         stops = (*self.manifest.stop_strings, *options.stop)
         detokenizer = Detokenizer(self.tokenizer, stops, template.before_answer)
         shared = sum(map(len, segments[:-1])) + self._closing_tokens[template.name] if image_count else 0
-        writer = AnswerWriter(detokenizer, prompt_tokens, max_new_tokens, truncated_turns=first)
+        writer = AnswerWriter(detokenizer, prompt_tokens, max_new_tokens, first, self.manifest.boxes)
         return Prepared(segments, shared, writer, options.sampling)
 
     @functools.cached_property

@@ -44,6 +44,23 @@ class ExportError(TinyGPTVError):
     """The published files cannot be turned into a bundle; names the file and key that stopped it."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, for a message: the system's words, without numbers of errors and names of Python's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, UnicodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error)
+
+
+def line_of(error: BaseException) -> str:
+    """The same with the file that it happened to, where the system names one: a whole message."""
+    name = error.filename if isinstance(error, OSError) else None
+    return reason_of(error) if name is None else f"{name}: {reason_of(error)}"
+
+
 def is_memory_shortage(error: BaseException) -> bool:
     """Whether an error is a want of memory, however a library says it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):

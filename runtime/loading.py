@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -39,6 +40,7 @@ def load_engine(
     tune: bool,
     image_cache: str | os.PathLike[str] | None,
     background: bool,
+    progress: Callable[[float], object] | None = None,
 ) -> Engine:
     """Open a bundle; arguments and errors as for :meth:`.TinyGPTV.load`."""
     if threads is not None and threads < 1:
@@ -60,7 +62,7 @@ def load_engine(
     is_tuned = tuned is not None
     check_memory(manifest, memory, is_tuned)
     images = ImageCache(manifest, None if image_cache is None else Path(image_cache))
-    opened = _Opener(folder, manifest, threads, tuned)
+    opened = _Opener(folder, manifest, threads, tuned, progress)
     telling = partial(shortage_told, manifest, memory, is_tuned)
     with telling():
         sessions = OpenSessions(opened, manifest, memory == "low")
@@ -74,12 +76,32 @@ def load_engine(
 class _Opener:
     """Opens a bundle's graphs, also while another process tunes it or undoes that."""
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, tuned: Tuned | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        threads: int | None,
+        tuned: Tuned | None,
+        progress: Callable[[float], object] | None,
+    ) -> None:
         self._folder, self._manifest, self._threads, self._tuned = folder, manifest, threads, tuned
         self._turn = threading.Lock()
+        self._progress, self._reporting = progress, threading.Lock()
+        sizes = {record.name: record.size for record in manifest.files}
+        self._sizes = {name: sizes[graph.data] for name, graph in manifest.graphs.items()}
+        """Bytes of weights."""
+        self._opened: set[str] = set()
 
     def __call__(self, name: str) -> InferenceSession:
-        """Open one of the graphs; errors as for :func:`.open_graph`."""
+        """Open one of the graphs and report it; errors as for :func:`.open_graph`."""
+        session = self._open(name)
+        with self._reporting:  # graphs are opened by several threads
+            if self._progress is not None and name not in self._opened:
+                self._opened.add(name)
+                self._progress(sum(self._sizes[each] for each in self._opened) / sum(self._sizes.values()))
+        return session
+
+    def _open(self, name: str) -> InferenceSession:
         for left in reversed(range(TRIES)):
             tuned = self._tuned
             try:

@@ -48,7 +48,7 @@ class _Question:
 
     def inputs_embeds(self) -> NDArray[np.float32]:
         image = self.encode()
-        self.prepared.writer.begin([image] if image is not self._image else [])
+        self.prepared.writer.begin([image], [image] if image is not self._image else [])
         return assemble(self._engine.table, self.prepared.segments, [image.embeds])
 
     def sample(self, logits: NDArray[np.float32]) -> int:

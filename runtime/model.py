@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -63,6 +63,7 @@ class TinyGPTV:
         tune: bool = False,
         image_cache: str | os.PathLike[str] | None = None,
         background: bool = False,
+        progress: Callable[[float], object] | None = None,
     ) -> Self:
         """Load a bundle that ``tinygptv-export`` wrote.
 
@@ -83,6 +84,9 @@ class TinyGPTV:
             background: Return before the graphs are open. Other threads open them, and whatever needs one waits for
                 it: so an image is encoded while the language model is still being loaded. A graph that cannot be
                 opened is reported there, as the BundleError that would be raised here. Changes nothing with ``low``.
+            progress: Callback with the share of the weights that is ready, each time that one of the three graphs is
+                open; 1.0 is the last. Called from other threads, one call at a time. What it raises, ``load`` raises.
+                With ``low``, graphs are opened later, and so it is called later.
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
@@ -91,7 +95,7 @@ class TinyGPTV:
             ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
         """
         folder = DEMO_BUNDLE if path is None else Path(path)
-        return cls(load_engine(folder, threads, memory, tune, image_cache, background))
+        return cls(load_engine(folder, threads, memory, tune, image_cache, background, progress))
 
     def __enter__(self) -> Self:
         return self

@@ -111,8 +111,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     assert refusal(capsys) == (
-        'tinygptv: PySide6 and psutil not installed; run: pip install "tinygptv[app]" '
-        '(in tinygptv\'s own folder: ".[app]")'
+        f'tinygptv: PySide6 and psutil not installed; run: pip install -e "{Path(__file__).resolve().parents[1]}[app]"'
     )
 
 

@@ -196,3 +196,47 @@ def test_ctrl_c_while_the_command_waits(
         interrupting.cancel()
         signal.signal(signal.SIGINT, handler)
     assert capsys.readouterr().out == ""
+
+
+# Progress
+
+
+def test_progress(bundle: Path) -> None:
+    """The share of the weights that is ready, up to all of it, before ``load`` returns."""
+    shares: list[float] = []
+    with TinyGPTV.load(bundle, progress=shares.append):
+        assert len(shares) == len(GRAPHS) and shares == sorted(shares)
+        assert shares[0] > 0 and shares[-1] == 1
+
+
+def test_progress_in_the_background(bundle: Path, gates: Gates) -> None:
+    shares: list[float] = []
+    reported = threading.Event()
+
+    def progress(share: float) -> None:
+        shares.append(share)
+        reported.set()
+
+    with TinyGPTV.load(bundle, background=True, progress=progress):
+        assert shares == []
+        gates.open(DECODER)
+        assert reported.wait(60) and len(shares) == 1
+        gates.open(*GRAPHS)
+
+
+def test_progress_with_little_memory(bundle: Path, photo: Path) -> None:
+    """Comes with the graphs, each of which counts once."""
+    shares: list[float] = []
+    with TinyGPTV.load(bundle, memory="low", progress=shares.append) as model:
+        assert shares == []
+        for question in (QUESTION, "why?"):
+            model.ask(photo.read_bytes(), question, max_new_tokens=2)
+        assert len(shares) == len(GRAPHS) and shares[-1] == 1
+
+
+def test_what_progress_raises_is_raised(bundle: Path) -> None:
+    def progress(share: float) -> None:
+        raise RuntimeError("the window was closed")
+
+    with pytest.raises(RuntimeError, match="the window was closed"):
+        TinyGPTV.load(bundle, progress=progress)

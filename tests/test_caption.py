@@ -76,12 +76,15 @@ def test_every_picture(
     found = (folder / "a.png").stat()
     assert first == {
         "file": "a.png",
+        "folder": str(folder),
         "size": found.st_size,
         "mtime": found.st_mtime,
-        "model": hashlib.sha256((DEMO_BUNDLE / MANIFEST).read_bytes()).hexdigest()[:12],
+        "model": "demo",
+        "bundle": hashlib.sha256((DEMO_BUNDLE / MANIFEST).read_bytes()).hexdigest()[:12],
         "question": "[caption]",
         "text": "a teal circle",
         "finish_reason": "stop",
+        "regions": [],
     }
 
 
@@ -184,18 +187,21 @@ def test_an_own_sidecar_follows_its_picture(edited: bool, folder: Path, output: 
     assert sidecar.read_text() == ("a teal circle, by me\n" if edited else "a red triangle\n")
 
 
-def test_own_sidecars_follow_the_question(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Back to one that was asked before, too; what was edited is kept each time."""
+def test_each_question_has_sidecars_of_its_own(folder: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever was asked last; what was edited is kept each time."""
     arguments = ["caption", str(folder), "-o", str(output), "--sidecar"]
-    shape = ["--question", "what shape is in the image?"]
-    assert main(arguments) == 0
+    questions = ["what shape is in the image?", "What shape is in the image!", "??"]
+    for question in questions * 2:
+        assert main([*arguments, "--question", question, "--max-new-tokens", "3"]) == 0
+        assert main(arguments) == 0
+        assert (folder / "a.txt").read_text() == "a teal circle\n"
+    assert (folder / "a.what-shape-is-in-the-image-b8b4c2.txt").read_text() == "circle\n"
+    assert len(list(folder.glob("a.*txt"))) == 1 + len(questions)
     (folder / "c.txt").write_text("by me\n")
-    for more, text in ((shape, "circle\n"), ([], "a teal circle\n"), (shape, "circle\n"), ([], "a teal circle\n")):
-        capsys.readouterr()
-        assert main([*arguments, *more]) == 0
-        assert f"{folder / 'c.txt'} is not this command's and was kept" in capsys.readouterr().err
-        assert (folder / "a.txt").read_text() == text
-    assert (folder / "c.txt").read_text() == "by me\n"
+    capsys.readouterr()
+    assert main([*arguments, "--question", "[caption]"]) == 0  # which is what is asked without any
+    assert f"{folder / 'c.txt'} is not this command's and was kept" in capsys.readouterr().err
+    assert len(list(folder.glob("a.*txt"))) == 1 + len(questions)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -35,7 +35,7 @@ sys.exit(main(sys.argv[1:]))
 LITTLE_ROOM = """
 import resource, sys
 from tinygptv.runtime.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 sys.exit(main(sys.argv[1:]))
 """
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals, pipes or limits")
@@ -140,8 +140,8 @@ def test_a_line_that_was_cut(left: int, folder: Path, output: Path, asked: list[
 
 def line_with(**fields: object) -> bytes:
     """A caption that is none of the folder's, with other fields; those that are None are not there."""
-    texts = {"model": "0" * 12, "question": "what?", "text": "it", "finish_reason": "stop"}
-    caption = {"file": "z.png", "size": 1, "mtime": 1.5, **texts, **fields}
+    texts = {"model": "demo", "bundle": "0" * 12, "question": "what?", "text": "it", "finish_reason": "stop"}
+    caption = {"file": "z.png", "folder": "z", "size": 1, "mtime": 1.5, **texts, "regions": [], **fields}
     return json.dumps({name: value for name, value in caption.items() if value is not None}).encode() + b"\n"
 
 
@@ -151,7 +151,10 @@ def line_with(**fields: object) -> bytes:
         *(b"my notes", b"my notes\n", b'{"file": 1}\n', b"[]\n", b"null\n", b"\xff\n", b"[" * 100_000 + b"\n"),
         *(line_with(file=[], question={}), line_with(file=1), line_with(question={}), line_with(text=["it"])),
         *(line_with(size=1.5), line_with(size=True), line_with(mtime="now"), line_with(finish_reason=0)),
-        *(line_with(model=None), line_with(model=3), line_with(score=0.5)),
+        *(line_with(model=None), line_with(model=3), line_with(score=0.5), line_with(regions=[1])),
+        *(line_with(regions={}), line_with(regions=[{"phrase": 1, "boxes": []}]), line_with(regions=[{"boxes": []}])),
+        *(line_with(regions=[{"phrase": None, "boxes": [box]}]) for box in ([1, 2, 3], [1, 2, 3, 4.5], "box")),
+        line_with(regions=[{"phrase": None, "boxes": [], "score": 1}]),
     ],
     ids=lambda content: content[:60].decode(errors="replace"),
 )
@@ -192,8 +195,9 @@ def test_another_model(folder: Path, output: Path, tmp_path: Path, asked: list[i
     for arguments in ([], ["--bundle", str(other)], [], ["--bundle", str(other)]):
         assert main(["caption", str(folder), "-o", str(output), *arguments]) == 0
     assert asked == [4, 4]
-    models = [line["model"] for line in lines(output)]
-    assert models == [models[0]] * 4 + [models[4]] * 4 and models[0] != models[4]
+    models = [(line["model"], line["bundle"]) for line in lines(output)]
+    assert models == [models[0]] * 4 + [models[4]] * 4
+    assert (models[0][0], models[4][0]) == ("demo", "another") and models[0][1] != models[4][1]
 
 
 def test_no_model_at_all(folder: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,9 +299,10 @@ def test_nothing_came_of_it(folder: Path, output: Path, monkeypatch: pytest.Monk
 
 
 @posix
-def test_a_full_disk(folder: Path, output: Path, tmp_path: Path) -> None:
+def test_a_full_disk(folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs the line that has no room, and says so as well as what was done; a limit of the process stands for it."""
-    arguments = ["caption", str(folder), "-o", str(output), "--batch-size", "1"]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["caption", folder.name, "-o", str(output), "--batch-size", "1"]
     done = subprocess.run(
         [sys.executable, "-c", LITTLE_ROOM, *arguments, "--json"],
         capture_output=True,
@@ -313,7 +318,7 @@ def test_a_full_disk(folder: Path, output: Path, tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert (document["pictures"], document["captioned"], document["interrupted"]) == (4, 2, False)
     assert [fault["file"] for fault in document["failed"]] == ["b/写真 é.PNG"]
-    assert output.stat().st_size == 500 and not output.read_bytes().endswith(b"\n")
+    assert output.stat().st_size == 600 and not output.read_bytes().endswith(b"\n")
     assert main(arguments) == 0
     assert list(texts(output).items()) == list(wanted(PLACES).items()) and len(lines(output)) == 4
 

@@ -232,14 +232,14 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert captured.err.startswith("usage: tinygptv")
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "app", "caption", "serve", "bundle", "tune", "doctor"])
+@pytest.mark.parametrize("name", ["ask", "chat", "app", "caption", "serve", "mcp", "bundle", "tune", "doctor"])
 def test_examples_in_the_help_are_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
     shown = re.findall(r"^  (?:.* \| )?tinygptv (.*)$", capsys.readouterr().out, re.M)
     assert shown
     for line in shown:
-        assert cli._parser().parse_args(shlex.split(line.split(" < ")[0])).command == name
+        assert cli._parser().parse_args(shlex.split(re.split(" [<|] ", line)[0])).command == name
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from conftest import QUESTION, plain_environment
 from PIL import Image
 from tinygptv.runtime import Cancellation, TinyGPTV
+from tinygptv.runtime.commands.chat import COMMANDS
+from tinygptv.runtime.commands.completion import completions
 from tinygptv.runtime.commands.terminal import interruptible
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
@@ -90,6 +93,12 @@ def test_another_image_and_what_was_said_is_forgotten(tmp_path: Path) -> None:
     done = piped(script, RED, home=tmp_path)
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == ["a red triangle", "a teal circle", "circle"]
+    assert complaints(done) == [
+        f"new conversation about {TEAL}",
+        f"saved in {tmp_path / 'about teal.json'}",
+        "new conversation about the same image",
+        f"saved in {tmp_path / 'after.txt'}",
+    ]
     assert json.loads((tmp_path / "about teal.json").read_text())["turns"][0]["answer"] == "a teal circle"
     assert (tmp_path / "after.txt").read_text(encoding="utf-8") == f"> {SHAPE}\ncircle\n\n"
 
@@ -129,8 +138,33 @@ def test_images_as_terminals_quote_them(tmp_path: Path) -> None:
         Image.open(TEAL).save(tmp_path / name)
     script = "/image ein Bild é.png\n[caption]\n/image 'ein Bild é.png'\n[caption]\n/image it\\'s.png\n[caption]\n"
     done = piped(script, RED, home=tmp_path)
-    assert (done.returncode, complaints(done)) == (0, [])
+    names = ("ein Bild é.png", "ein Bild é.png", "it's.png")
+    assert (done.returncode, complaints(done)) == (0, [f"new conversation about {name}" for name in names])
     assert done.stdout.decode().splitlines() == ["a teal circle"] * 3
+
+
+@posix
+def test_dropped_images(tmp_path: Path) -> None:
+    """A line that is a path, however the terminal wrote it, opens the picture; a question never does."""
+    picture, other = tmp_path / "ein Bild é.png", tmp_path / "it's.png"
+    for path in (picture, other):
+        Image.open(TEAL).save(path)
+    (tmp_path / "circle").touch()
+    lines = [
+        *(str(picture), f"'{picture}'", f'"{picture}"', shlex.quote(str(other))),
+        *(
+            str(picture).replace(" ", "\\ "),
+            picture.as_uri(),
+            f"{picture.as_uri()} {shlex.quote(str(other))}",
+            "it's.png",
+        ),
+    ]
+    done = piped("".join(f"{RED}\n[caption]\n{line}\n" for line in lines) + "circle\n", RED, home=tmp_path)
+    told = complaints(done)[1::2]
+    both = f"{picture} and {other}"
+    wanted = [picture, picture, picture, other, picture, picture, both, "it's.png"]
+    assert (done.returncode, told) == (0, [f"new conversation about {what}" for what in wanted])
+    assert done.stdout.decode().splitlines()[:-1] == ["a red triangle"] * len(lines)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +172,9 @@ def test_images_as_terminals_quote_them(tmp_path: Path) -> None:
     [
         ("/image nowhere.png", "nowhere.png does not exist"),
         ("/image", "expected /image PATH"),
-        ("/image 'open", "No closing quotation"),
+        ("/image 'open", "'open has a quotation mark that is not closed"),
+        ("/no/where.png", "/no/where.png does not exist"),
+        (str(IMAGES), f"{IMAGES} is a folder"),
         (f"/image {'x' * 5000}", "cannot be opened"),
         ("/tell me", "there is no command /tell; /help lists them"),
         ("look at <ImageHere>", "<ImageHere>"),
@@ -279,6 +315,48 @@ def test_arrow_keys_and_leaving(terminal: Terminal, tmp_path: Path) -> None:
     terminal.type("\x04")
     assert terminal.end() == 0
     assert questions(tmp_path / "chat.json") == ["[caption]", SHAPE, "[caption]", "is it red?"]
+
+
+@posix
+def test_tab(terminal: Terminal, tmp_path: Path) -> None:
+    """Completes a command, a path with a blank in it, and a task tag."""
+    Image.open(TEAL).save(tmp_path / "ein Bild.png")
+    terminal.type("/im\tein\t\n")
+    terminal.see("new conversation about ein Bild.png")
+    terminal.see(PROMPT)
+    terminal.type("[cap\t\n")
+    terminal.see("a teal circle")
+    terminal.see(PROMPT)
+    terminal.type(f"{tmp_path}/ein\t\n")  # a path alone
+    terminal.see(f"new conversation about {tmp_path}/ein Bild.png")
+    terminal.see(PROMPT)
+    terminal.type("/res\t\n")
+    terminal.see("new conversation about the same image")
+    terminal.see(PROMPT)
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my pictures").mkdir()
+    for name in ("my cat.png", "my dog's.png", ".hidden.png", "my pictures/a.png"):
+        (tmp_path / name).touch()
+
+    def found(typed: str) -> list[str]:
+        return completions(typed, COMMANDS, ["[vqa]", "[caption]"])
+
+    assert found("/") == [f"{name} " for name in COMMANDS] and found("/sa") == ["/save "]
+    assert found("[v") == ["[vqa] "] and found("") == found("what") == found("what is") == []
+    assert found("/reset x") == []
+    if sys.platform != "win32":
+        assert found("/image my") == [
+            *("/image my\\ cat.png", "/image my\\ dog\\'s.png", f"/image my\\ pictures{os.sep}"),
+        ]
+        assert found("/image my\\ c") == ["/image my\\ cat.png"]
+        assert found("/image my\\ cat.png my\\ d") == ["/image my\\ cat.png my\\ dog\\'s.png"]
+        assert found("/image my\\ pictures/") == ["/image my\\ pictures/a.png"]
+    assert found("/image .h") == ["/image .hidden.png"] and found("/save nowhere/") == []
 
 
 @posix

@@ -17,8 +17,10 @@ from conftest import plain_environment
 from PIL import Image, ImageGrab
 from tinygptv.runtime import PUBLISHED_DEMO, TinyGPTV
 from tinygptv.runtime.boxes import Box, Region
+from tinygptv.runtime.bundle.manifest import read_manifest
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.drawing import draw_regions
+from tinygptv.runtime.loading import DEMO_BUNDLE
 
 COMMAND = [sys.executable, "-m", "tinygptv.runtime.cli"]
 IMAGES = Path(__file__).parent / "images"
@@ -71,7 +73,7 @@ def test_from_stdin(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, b"a teal circle")
 
 
-@pytest.mark.parametrize(("stdin", "said"), [(b"", b"stdin is empty"), (b"GIF? no", b"not an image that Pillow reads")])
+@pytest.mark.parametrize(("stdin", "said"), [(b"", b"stdin is empty"), (b"GIF? no", b"is text, not a picture")])
 def test_stdin_without_an_image(stdin: bytes, said: bytes, tmp_path: Path) -> None:
     done = run("ask", "-", "[caption]", home=tmp_path, stdin=stdin)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -162,7 +164,7 @@ def test_the_systems_clipboard(tmp_path: Path) -> None:
     variables = {"PATH": str(programs), "XDG_SESSION_TYPE": "x11"}
     done = run("ask", "--clipboard", "[caption]", home=tmp_path, **variables)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"xclip is required" in done.stderr and b"name the file instead" in done.stderr
+    assert b"it needs wl-paste or xclip" in done.stderr and b"name the file instead" in done.stderr
     program = programs / "xclip"
     for script, status, out in (
         ("#!/bin/sh\necho 'Error: Cannot open display' >&2\nexit 1\n", 1, b""),
@@ -215,12 +217,35 @@ def test_a_place_that_cannot_be_drawn_to(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "folder.png").mkdir()
     for target, said in (
         (tmp_path / "nowhere" / "out.png", "is not a folder"),
-        (tmp_path / "folder.png", "is a folder; expected a file"),
+        (tmp_path / "folder.png", "is no regular file; expected"),
         (picture, "is the picture that is asked about"),
     ):
         assert main(["ask", str(picture), "[detection] triangle", "--draw", str(target)]) == 1
         assert said in complaint(capsys)
     assert picture.read_bytes() == Path(RED).read_bytes()
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is noticed before the model runs."""
+
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("tinygptv.runtime.commands.ask.check_writable", refused)
+    target = tmp_path / "out.png"
+    assert main(["ask", RED, "[detection] triangle", "--draw", str(target)]) == 1
+    assert complaint(capsys).endswith(f"{target} cannot be written: Permission denied; choose another place")
+
+
+def test_help_lists_the_task_tags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ask", "--help"])
+    said = capsys.readouterr().out
+    for tag in read_manifest(DEMO_BUNDLE).tasks:
+        assert f"\n  {tag} " in said
 
 
 def test_what_could_not_be_drawn_leaves_nothing(
@@ -237,7 +262,7 @@ def test_what_could_not_be_drawn_leaves_nothing(
     # Where something cannot be written stdout is given up for good, which here is pytest's.
     monkeypatch.setattr("tinygptv.runtime.cli._leave_stdout", lambda: None)
     assert main(["ask", RED, "[detection] triangle", "--draw", str(target)]) == 1
-    assert "No space left" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f"tinygptv: {target}: No space left on device\n")
     assert list(tmp_path.iterdir()) == [target]
     assert target.read_bytes() == b"before"
 

@@ -136,7 +136,7 @@ def test_planes_that_pillow_reads() -> None:
 
 def test_a_kind_that_pillow_does_not_know() -> None:
     message = refusal(tiff(2, 1, bytes(24), [32] * 3, 2))
-    assert "is a damaged TIFF, or one of a kind that Pillow does not read" in message
+    assert "is a damaged TIFF, or one of a kind that tinygptv does not read" in message
     assert "save it as PNG or JPEG" in message
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -385,8 +386,26 @@ def test_no_image(tmp_path: Path) -> None:
     message = refusal(path)
     assert message.startswith(str(path))
     assert "18 bytes" in message
-    assert "%PDF-1.7" in message
+    assert "is a PDF document, which tinygptv does not read" in message
     assert refusal(b"hello").startswith("image bytes (5 bytes")
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL picture"),
+        (b"\xff\x0a\xfa\x1f", "is a JPEG XL picture"),
+        (b"\0\0\0\x20ftypisom\0\0", "is a video"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is text such as HTML or SVG"),
+        (b"Dear reader,\r\n", "is text, not a picture"),
+        (b"\xde\xad\xbe\xef", "is not a picture"),
+    ],
+)
+def test_what_it_is_instead(start: bytes, said: str) -> None:
+    """In words: no bytes, and nothing of Python's or Pillow's."""
+    message = refusal(start + b"\0" * 40 if start[:1] != b"D" else start)
+    assert said in message and "convert it to one of these" in message
+    assert not re.search(r"b'|\\x|Error|Pillow", message)
 
 
 def test_postscript_is_not_run() -> None:
@@ -401,7 +420,8 @@ def test_truncated(format: str, tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     message = refusal(path)
     assert message.startswith(f"{path} ")
-    assert any(words in message for words in ("cannot be decoded", "is not an image", "is a damaged"))
+    assert any(words in message for words in ("cannot be decoded", "not a picture", "is a damaged"))
+    assert not re.search(r"b'|\\x|Error|Pillow|bytes not processed", message)
     assert refusal(whole[: len(whole) // 2]).startswith("image bytes")
 
 

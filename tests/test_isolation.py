@@ -18,11 +18,15 @@ from tinygptv.runtime import TinyGPTV
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
-HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "tqdm")
+HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "pillow_heif", "pyarrow", "tqdm")
 """What no answer needs: the exporter's packages, and those for tuning, locks and progress bars."""
-THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"}
-"""Imported somewhere; ``google`` is protobuf's."""
-EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"h11", "starlette", "uvicorn"}}
+THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "pillow_heif", "pyarrow", "tokenizers", "tqdm"}
+"""Imported somewhere; ``google`` is protobuf's, and two come with an extra."""
+EXTRAS = {
+    "app": {"PySide6", "psutil"},
+    "mcp": {"anyio", "mcp", "mcp_types", "pydantic"},
+    "server": {"h11", "starlette", "uvicorn"},
+}
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors",),
@@ -37,9 +41,10 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("chat", "many"),
     ("loading",),
     ("model",),
+    ("captioning",),
     ("__init__", "diagnosis"),
     # What people touch; of these, only ``commands`` starts the others.
-    ("app", "server"),
+    ("app", "mcp", "server"),
     ("commands",),
     ("cli",),
 )
@@ -244,4 +249,4 @@ def test_a_clean_environment_answers(
     assert exporter.returncode == 1
     message = exporter.stderr.decode()
     assert message.count("\n") == 1
-    assert "pip install 'tinygptv[export]'" in message
+    assert f'run: pip install "{wheel}[export]"' in message

@@ -23,13 +23,16 @@ from tinygptv.runtime import (
     TinyGPTV,
     TinyGPTVError,
 )
+from tinygptv.runtime.boxes import Box, Region
 from tinygptv.runtime.bundle.manifest import PROJECTOR, VISION_ENCODER, read_manifest
 from tinygptv.runtime.bundle.sessions import open_session
 from tinygptv.runtime.language import kv_cache
 from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.language.kv_cache import KVCache
+from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.open_sessions import OpenSessions
 
+RED = Path(__file__).parent / "images" / "red_triangle.png"
 STOP = "e<in"
 """In the golden text, from the end of one token over the whole of the next to the middle of a third."""
 STOP_TOKENS = 4
@@ -439,3 +442,27 @@ def test_waiting_before_the_first_piece_is_not_prefill(speaking_model: TinyGPTV,
     stream = speaking_model.stream(encoded, QUESTION, max_new_tokens=2)
     time.sleep(0.5)
     assert stream.answer.timings.prefill < 0.5
+
+
+# Regions
+
+
+def test_an_answer_carries_its_regions() -> None:
+    """In pixels of the one picture, whichever way it was asked about."""
+    question, wanted = "[detection] triangle", (Region("red triangle", (Box(16, 5, 39, 25),)),)
+    with TinyGPTV.load() as model:
+        assert model.ask(RED, question).regions == wanted
+        assert model.chat(RED).ask(question).regions == wanted
+        assert [answer.regions for answer in model.ask_many([(RED, question), (RED, "[caption]")])] == [wanted, ()]
+        assert model.ask([RED, RED], question).regions == ()
+        assert model.ask(None, question, max_new_tokens=9).regions == ()
+        with model.stream(RED, question) as stream:
+            stream.cancel()
+            assert stream.answer.regions == ()
+
+
+def test_a_family_without_boxes_has_no_regions(tmp_path: Path) -> None:
+    """Whatever its text looks like."""
+    with TinyGPTV.load(bundle_with(DEMO_BUNDLE, tmp_path / "other", boxes=False)) as model:
+        answer = model.ask(RED, "[detection] triangle")
+        assert "{<" in answer.text and answer.regions == ()

@@ -1,4 +1,4 @@
-"""The bundle's contract from another language: Node's ONNX Runtime decodes the same tokens as this runtime."""
+"""The package for Node: from a picture file to the same pixels, tokens and text as this runtime's."""
 
 from __future__ import annotations
 
@@ -8,84 +8,185 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import bundle_with
+from PIL import Image
 from siblings import FAMILIES
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.language.prompt import Turn
+from tinygptv.runtime.bundle.manifest import ImagePreprocessing
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.vision.image import open_image, preprocess
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "docs" / "node"
+PACKAGE = Path(__file__).resolve().parents[1] / "docs" / "node"
 PICTURES = Path(__file__).parent / "images"
+PHOTO = Path(__file__).resolve().parents[1] / "export" / "calibration" / "cat.jpg"
+BUNDLE_V1 = Path(__file__).parent / "bundle_v1"
 TOKENS = 20
 PRECISIONS = ("fp32", "int8")
+USER = """
+import { TinyGPTV } from "tinygptv";
+const [folder, picture, question, options] = process.argv.slice(2);
+const model = await TinyGPTV.load(folder);
+const image = await model.encodeImage(picture);
+const { after, ...rest } = JSON.parse(options);
+const controller = new AbortController();
+const pieces = [];
+const stream = model.stream(image, question, { ...rest, signal: controller.signal });
+let next = await stream.next();
+for (; !next.done; next = await stream.next()) {
+  pieces.push(next.value);
+  if (pieces.length === after) controller.abort();
+}
+console.log(JSON.stringify({ pieces, ...next.value }));
+"""
+"""Another package, such as an Electron app, that has this one as a dependency."""
+PIXELS = """
+import { writeFile } from "node:fs/promises";
+import { pixelValues } from "./pixels.mjs";
+const [picture, image, output] = process.argv.slice(1);
+await writeFile(output, new Uint8Array((await pixelValues(picture, JSON.parse(image))).buffer));
+"""
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node and npm")
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its one dependency installed, from npm's registry."""
-    folder = tmp_path_factory.mktemp("node") / "ein Beispiel"
-    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("node_modules"))
-    # Its install script would fetch CUDA libraries, which no CPU needs.
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with its dependencies installed, from npm's registry."""
+    folder = tmp_path_factory.mktemp("node") / "ein Paket"
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("node_modules", "package-lock.json"))
+    # onnxruntime-node's install script would fetch CUDA libraries, which no CPU needs.
     command = [shutil.which("npm"), "install", "--ignore-scripts", "--no-audit", "--no-fund"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
     return folder
 
 
-def ask(example: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [shutil.which("node"), str(example / "ask.mjs"), *arguments]
+def node(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
+        [shutil.which("node"), *arguments],
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=120,
-        env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"},
     )
+
+
+def ask(package: Path, bundle: Path, picture: Path, question: str) -> dict[str, Any]:
+    done = node("ask.mjs", "--json", str(bundle), str(picture), question, str(TOKENS), cwd=package)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def wanted(bundle: Path, picture: Path, question: str, **options: Any) -> dict[str, Any]:
+    with TinyGPTV.load(bundle) as model:
+        answer = model.ask(picture, question, **{"max_new_tokens": TOKENS} | options)
+    assert answer.token_ids
+    return {"text": answer.text, "tokenIds": [*answer.token_ids], "finishReason": answer.finish_reason}
 
 
 @pytest.mark.parametrize(
     ("bundle", "picture", "question"),
     [
-        ("demo", "red_triangle.png", "[vqa] what color is the shape?"),
-        ("demo", "teal_circle.png", "[detection] circle"),
-        ("golden int8", "teal_circle.png", "what?"),
-        ("golden fp32", "red_triangle.png", "what?"),
-        *((f"{family} {precision}", "red_triangle.png", "what?") for family in FAMILIES for precision in PRECISIONS),
+        ("demo", PICTURES / "red_triangle.png", "[vqa] what color is the shape?"),
+        ("demo", PICTURES / "teal_circle.png", "[detection] circle"),
+        ("v1", PICTURES / "teal_circle.png", "what?"),
+        ("golden int8", PHOTO, "what?"),
+        ("golden fp32", PICTURES / "red_triangle.png", "what?"),
+        *((f"{family} {precision}", PHOTO, "what?") for family in FAMILIES for precision in PRECISIONS),
     ],
 )
-def test_the_same_tokens(
+def test_the_same_answer(
     bundle: str,
-    picture: str,
+    picture: Path,
     question: str,
-    example: Path,
+    package: Path,
     golden_bundle: Callable[[int, str], Path],
     sibling_bundle: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     name, _, precision = bundle.partition(" ")
-    made = {"demo": lambda: DEMO_BUNDLE, "golden": lambda: golden_bundle(4, precision)}
+    made = {"demo": lambda: DEMO_BUNDLE, "v1": lambda: BUNDLE_V1, "golden": lambda: golden_bundle(4, precision)}
     folder = made.get(name, lambda: sibling_bundle(name, precision=precision))()
-    with TinyGPTV.load(folder) as model:
-        before, after = model._engine.segments([Turn(question)], 1, None)
-        pixel_values = preprocess(open_image(PICTURES / picture), model.manifest.image)
-        embeds = model.embed_prompt(model.encode_image(PICTURES / picture), question)
-        wanted = list(model.generate_ids(embeds, TOKENS))
-    assert wanted
-    pixels, prompt = tmp_path / "pixels.bin", tmp_path / "prompt.json"
-    pixels.write_bytes(pixel_values.astype("<f4").tobytes())
-    prompt.write_text(json.dumps({"before": before, "after": after}), encoding="utf-8")
-    done = ask(example, str(folder), str(pixels), str(prompt), str(TOKENS))
-    assert done.returncode == 0, done.stderr
+    if picture == PHOTO:  # another library may decode a JPEG file to other levels
+        picture = tmp_path / "Foto é.png"
+        Image.open(PHOTO).save(picture)
+    assert ask(package, folder, picture, question) == wanted(folder, picture, question)
+
+
+@pytest.fixture
+def app(package: Path, tmp_path: Path) -> Path:
+    """A package that depends on it."""
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "tinygptv").symlink_to(package, target_is_directory=True)
+    (tmp_path / "user.mjs").write_text(USER, encoding="utf-8")
+    return tmp_path
+
+
+def use(app: Path, bundle: Path, question: str, **options: Any) -> dict[str, Any]:
+    done = node("user.mjs", str(bundle), str(PICTURES / "red_triangle.png"), question, json.dumps(options), cwd=app)
+    assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert found == wanted
-    assert np.asarray(found).max() < 51200
+    assert "".join(found["pieces"]) == found["text"] and all(found["pieces"])
+    del found["pieces"]
+    return found
 
 
-def test_usage(example: Path) -> None:
-    done = ask(example)
+def test_stop_strings(app: Path, tmp_path: Path) -> None:
+    """The bundle's, and the caller's, also those that begin and end within tokens; nothing of them is shown."""
+    picture, question = PICTURES / "red_triangle.png", "[detection] triangle"
+    whole = wanted(DEMO_BUNDLE, picture, question)["text"]
+    other = bundle_with(DEMO_BUNDLE, tmp_path / "other", stop_strings=("###", "d tri"))
+    for bundle, stop in ((DEMO_BUNDLE, ["> {<2", "zzz"]), (DEMO_BUNDLE, ["ngle", "angle"]), (other, [])):
+        expected = wanted(bundle, picture, question, stop=stop)
+        assert use(app, bundle, question, stop=stop, maxNewTokens=TOKENS) == expected
+        assert expected["finishReason"] == "stop" and len(expected["text"]) < len(whole)
+
+
+def test_an_answer_ends_early(app: Path, golden_bundle: Callable[[int, str], Path]) -> None:
+    bundle = golden_bundle(3, "fp32")
+    found = use(app, bundle, "what?", after=2)
+    assert found["finishReason"] == "cancelled" and len(found["tokenIds"]) < 20
+    assert use(app, bundle, "what?", maxNewTokens=3)["finishReason"] == "length"
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad", "crop"])
+@pytest.mark.parametrize("kind", ["photo", "tall", "small", "grey", "transparent", "turned"])
+def test_the_same_pixels(fit: str, kind: str, package: Path, tmp_path: Path) -> None:
+    """To the last bit, whatever the picture."""
+    photo, path = Image.open(PHOTO).convert("RGB"), tmp_path / "a.png"
+    exif = Image.Exif()
+    if kind == "turned":
+        exif[0x0112] = 6
+    size = {"tall": (37, 200), "small": (9, 7)}.get(kind, (150, 101))
+    picture = photo.resize(size).convert({"grey": "L", "transparent": "RGBA"}.get(kind, "RGB"))
+    if kind == "transparent":
+        picture.putalpha(Image.linear_gradient("L").resize(size))
+    picture.save(path, exif=exif)
+    image = ImagePreprocessing(32, (0.48, 0.45, 0.40), (0.26, 0.27, 0.28), "bicubic", fit, (12, 200, 7))
+    fields = {"image_size": 32, "mean": image.mean, "std": image.std, "resample": "bicubic", "fit": fit}
+    document = json.dumps(fields | {"pad_color": image.pad_color})
+    output = tmp_path / "pixels"
+    done = node("--input-type=module", "-e", PIXELS, "--", str(path), document, str(output), cwd=package)
+    assert done.returncode == 0, done.stderr
+    found = np.frombuffer(output.read_bytes(), "<f4").reshape(1, 3, 32, 32)
+    assert np.array_equal(found, preprocess(open_image(path), image))
+
+
+def test_what_goes_wrong_is_one_line(package: Path, tmp_path: Path) -> None:
+    done = node("ask.mjs", cwd=package)
     assert done.returncode == 2 and "usage: node ask.mjs" in done.stderr
+    red = str(PICTURES / "red_triangle.png")
+    for arguments, said in (
+        ((str(tmp_path), red, "what?"), "manifest.json"),
+        ((str(DEMO_BUNDLE), str(tmp_path / "nowhere.png"), "what?"), "missing"),
+        ((str(DEMO_BUNDLE), red, " "), "question is empty"),
+        ((str(DEMO_BUNDLE), red, "what?", "9999"), "has room for"),
+    ):
+        done = node("ask.mjs", *arguments, cwd=package)
+        assert done.returncode == 1 and done.stdout == ""
+        assert said in done.stderr and done.stderr.count("\n") == 1

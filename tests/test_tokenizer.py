@@ -310,7 +310,7 @@ BROKEN = {
     "no merges": (remove("merges.txt"), "no merges.txt; expected"),
     "neither": (remove("vocab.json", "merges.txt"), "no vocab.json and no merges.txt"),
     "vocab is no JSON": (write("vocab.json", "{"), "vocab.json: cannot be read as JSON"),
-    "vocab is a list": (write("vocab.json", "[]"), "vocab.json: holds a JSON list"),
+    "vocab is a list": (write("vocab.json", "[]"), "vocab.json: holds a list"),
     "vocab is UTF-16": (lambda f: (f / "vocab.json").write_bytes(b"\xff\xfe{") and None, "vocab.json: cannot be read"),
     "id is a string": (change_json("vocab.json", de="262"), "vocab.json: the id of 'de' is '262'"),
     "id is a truth value": (change_json("vocab.json", de=True), "vocab.json: the id of 'de' is True"),

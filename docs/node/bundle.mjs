@@ -4,6 +4,7 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import "./telemetry.mjs";
 import * as ort from "onnxruntime-node";
 
 /** float16 bits to a number (IEEE 754 binary16). */
@@ -62,6 +63,25 @@ export class Bundle {
     return bundle;
   }
 
+  #input(name) {
+    return this.manifest.graphs.decoder.inputs.find((spec) => spec.name === name);
+  }
+
+  /** The decoder's hidden size. */
+  get hidden() {
+    return this.#input("inputs_embeds").axes[2].size;
+  }
+
+  /** A tensor of the KV cache: batch, heads, past_length, head_dim. */
+  get past() {
+    return this.#input("past_key_values.{i}.key");
+  }
+
+  /** Tokens that prompt and answer have room for. */
+  get context() {
+    return this.past.axes[2].maximum ?? this.manifest.architecture.language.max_position_embeddings;
+  }
+
   /** Image embeddings [image tokens * hidden] of pixel values, float32 [3, size, size]. */
   async encodeImage(pixelValues) {
     const size = this.manifest.image.image_size;
@@ -72,24 +92,26 @@ export class Bundle {
   }
 
   /**
-   * Decode greedily: token ids as they come.
+   * Decode greedily: token ids as they come, until end of text or until nobody asks for more.
    *
    * A program that cares for speed would bind past and present to the same buffers, as docs/bundle.md says; here each
    * step's present is the next one's past, which the graph takes as well.
    */
-  async *generate(before, imageEmbeds, after, maxNewTokens) {
-    const input = (name) => this.manifest.graphs.decoder.inputs.find((spec) => spec.name === name);
-    const hidden = input("inputs_embeds").axes[2].size;
-    const past = input("past_key_values.{i}.key"); // batch, heads, past_length, head_dim
+  async *generate(before, imageEmbeds, after) {
+    const { hidden, past } = this;
     const shape = [1, past.axes[1].size, 0, past.axes[3].size];
     const numbers = { int8: Int8Array, float16: Uint16Array, float32: Float32Array }[past.dtype];
     let cache = {};
     for (const name of this.decoder.inputNames) {
       if (name.startsWith("past_key_values.")) cache[name] = new ort.Tensor(past.dtype, new numbers(0), shape);
     }
-    let embeds = Float32Array.from([...this.embeddings.rows(before), ...imageEmbeds, ...this.embeddings.rows(after)]);
+    const [start, end] = [this.embeddings.rows(before), this.embeddings.rows(after)];
+    let embeds = new Float32Array(start.length + imageEmbeds.length + end.length);
+    embeds.set(start);
+    embeds.set(imageEmbeds, start.length);
+    embeds.set(end, start.length + imageEmbeds.length);
     let length = 0;
-    for (let made = 0; made < maxNewTokens; made++) {
+    for (;;) {
       const count = embeds.length / hidden;
       const positions = BigInt64Array.from({ length: count }, (_, i) => BigInt(length + i));
       length += count;

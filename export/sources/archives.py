@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.errors import ExportError, reason_of
 
 _MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26x2H")
@@ -70,7 +70,8 @@ class Archive:
                 opened.seek(pickled.start)
                 storages = _Storages(opened.read(pickled.size)).read()
         except Exception as error:  # a damaged archive or pickle can raise anything
-            raise self._damaged(str(error)[:100] or type(error).__name__) from error
+            told = isinstance(error, OSError | ValueError | zipfile.BadZipFile)
+            raise self._damaged(reason_of(error)[:100] if told else "damaged pickle") from error
         self.records = sorted(found, key=lambda record: record.start)
         ends = [0, *(record.end for record in self.records)]
         if len(by_name) < len(found) or any(r.start < end for r, end in zip(self.records, ends, strict=False)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.errors import ExportError, reason_of
 from tokenizers import pre_tokenizers
 
 from ..documents import read_json, refuse_pointer
@@ -83,7 +83,7 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
-        raise ExportError(f"{file}: cannot be read as text ({error})") from error
+        raise ExportError(f"{file}: cannot be read as text ({reason_of(error)})") from error
     merges = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (number == 1 and line.startswith("#version")):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tinygptv.runtime.errors import ExportError
+from tinygptv.runtime.errors import ExportError, reason_of
 
 from ..documents import refuse_pointer
 from .archives import Archive, RecordSums, is_archive
@@ -79,7 +79,9 @@ def _load_torch(file: Path) -> dict[str, Any]:
                 "download it again from its publisher"
             ) from error
         # torch's own text for pickles advises to allow code.
-        reason = f"{error}"[:100].split("\n")[0] if isinstance(error, OSError | RuntimeError) else "damaged pickle"
+        reason = (
+            reason_of(error)[:100].split("\n")[0] if isinstance(error, OSError | RuntimeError) else "damaged pickle"
+        )
         raise ExportError(f"{file}: not a whole torch file of plain weights ({reason}); download it again") from error
     if not isinstance(document, dict):
         raise ExportError(f"{file}: holds a {type(document).__name__}; expected a dictionary of tensors")

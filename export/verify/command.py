@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinygptv.runtime.errors import ExportError, TinyGPTVError
+from tinygptv.runtime.errors import ExportError, TinyGPTVError, line_of
 from tinygptv.runtime.system.files import write_atomically
+from tinygptv.runtime.system.installing import install_command
 
 from ..options import add_source_files
 from ..sources import SourceFiles, problem_with
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = str(error.name).partition(".")[0]
         if package not in EXTRA:
             raise
-        return _failed(f"{package} is not installed; install what this needs with pip install 'tinygptv[verify]'")
+        return _failed(f"{package} is not installed; run: {install_command('verify')}")
     except (TinyGPTVError, OSError) as error:
-        return _failed(str(error))
+        return _failed(line_of(error))
     except KeyboardInterrupt:
         print(f"\n{PROGRAM}: interrupted; nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, BundleError
+from ..errors import ArgumentError, BundleError, reason_of
 from ..system.files import sha256_of
 from .contract import DECODER as DECODER  # graphs are part of a manifest, and imported from here
 from .contract import GRAPHS as GRAPHS
@@ -189,7 +189,7 @@ def parse_manifest(folder: Path) -> Manifest:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON ({error}); copy the bundle again") from error
+        raise BundleError(f"{path} cannot be read as JSON ({reason_of(error)}); copy the bundle again") from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import types
 import typing
 from typing import Any
 
 from ..errors import BundleError
+
+_WORDS: dict[Any, str] = {
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
@@ -28,7 +40,7 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise BundleError(f"{where}: found {type(value).__name__}; expected an object: copy the bundle again")
+            raise BundleError(f"{where}: found {described(value)}; expected an object: copy the bundle again")
         hints = typing.get_type_hints(kind)
         optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
         if missing := sorted(set(hints) - set(value) - optional):
@@ -55,6 +67,10 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and kind is not float and type(value) is kind:
         return value
-    raise BundleError(
-        f"{where}: found {value!r:.80}; expected {getattr(kind, '__name__', kind)}: copy the bundle again"
-    )
+    wanted = _WORDS.get(origin or kind, "another")
+    raise BundleError(f"{where}: found {json.dumps(value):.80}; expected {wanted}: copy the bundle again")
+
+
+def described(value: object) -> str:
+    """What kind of JSON a value is, in words."""
+    return _WORDS.get(type(value), "something else")

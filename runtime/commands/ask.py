@@ -21,9 +21,9 @@ from ..boxes import Region
 from ..bundle.manifest import parse_manifest
 from ..cancel import Cancellation
 from ..drawing import draw_regions
-from ..errors import ArgumentError
+from ..errors import ArgumentError, reason_of
 from ..pointing import check_boxes, question_about
-from ..system.files import write_atomically
+from ..system.files import check_writable, write_atomically
 from ..vision.image import ImageSource, open_image
 from .options import (
     EXIT_ERROR,
@@ -36,7 +36,7 @@ from .options import (
     load,
 )
 from .pictures import add_clipboard, read_sources
-from .report import document, regions_in, statistics
+from .report import document, statistics
 from .terminal import complain, interruptible, status
 
 if TYPE_CHECKING:
@@ -50,6 +50,21 @@ EXAMPLES = examples(
     "tinygptv ask photo.jpg --box 10,20,200,240",
     'curl -s https://example.org/photo.jpg | tinygptv ask - "What is this?"',
 )
+TASKS = {
+    "[caption]": "describe the picture in a sentence; no more words needed",
+    "[vqa]": "answer a question in few words",
+    "[grounding]": "describe the picture, with a box around each thing named",
+    "[detection]": "find all things of a kind: [detection] dog",
+    "[refer]": "where is it: [refer] the dog on the left",
+    "[identify]": "what is in a box; --box writes the question",
+}
+"""What a question may begin with, by what the models were trained on."""
+_TASKS = "\n".join(
+    [
+        "a QUESTION may begin with a task tag, for models that know tags (TinyGPT-V; bundle info shows a model's own):",
+        *(f"  {tag:<12} {what}" for tag, what in TASKS.items()),
+    ]
+)
 
 
 def add(commands: Commands) -> None:
@@ -59,14 +74,14 @@ def add(commands: Commands) -> None:
         help="ask one question about one image, or several",
         description="Ask one question about an image, or several; the answer is printed as it is written.",
         usage="tinygptv ask [options] IMAGE [IMAGE ...] QUESTION",
-        epilog=EXAMPLES,
+        epilog=f"{_TASKS}\n\n{EXAMPLES}",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="IMAGE ... QUESTION",
         help="pictures to look at (PNG, JPEG, WebP, GIF ...; - is stdin), then what to ask; "
-        "may begin with a task tag that the model knows (tinygptv bundle info shows them)",
+        "may begin with a task tag, see below",
     )
     add_clipboard(parser)
     parser.add_argument(
@@ -93,11 +108,11 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask, and print the answer."""
     names, question = _words(options)
+    if options.draw:
+        _check_place(options.draw, names)
     sources = read_sources(names, options.clipboard)
     if (options.box or options.draw) and len(sources) != 1:
         options.parser.error(f"--box and --draw are about one image; found {len(sources)}")
-    if options.draw:
-        _check_place(options.draw, names)
     if options.box or options.draw:
         picture = open_image(sources[0])
         sources = [picture]
@@ -126,18 +141,17 @@ def run(options: argparse.Namespace) -> int:
                 print()
             answer = stream.answer
         # Before the model is closed: its memory is what the figures are about.
-        regions = regions_in(model.manifest, answer.text, sources[0]) if len(sources) == 1 else ()
         if options.json:
-            found = document(answer, regions)
+            found = document(answer)
             found["timings"] = {**dataclasses.asdict(answer.timings), "load": load_seconds}
             print(json.dumps(found), flush=True)  # ASCII: whole in any encoding
         if options.stats:
             print(statistics(answer, load_seconds), file=sys.stderr)
     if options.draw:
-        if not regions:
+        if not answer.regions:
             complain(f"the answer has no boxes; {options.draw} was not written")
             return EXIT_ERROR
-        _draw(options.draw, sources[0], regions)
+        _draw(options.draw, sources[0], answer.regions)
     return 0
 
 
@@ -183,10 +197,14 @@ def _check_place(path: Path, names: Sequence[str]) -> None:
     """Find out before the model runs whether the picture could be written."""
     if not path.parent.is_dir():
         raise ArgumentError(f"{path.parent} is not a folder; expected one to write {path.name} to")
-    if path.is_dir():
-        raise ArgumentError(f"{path} is a folder; expected a file to write")
+    if path.exists() and not path.is_file():  # a folder, or a device that a file would take the place of
+        raise ArgumentError(f"{path} is no regular file; expected a picture to write, or a new file")
     if path.exists() and any(Path(name).exists() and path.samefile(name) for name in names):
         raise ArgumentError(f"{path} is the picture that is asked about; expected another file to draw on")
+    try:
+        check_writable(Path(os.path.realpath(path)).parent)
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be written: {reason_of(error)}; choose another place") from error
 
 
 def _draw(path: Path, source: ImageSource, regions: Sequence[Region]) -> None:

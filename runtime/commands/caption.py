@@ -1,28 +1,28 @@
-"""``tinygptv caption``: every picture of a folder, going on where it was interrupted."""
+"""``tinygptv caption``: every picture of some folders, going on where it was interrupted."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..answer import Answer
 from ..bundle.manifest import FILE_NAME as MANIFEST
-from ..bundle.manifest import parse_manifest
+from ..bundle.manifest import Manifest, read_manifest
 from ..cancel import Cancellation
-from ..errors import ArgumentError, ImageError
+from ..captioning import Captioned, caption_each
+from ..errors import ArgumentError, reason_of
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
 from ..options import AnswerOptions
 from ..system.files import sha256_of, write_atomically
-from ..vision.encoded import EncodedImage
-from .captions import Caption, Captions, open_captions
-from .folder import Picture, Unreadable, pictures_in, sidecars
+from .caption_record import Caption
+from .captions import STDOUT, Captions, OutputError, open_captions
+from .folder import Picture, Unreadable, pictures_in, sidecar_ending, sidecars
 from .options import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -36,14 +36,13 @@ from .options import (
 from .terminal import complain, interruptible, pace, progress_bar, remark, status
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from .options import Commands
 
 EXAMPLES = examples(
     "tinygptv caption ~/Pictures -o captions.jsonl --bundle ~/models/tinygptv",
-    "tinygptv caption ~/Pictures -o captions.jsonl --sidecar",
-    'tinygptv caption scans -o kinds.jsonl --question "[vqa] what kind of document is this?"',
+    "tinygptv caption ~/Pictures /media/card -o captions.csv --sidecar",
+    'tinygptv caption scans -o kinds.parquet --question "[vqa] what kind of document is this?"',
+    "tinygptv caption scans -o - | grep -i invoice",
 )
 
 
@@ -51,21 +50,23 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "caption",
-        help="caption every picture in a folder, or ask the same of each",
-        description="Caption every picture in a folder and those below it. Pictures that OUTPUT has this model's "
+        help="caption every picture in folders, or ask the same of each",
+        description="Caption every picture in folders and those below them. Pictures that OUTPUT has this model's "
         "caption of are skipped unless they have changed, so that the same command goes on where it was interrupted. "
         "A picture that cannot be read is a line on stderr (exit status 1 in the end), and tried again the next time.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped"
+    )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, as they become complete: file, size, mtime, model, question, text, finish_reason; of two "
-        "lines on a file the last counts",
+        help="JSON Lines, CSV or Parquet, as it ends in .jsonl, .csv or .parquet, or - for JSON Lines on stdout; a "
+        "caption is kept as soon as it is complete, and of two on a file the last counts",
     )
     parser.add_argument(
         "--question",
@@ -75,7 +76,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--sidecar",
         action="store_true",
-        help="write photo.txt beside photo.jpg too; photo.jpg.txt and photo.png.txt where both are there",
+        help="write photo.txt beside photo.jpg too; photo.jpg.txt and photo.png.txt where both are there; answers to a "
+        "--question go to files of their own, named by it",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace sidecars that something else wrote, or that were edited"
@@ -109,72 +111,65 @@ class _Run:
 
 def run(options: argparse.Namespace) -> int:
     """Caption what has no caption yet."""
-    folder: Path = options.folder
+    folders: list[Path] = options.folders
     output: Path = options.output
+    if options.json and output == STDOUT:
+        options.parser.error("--json and -o - would both print on stdout; choose one")
     if options.overwrite and not options.sidecar:
         options.parser.error("--overwrite is about --sidecar, which was not given")
-    for place in (folder, output.parent):
+    for place in (*folders, output.parent):
         if not place.is_dir():
             raise ArgumentError(
                 f"{place} is not a folder; expected FOLDER with pictures, and OUTPUT in one that exists"
             )
     done, is_stopped = _Run(), False
     try:
-        found = _look(folder)
+        found = _look(folders)
         done.pictures = len(found)
         bundle = bundle_of(options.bundle)
-        manifest = parse_manifest(bundle)
-        if options.question is None:
-            options.question = manifest.caption_question
-        model = _identity(bundle)
+        manifest = read_manifest(bundle)
+        identity = sha256_of(bundle / MANIFEST)[:12]
         with open_captions(output) as captions:
-            captioner = _Captioner(options, captions, model, found, done)
+            captioner = _Captioner(options, captions, manifest, identity, found, done)
             if todo := captioner.skip():
                 with status("loading the model ..."):
                     loaded = loader(options)(bundle)
                 with loaded:
                     captioner.caption(loaded, todo)
-    except _OutputError:
+    except OutputError as error:
+        complain(error)
         is_stopped = True
     except KeyboardInterrupt:
         done.interrupted = True
     if options.json:
-        print(json.dumps({"folder": str(folder), "output": str(output), **vars(done)}), flush=True)
+        places = {"folders": [str(folder) for folder in folders], "output": str(output)}
+        print(json.dumps({**places, **vars(done)}), flush=True)
     summary = f"{done.captioned} captioned, {done.skipped} done before, {len(done.failed)} failed"
     if done.captioned:
         summary += f"; {pace(done.captioned / done.seconds)}"
     if done.interrupted or is_stopped:
-        remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}); the same command goes on from here")
+        advice = "" if output == STDOUT else "; the same command goes on from here"
+        remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}){advice}")
         return EXIT_ERROR if is_stopped else EXIT_INTERRUPTED
     remark(f"{done.pictures} pictures: {summary}")
     return EXIT_ERROR if done.failed else 0
 
 
-def _look(folder: Path) -> list[Picture | Unreadable]:
+def _look(folders: Sequence[Path]) -> list[Picture | Unreadable]:
     """All pictures.
 
     Raises:
         ArgumentError: There are none.
     """
     with status("looking for pictures ..."):
-        found = list(pictures_in(folder))
+        found = list(pictures_in(folders))
     if not found:
-        raise ArgumentError(f"{folder} has no pictures; expected files such as .jpg, .png or .webp in it, or below it")
+        named = " and ".join(map(str, folders))
+        raise ArgumentError(
+            f"{named} {'have' if len(folders) > 1 else 'has'} no pictures; expected files such as .jpg, .png or .webp "
+            "in it, or below it"
+        )
     return found
-
-
-def _identity(bundle: Path) -> str:
-    """A model's identity in its captions: :attr:`.captions.Caption.model`.
-
-    Raises:
-        BundleError: The folder is no bundle.
-    """
-    parse_manifest(bundle)
-    return sha256_of(bundle / MANIFEST)[:12]
-
-
-class _OutputError(Exception):
-    """A caption cannot be kept, and so neither could further ones; it has been reported."""
 
 
 class _Captioner:
@@ -184,7 +179,8 @@ class _Captioner:
         self,
         options: argparse.Namespace,
         captions: Captions,
-        model: str,
+        manifest: Manifest,
+        identity: str,
         found: Sequence[Picture | Unreadable],
         done: _Run,
     ) -> None:
@@ -192,7 +188,8 @@ class _Captioner:
         Args:
             options: The command's.
             captions: Those so far.
-            model: The model's identity.
+            manifest: The model's.
+            identity: The model's, as :attr:`.Caption.bundle`.
             found: The pictures.
             done: The account.
 
@@ -200,15 +197,20 @@ class _Captioner:
             ArgumentError: A sidecar would be written over the captions.
         """
         self._options = options
-        self._folder: Path = options.folder
         self._captions = captions
-        self._model = model
+        self._model, self._bundle = manifest.name, identity
+        self._question: str = manifest.caption_question if options.question is None else options.question
+        self._folders = {str(folder) for folder in options.folders}
         self._found = found
         self._done = done
-        self._sidecars = sidecars(picture.file for picture in found)
+        ending = sidecar_ending(self._question, manifest.caption_question)
+        self._sidecars = {
+            folder: sidecars((picture.file for picture in found if picture.folder == folder), ending)
+            for folder in self._folders
+        }
         if options.sidecar:
             for picture in found:
-                if captions.is_at(sidecar := self._sidecar_of(picture.file)):
+                if captions.is_at(sidecar := self._sidecar_of(picture)):
                     raise ArgumentError(
                         f"OUTPUT is {sidecar}, where the caption of {picture.file} would go; choose another OUTPUT"
                     )
@@ -218,74 +220,77 @@ class _Captioner:
         todo = []
         for picture in self._found:
             if isinstance(picture, Unreadable):
-                self._fail(picture.file, picture.error)
-            elif caption := self._captions.find(picture, self._options.question, self._model):
+                self._fail(picture, picture.error)
+            elif caption := self._captions.find(picture, self._question, self._bundle, self._folders):
                 self._done.skipped += 1
                 if self._options.sidecar:
-                    self._write_sidecar(caption)
+                    self._write_sidecar(picture, caption)
             else:
                 todo.append(picture)
         return todo
 
     def caption(self, model: TinyGPTV, todo: Sequence[Picture]) -> None:
-        """Caption pictures in batches; each caption is in the file as soon as it is complete.
+        """Caption pictures in batches; each caption is kept as soon as it is complete.
 
         Raises:
-            _OutputError: One of them cannot be.
+            OutputError: One of them cannot be.
         """
-        seen: list[Picture] = []
         started = time.perf_counter()
+        options = AnswerOptions(self._options.max_new_tokens, self._options.template)
+        cancellation = Cancellation()
         try:
-            options = AnswerOptions(self._options.max_new_tokens, self._options.template)
-            with progress_bar("captioning", len(todo), "img") as bar:
-                asked = self._look_at(model, todo, seen, bar)
-                with closing(model.ask_each(asked, batch_size=self._options.batch_size, options=options)) as answers:
-                    for number, answer in answers:
-                        self._keep(seen[number], answer)
-                        bar.update()
+            records = caption_each(
+                model,
+                (picture.path for picture in todo),
+                self._question,
+                batch_size=self._options.batch_size,
+                options=options,
+                cancellation=cancellation,
+            )
+            with progress_bar("captioning", len(todo), "img") as bar, closing(records):
+                while found := interruptible(partial(next, records, None), cancellation.cancel):
+                    number, record = found
+                    self._keep(todo[number], record)
+                    bar.update()
         finally:
             self._done.seconds = time.perf_counter() - started
 
-    def _look_at(
-        self, model: TinyGPTV, todo: Sequence[Picture], seen: list[Picture], bar: tqdm
-    ) -> Iterator[tuple[EncodedImage, str]]:
-        """What to ask; ``seen`` are the pictures that could be read, in the same order."""
-        for picture in todo:
-            cancellation = Cancellation()
-            see = partial(model.encode_image, self._folder / picture.file, cancellation=cancellation)
-            try:
-                image = interruptible(see, cancellation.cancel)
-            except ImageError as error:  # one bad picture must not cost the others their answers
-                self._fail(picture.file, str(error))
-                bar.update()
-            else:
-                seen.append(picture)
-                yield image, self._options.question
-
-    def _keep(self, picture: Picture, answer: Answer) -> None:
+    def _keep(self, picture: Picture, found: Captioned) -> None:
+        if found.text is None or found.finish_reason is None:
+            self._fail(picture, found.error or "")
+            return
         caption = Caption(
-            picture.file,
-            picture.size,
-            picture.mtime,
-            self._model,
-            self._options.question,
-            answer.text.strip(),
-            answer.finish_reason,
+            file=picture.file,
+            folder=picture.folder,
+            size=picture.size,
+            mtime=picture.mtime,
+            model=self._model,
+            bundle=self._bundle,
+            question=self._question,
+            text=found.text,
+            finish_reason=found.finish_reason,
+            regions=found.regions,
         )
         try:
             self._captions.add(caption)
+        except BrokenPipeError:
+            raise
+        except ArgumentError as error:
+            self._fail(picture, str(error))
+            return
         except OSError as error:
-            self._fail(picture.file, f"{self._captions.path} cannot be written: {error.strerror}")
-            raise _OutputError from error
+            message = f"{self._captions.path} cannot be written: {reason_of(error)}"
+            self._done.failed.append({"folder": picture.folder, "file": picture.file, "error": message})
+            raise OutputError(message) from error
         self._done.captioned += 1
         if self._options.sidecar:
-            self._write_sidecar(caption)
+            self._write_sidecar(picture, caption)
 
-    def _sidecar_of(self, file: str) -> Path:
-        return self._folder / self._sidecars[file]
+    def _sidecar_of(self, picture: Picture | Unreadable) -> Path:
+        return Path(picture.folder, self._sidecars[picture.folder][picture.file])
 
-    def _write_sidecar(self, caption: Caption) -> None:
-        path, text = self._sidecar_of(caption.file), caption.text + "\n"
+    def _write_sidecar(self, picture: Picture, caption: Caption) -> None:
+        path, text = self._sidecar_of(picture), caption.text + "\n"
         try:
             there = path.read_bytes().decode(errors="replace").rstrip("\r\n") if path.exists() else None
             if there is not None and not self._options.overwrite and not self._captions.wrote(caption.file, there):
@@ -294,8 +299,8 @@ class _Captioner:
             elif there != caption.text:
                 write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:
-            self._fail(caption.file, f"{path} cannot be written: {error.strerror}")
+            self._fail(picture, f"{path} cannot be written: {reason_of(error)}")
 
-    def _fail(self, file: str, error: str) -> None:
+    def _fail(self, picture: Picture | Unreadable, error: str) -> None:
         complain(error)
-        self._done.failed.append({"file": file, "error": error})
+        self._done.failed.append({"folder": picture.folder, "file": picture.file, "error": error})

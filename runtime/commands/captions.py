@@ -1,81 +1,66 @@
-"""The file that captions are kept in: JSON Lines, one caption a line, appended to as they come."""
+"""Where captions are kept: known ones are found again, and each new one is there as soon as it is complete."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TinyGPTVError, reason_of
 from ..system.files import locked
+from .caption_files import CaptionFile, Csv, Form, JsonLines
+from .caption_record import Caption
+from .caption_table import read_table, write_table
 from .folder import Picture
+from .options import require
 
-_BEGINNING = b'{"file": "'
-"""Of every line."""
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One line."""
-
-    file: str
-    size: int
-    mtime: float
-    """These three as in :class:`.folder.Picture`: of the picture when it was captioned."""
-    model: str
-    """Which one wrote it: the first 12 digits of its manifest's SHA-256, in hexadecimal."""
-    question: str
-    text: str
-    finish_reason: str
-
-
-_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(Caption.__dataclass_fields__, (str,)) | {
-    "size": (int,),
-    "mtime": (float, int),
+STDOUT = Path("-")
+_FORMS: dict[str, type[Csv] | type[JsonLines]] = {
+    ".csv": Csv,
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ".txt", ""), JsonLines),
 }
-"""What :mod:`json` reads a line's fields as."""
+_TABLES = (".parquet", ".pq")
+
+
+class OutputError(TinyGPTVError):
+    """A caption cannot be kept, and so neither could further ones."""
 
 
 class Captions:
     """What is known so far; of several captions of a picture the last counts."""
 
-    def __init__(self, path: Path, file: io.FileIO) -> None:
+    def __init__(self, path: Path, known: Iterable[Caption], append: Callable[[Caption], object]) -> None:
         """
         Args:
             path: The file's name.
-            file: The file, unbuffered, to read and to append to; see :func:`open_captions`.
-
-        Raises:
-            ArgumentError: It holds anything else.
-            OSError: It cannot be read.
+            known: The captions in it.
+            append: Keeps a further one.
         """
         self.path = path
-        self._file = file
-        self._known: dict[tuple[str, str, str], Caption] = {}
+        self._append = append
+        self._known: dict[tuple[str, str, str], dict[str, Caption]] = {}
+        """By file, question and bundle; each folder's."""
         self._texts: dict[str, set[str]] = {}
-        self._length = 0
-        """Bytes of whole lines."""
-        self._is_cut = False
-        """Whether more follows them: a line that was cut while it was written."""
-        file.seek(0)
-        for number, line in enumerate(io.BytesIO(file.read()), start=1):
-            if line.endswith(b"\n"):
-                if line.strip():
-                    self._remember(self._parsed(line, number))
-                self._length += len(line)
-            elif line.strip() and not line.startswith(_BEGINNING[: len(line)]):
-                raise self._foreign(number)
-            else:
-                self._is_cut = True
+        for caption in known:
+            self._remember(caption)
 
-    def find(self, picture: Picture, question: str, model: str) -> Caption | None:
-        """The caption of a picture as it is now, if there is one."""
-        known = self._known.get((picture.file, question, model))
-        return known if known and (known.size, known.mtime) == (picture.size, picture.mtime) else None
+    def find(self, picture: Picture, question: str, bundle: str, folders: Iterable[str] = ()) -> Caption | None:
+        """The caption of a picture as it is now, if there is one.
+
+        Args:
+            picture: The picture.
+            question: What was asked.
+            bundle: Of which model.
+            folders: All folders of this run. The caption of a file in another one counts if its name, size and time are
+                the same: the folder was moved, or named in another way.
+        """
+        candidates = self._known.get((picture.file, question, bundle), {})
+        for folder, known in candidates.items():
+            is_its_own = folder == picture.folder or folder not in folders
+            if is_its_own and (known.size, known.mtime) == (picture.size, picture.mtime):
+                return known
+        return None
 
     def wrote(self, file: str, text: str) -> bool:
         """Whether a text is a caption that the file has had, to this question or another, by whichever model."""
@@ -84,47 +69,23 @@ class Captions:
     def is_at(self, path: Path) -> bool:
         """Whether a path leads to this very file."""
         try:
-            return os.path.samestat(path.stat(), os.fstat(self._file.fileno()))
+            return path.samefile(self.path)
         except OSError:
             return False
 
     def add(self, caption: Caption) -> None:
-        """Append a caption; once this returns, no kill of the process can lose it.
+        """Keep a caption; once this returns, no kill of the process can lose it.
 
         Raises:
-            OSError: The disk is full, or the like. What is left of the line is dropped when the next one is added.
+            OSError: The disk is full, or the like.
+            ArgumentError: The file cannot hold it.
         """
-        # ASCII is whole in any encoding, and carries names that are no Unicode.
-        line = json.dumps(asdict(caption)).encode() + b"\n"
-        if self._is_cut:
-            self._file.truncate(self._length)
-        self._is_cut = True
-        written = 0
-        while written < len(line):
-            written += self._file.write(line[written:])
-        self._length += written
-        self._is_cut = False
+        self._append(caption)
         self._remember(caption)
 
     def _remember(self, caption: Caption) -> None:
-        self._known[caption.file, caption.question, caption.model] = caption
+        self._known.setdefault((caption.file, caption.question, caption.bundle), {})[caption.folder] = caption
         self._texts.setdefault(caption.file, set()).add(caption.text)
-
-    def _parsed(self, line: bytes, number: int) -> Caption:
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise self._foreign(number) from error
-        if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
-            raise self._foreign(number)
-        if not all(type(value) in _TYPES[name] for name, value in fields.items()):  # a bool is no size
-            raise self._foreign(number)
-        return Caption(**fields)
-
-    def _foreign(self, number: int) -> ArgumentError:
-        return ArgumentError(
-            f"{self.path}: line {number} is no caption of this command's; expected its earlier output, or a new file"
-        )
 
 
 @contextmanager
@@ -132,22 +93,91 @@ def open_captions(path: Path) -> Iterator[Captions]:
     """Open the file, and keep other runs out of it meanwhile.
 
     Args:
-        path: The file, which need not be there yet, and is not if nothing comes of it.
+        path: The file, whose ending says its form. It need not be there yet, and is not if nothing comes of it. ``-``
+            is stdout, where nothing is known of earlier runs.
 
     Raises:
-        ArgumentError: Another run is writing to it, it is no file, or it holds anything else.
+        ArgumentError: Another run is writing to it, it is no file, its ending is none that is known, or it holds
+            anything else.
+        OutputError: The table cannot be written.
         OSError: It cannot be read or written.
     """
+    if path == STDOUT:
+        form = JsonLines()
+        yield Captions(path, (), lambda caption: print(form.dumps(caption).decode(), end="", flush=True))
+        return
     if path.exists() and not path.is_file():
         raise ArgumentError(f"{path} is not a regular file; expected an earlier OUTPUT, or a new file")
     place = Path(os.path.realpath(path))  # whatever link leads to it, there is one lock
+    ending = path.suffix.lower()
+    if ending in _TABLES:
+        require("parquet", "pyarrow")
+    elif ending not in _FORMS:
+        raise ArgumentError(f"{path} ends in {ending}; expected .jsonl, .csv or .parquet")
     refusal = ArgumentError(f"another caption run is writing to {path}; wait for it, or choose another OUTPUT")
     with locked(place.with_name(f".{place.name}.lock"), refusal):
-        is_new = not place.exists()
-        try:
-            with place.open("a+b", buffering=0) as file:
-                yield Captions(path, file)
-        finally:
-            with suppress(OSError):
-                if is_new and not place.stat().st_size:
-                    place.unlink()
+        if ending in _TABLES:
+            yield from _table(path, place)
+        else:
+            with _appended(path, place, _FORMS[ending]()) as file:
+                yield Captions(path, file.captions, file.add)
+
+
+@contextmanager
+def _appended(path: Path, place: Path, form: Form) -> Iterator[CaptionFile]:
+    is_new = not place.exists()
+    try:
+        with place.open("a+b", buffering=0) as file:
+            yield CaptionFile(path, file, form)
+    finally:
+        with suppress(OSError):
+            if is_new and not place.stat().st_size:
+                place.unlink()
+
+
+def _table(path: Path, place: Path) -> Iterator[Captions]:
+    """A table is written as a whole, at the end of a run; until then a file beside it has what is new.
+
+    After a kill the next run finds it there.
+    """
+    written = read_table(path) if place.exists() else []
+    beside = place.with_name(f".{place.name}.jsonl")
+    is_complete = False
+    try:
+        with _appended(beside, beside, JsonLines()) as file:
+            added = list(file.captions)
+
+            def add(caption: Caption) -> None:
+                _check_unicode(caption)
+                file.add(caption)
+                added.append(caption)
+
+            try:
+                yield Captions(path, [*written, *added], add)
+            finally:
+                if added:
+                    _write(path, dict.fromkeys([*written, *added]), beside)  # after a kill, some may be in both
+                    is_complete = True
+    finally:
+        if is_complete:
+            beside.unlink()
+
+
+def _write(path: Path, captions: Iterable[Caption], beside: Path) -> None:
+    try:
+        write_table(path, list(captions))
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {reason_of(error)}; its captions are in {beside}, where the same command finds "
+            "them"
+        ) from error
+
+
+def _check_unicode(caption: Caption) -> None:
+    try:
+        f"{caption.folder}{caption.file}".encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{caption.file} has a name that is not Unicode, which Parquet cannot hold; rename it, or choose an OUTPUT "
+            "that ends in .jsonl"
+        ) from error

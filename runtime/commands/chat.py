@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,11 +14,12 @@ from typing import TYPE_CHECKING
 from ..answer import AnswerStream
 from ..cancel import Cancellation
 from ..chat import Chat
-from ..errors import ArgumentError, TinyGPTVError
+from ..errors import ArgumentError, TinyGPTVError, reason_of
 from ..model import TinyGPTV
-from ..pointing import regions_of
 from ..system.files import write_atomically
 from ..vision.image import ImageSource
+from .completion import install
+from .dropped import dropped_in, paths_in
 from .options import (
     EXIT_ERROR,
     add_answer_options,
@@ -38,14 +37,13 @@ if TYPE_CHECKING:
     from .options import Commands
 
 HELP = """\
-/image PATH ...  begin anew about another image, or several
+/image PATH ...  begin anew about another image, or several; so does a file that is dropped here
 /paste           begin anew about the image on the clipboard
 /reset           begin anew about the same image
 /save FILE       write the conversation down, as JSON if FILE ends in .json
 /quit            leave, as Ctrl-D does; Ctrl-C cancels an answer
-Anything else is a question."""
-
-
+Anything else is a question. Tab completes commands, task tags and paths."""
+COMMANDS = ("/image", "/paste", "/reset", "/save", "/help", "/quit")
 EXAMPLES = examples(
     "tinygptv chat photo.jpg",
     "tinygptv chat --bundle ~/models/tinygptv",
@@ -75,13 +73,12 @@ def run(options: argparse.Namespace) -> int:
     if STDIN in options.images:
         options.parser.error("- is no image here: questions are read from stdin")
     typed = is_terminal(sys.stdin)
-    if typed:
-        with contextlib.suppress(ImportError):  # Windows' own console has arrow keys and history
-            import readline  # noqa: F401 (input() uses it once it is imported)
-    elif hasattr(sys.stdin, "reconfigure"):
+    if not typed and hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # a question that is not UTF-8 is refused by itself
     sources = read_sources(options.images, options.clipboard)
     with load(options, background=True) as model:
+        if typed:
+            install(COMMANDS, model.manifest.tasks)
         conversation = _Conversation(model, options, typed)
         conversation.begin(sources)
         if typed:
@@ -138,23 +135,20 @@ class _Conversation:
         """Answer a question or do what a command says; returns whether to go on."""
         line = line.strip()
         name, _, rest = line.partition(" ")
-        commands: dict[str, Callable[[str], None]] = {
-            "/image": self._image,
-            "/paste": self._paste,
-            "/reset": self._reset,
-            "/save": self._save,
-            "/help": lambda rest: print(HELP, file=sys.stderr),
-        }
-        if name == "/quit":
+        actions: tuple[Callable[[str], None], ...] = (self._image, self._paste, self._reset, self._save, self._help)
+        commands = dict(zip(COMMANDS, actions, strict=False))
+        if name == COMMANDS[-1]:
             return False
         try:
             if name in commands:
                 commands[name](rest.strip())
+            elif paths := dropped_in(line):
+                self._look_at(paths)
             elif line.startswith("/"):
                 raise ArgumentError(f"there is no command {name}; /help lists them, /image PATH shows a picture")
             elif line:
                 self._answer(line)
-        except (TinyGPTVError, ValueError) as error:  # ValueError: quotes that are not closed
+        except TinyGPTVError as error:
             complain(error)
             self.failed = True
         return True
@@ -169,11 +163,7 @@ class _Conversation:
                 raise
         answer = stream.answer
         if options.json:
-            images = self._chat.images
-            manifest = self._model.manifest
-            one = len(images) == 1
-            regions = regions_of(manifest, answer.text, images[0].width, images[0].height) if one else ()
-            print(json.dumps({"question": question, **document(answer, regions)}), flush=True)
+            print(json.dumps({"question": question, **document(answer)}), flush=True)
         else:
             print(flush=True)
         if answer.truncated_turns:
@@ -193,21 +183,30 @@ class _Conversation:
             print(piece, end="", flush=True)
 
     def _image(self, rest: str) -> None:
-        names = _names(rest)
+        names = paths_in(rest)
         if not names or STDIN in names:
             raise ArgumentError("expected /image PATH")
-        self.begin(names)
+        self._look_at(names)
 
     def _paste(self, rest: str) -> None:
-        self.begin(from_clipboard())
+        self._look_at(from_clipboard())
+
+    def _look_at(self, sources: Sequence[ImageSource]) -> None:
+        self.begin(sources)
+        names = [str(source) if isinstance(source, str) else "the clipboard's image" for source in sources]
+        remark(f"new conversation about {' and '.join(names)}")
 
     def _reset(self, rest: str) -> None:
         self._chat.reset()
+        remark("new conversation" + (" about the same image" if self._chat.images else ""))
+
+    def _help(self, rest: str) -> None:
+        print(HELP, file=sys.stderr)
 
     def _save(self, rest: str) -> None:
         if not rest:
             raise ArgumentError("expected /save FILE")
-        names = _names(rest)  # there is one file: blanks that are not quoted are part of its name
+        names = paths_in(rest)  # there is one file: blanks that are not quoted are part of its name
         path = Path(names[0] if len(names) == 1 else os.path.expanduser(rest)).absolute()
         if path.exists() and path not in self._saved:
             raise ArgumentError(f"{path} exists already; expected a new file")
@@ -221,15 +220,6 @@ class _Conversation:
         try:
             write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:
-            raise ArgumentError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise ArgumentError(f"{path} cannot be written: {reason_of(error)}") from error
         self._saved.add(path)
         remark(f"saved in {path}")
-
-
-def _names(rest: str) -> list[str]:
-    """Paths as they are typed, or as a terminal quotes those that are dropped on it."""
-    whole = os.path.expanduser(rest.strip('"'))
-    # Backslashes are a shell's quotes, but Windows' separators.
-    if not rest or sys.platform == "win32" or os.path.exists(whole):
-        return [whole] if rest else []
-    return [os.path.expanduser(part) for part in shlex.split(rest)]

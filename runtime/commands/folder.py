@@ -1,52 +1,67 @@
-"""The pictures of a folder, in an order that is always the same, and what texts beside them are called."""
+"""The pictures of folders, in an order that is always the same, and what texts beside them are called."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import reason_of
+
 SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".tga"),
-    *(".avif", ".heic", ".heif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".tga", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Of files that people take for pictures; those that Pillow cannot read are reported, not passed over in silence."""
+"""Of files that people take for pictures; those that cannot be read are reported, not passed over in silence."""
+_SLUG_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class Picture:
     """A picture file as it is now."""
 
+    folder: str
+    """As it was named."""
     file: str
     """Its path relative to the folder, with ``/`` on every system."""
     size: int
     mtime: float
     """When it was last changed, in seconds since 1970."""
 
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return Path(self.folder, self.file)
+
 
 @dataclass(frozen=True)
 class Unreadable:
     """A file or folder that could not even be looked at."""
 
+    folder: str
     file: str
     error: str
 
 
-def pictures_in(folder: Path) -> Iterator[Picture | Unreadable]:
-    """Every picture in a folder and those below it, by name.
+def pictures_in(folders: Sequence[Path]) -> Iterator[Picture | Unreadable]:
+    """Every picture in some folders and those below them, folder by folder, by name.
 
     Names that begin with a dot are hidden, and skipped. Links are followed, but no folder is entered twice.
 
     Args:
-        folder: The folder.
+        folders: The folders.
     """
-    yield from _pictures_in(folder, "", set())
+    entered: set[str] = set()
+    for folder in folders:
+        yield from _pictures_in(folder, folder, "", entered)
 
 
-def _pictures_in(folder: Path, prefix: str, entered: set[str]) -> Iterator[Picture | Unreadable]:
+def _pictures_in(top: Path, folder: Path, prefix: str, entered: set[str]) -> Iterator[Picture | Unreadable]:
     real = os.path.realpath(folder)
     if real in entered:
         return
@@ -54,7 +69,7 @@ def _pictures_in(folder: Path, prefix: str, entered: set[str]) -> Iterator[Pictu
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        yield Unreadable(prefix or ".", f"{folder} cannot be read: {error.strerror}")
+        yield Unreadable(str(top), prefix or ".", f"{folder} cannot be read: {reason_of(error)}")
         return
     for name in names:
         path, is_picture = folder / name, os.path.splitext(name)[1].lower() in SUFFIXES
@@ -62,20 +77,39 @@ def _pictures_in(folder: Path, prefix: str, entered: set[str]) -> Iterator[Pictu
             found = path.stat()
         except OSError as error:
             if is_picture:  # a link to nowhere
-                yield Unreadable(prefix + name, f"{path} cannot be read: {error.strerror}")
+                yield Unreadable(str(top), prefix + name, f"{path} cannot be read: {reason_of(error)}")
             continue
         if stat.S_ISDIR(found.st_mode):
-            yield from _pictures_in(path, f"{prefix}{name}/", entered)
+            yield from _pictures_in(top, path, f"{prefix}{name}/", entered)
         elif is_picture and stat.S_ISREG(found.st_mode):
-            yield Picture(prefix + name, found.st_size, found.st_mtime)
+            yield Picture(str(top), prefix + name, found.st_size, found.st_mtime)
 
 
-def sidecars(files: Iterable[str]) -> dict[str, str]:
+def sidecar_ending(question: str, caption_question: str) -> str:
+    """What the name of a text about a picture ends in: ``.txt`` for captions, else with the question in it.
+
+    Args:
+        question: What was asked.
+        caption_question: What asks the model for a caption.
+
+    Returns:
+        Such as ``.what-color-is-it-e8eb81.txt``: the digits are of the question's SHA-256, as only its letters and
+        digits are in the words.
+    """
+    if question == caption_question:
+        return ".txt"
+    slug = "-".join(re.findall(r"[^\W_]+", question.lower()))[:_SLUG_LENGTH].strip("-")
+    digits = hashlib.sha256(question.encode(errors="surrogateescape")).hexdigest()[:6]
+    return f".{slug}-{digits}.txt" if slug else f".{digits}.txt"
+
+
+def sidecars(files: Iterable[str], ending: str = ".txt") -> dict[str, str]:
     """Where the text about each picture goes: ``photo.txt``, or ``photo.jpg.txt`` if the former may be another's too.
 
     Args:
-        files: All pictures, as in :attr:`Picture.file`.
+        files: All pictures of a folder, as in :attr:`Picture.file`.
+        ending: As :func:`sidecar_ending` gives it.
     """
-    names = {file: (f"{os.path.splitext(file)[0]}.txt", f"{file}.txt") for file in files}
+    names = {file: (os.path.splitext(file)[0] + ending, file + ending) for file in files}
     claims = Counter(name.casefold() for pair in names.values() for name in pair)  # some systems ignore case
     return {file: usual if claims[usual.casefold()] == 1 else whole for file, (usual, whole) in names.items()}

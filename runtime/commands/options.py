@@ -17,6 +17,7 @@ from ..language.sampling import GREEDY, Sampling
 from ..loading import DEMO_BUNDLE, MemoryMode
 from ..model import TinyGPTV
 from ..options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
+from ..system.installing import install_command
 from .terminal import status
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ class IntermixedParser(argparse.ArgumentParser):
 def require(extra: str, *modules: str) -> None:
     """Raise TinyGPTVError if an extra's modules are not installed."""
     if missing := [name for name in modules if find_spec(name) is None]:
-        raise TinyGPTVError(
-            f'{" and ".join(missing)} not installed; run: pip install "tinygptv[{extra}]" '
-            f'(in tinygptv\'s own folder: ".[{extra}]")'
-        )
+        raise TinyGPTVError(f"{' and '.join(missing)} not installed; run: {install_command(extra)}")
 
 
 def examples(*lines: str) -> str:

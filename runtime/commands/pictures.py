@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, reason_of
 from ..vision.image import ImageSource, open_image
 from .terminal import is_terminal
 
@@ -63,7 +63,8 @@ def from_clipboard() -> list[ImageSource]:
     try:
         found = ImageGrab.grabclipboard()
     except (NotImplementedError, OSError) as error:  # no program to ask, or one that failed
-        raise ImageError(f"the clipboard cannot be read ({error}); save the image and name the file instead") from error
+        needs = "it needs wl-paste or xclip" if isinstance(error, NotImplementedError) else reason_of(error)
+        raise ImageError(f"the clipboard cannot be read ({needs}); save the image and name the file instead") from error
     if isinstance(found, Image.Image):
         return [found]
     if not found:

@@ -5,27 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 from ..answer import Answer
-from ..boxes import Region
-from ..bundle.manifest import Manifest
-from ..pointing import regions_of
 from ..system.process import anonymous_rss, peak_rss
-from ..vision.image import ImageSource, open_picture
 
 
-def document(answer: Answer, regions: tuple[Region, ...]) -> dict[str, object]:
+def document(answer: Answer) -> dict[str, object]:
     """An answer for ``json.dumps``."""
     found = dataclasses.asdict(answer)
-    found["regions"] = [dataclasses.asdict(region) for region in regions]
     found["peak_rss_bytes"] = peak_rss()
     found["anonymous_bytes"] = anonymous_rss()  # at the end of the answer, which is about its most
     return found
-
-
-def regions_in(manifest: Manifest, text: str, source: ImageSource) -> tuple[Region, ...]:
-    """What an answer points at, in pixels of its one image, which is read once more only if there is anything."""
-    if not regions_of(manifest, text, 1, 1):
-        return ()
-    return regions_of(manifest, text, *open_picture(source, smallest=1).original_size)
 
 
 def statistics(answer: Answer, load_seconds: float) -> str:

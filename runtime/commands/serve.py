@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import TinyGPTVError
+from ..errors import TinyGPTVError, reason_of
 from .options import EXIT_USAGE, add_model_options, examples, load, positive, require
 from .terminal import complain
 
@@ -102,7 +102,7 @@ def _bound(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise TinyGPTVError(f"cannot serve at {host}, port {port}: {error.strerror}; choose others") from error
+        raise TinyGPTVError(f"cannot serve at {host}, port {port}: {reason_of(error)}; choose others") from error
     return listener
 
 

@@ -193,6 +193,4 @@ def _check_text(role: str, number: int, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"{role} {number} is not valid Unicode ({error}); expected text without lone surrogates"
-        ) from error
+        raise ArgumentError(f"{role} {number} is not valid Unicode; expected text without lone surrogates") from error

@@ -17,6 +17,7 @@ from ..bundle.checksums import sums_of
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, Graph, Manifest
 from ..bundle.sessions import packing_version
+from ..errors import reason_of
 from ..system.files import sha256_of
 from ..system.machine import processor
 
@@ -115,8 +116,10 @@ def read_index(home: Path, bundle: Path, manifest: Manifest) -> Tuned | str:
         tuned = Tuned(home, {name: graphs[name] for name in GRAPHS})
     except FileNotFoundError:
         return "not tuned"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"its index cannot be read ({type(error).__name__}: {error})"
+    except (OSError, ValueError) as error:
+        return f"its index cannot be read ({reason_of(error)})"
+    except (TypeError, KeyError, AttributeError):
+        return "its index is not as this version writes it"
     key = tuning_key(bundle)
     for what, theirs, ours in (
         ("onnxruntime", made_for.onnxruntime, key.onnxruntime),

@@ -24,7 +24,7 @@ from ..bundle.checksums import CHUNK_BYTES, damaged_files, is_whole, sums_of
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
 from ..bundle.sessions import packing_version, save_packed
-from ..errors import BundleError, TinyGPTVError
+from ..errors import BundleError, TinyGPTVError, reason_of
 from ..system.files import check_writable, locked, publish_file, sha256_of, staging_folder
 from .find import (
     FOLDER,
@@ -87,7 +87,7 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
                     _remove_copy(cached)
     except OSError as error:
         hint = "" if cache else "; --cache keeps packed weights in your cache folder instead"
-        raise TinyGPTVError(f"{home} cannot be tuned ({error}){_in_use(error)}{hint}") from error
+        raise TinyGPTVError(f"{home} cannot be tuned ({reason_of(error)}){_in_use(error)}{hint}") from error
     return made, True
 
 
@@ -148,7 +148,7 @@ def untune(folder: Path, manifest: Manifest) -> list[Path]:
                 (folder / FOLDER / graph.file).unlink(missing_ok=True)
         changed.append(folder)
     except OSError as error:
-        raise TinyGPTVError(f"{folder} cannot be restored: {error}{_in_use(error)}") from error
+        raise TinyGPTVError(f"{folder} cannot be restored: {reason_of(error)}{_in_use(error)}") from error
     return changed
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle.manifest import PROJECTOR, VISION_ENCODER, Manifest
-from ..errors import ArgumentError
+from ..errors import ArgumentError, reason_of
 from ..system.files import write_atomically
 
 Float32Array = NDArray[np.float32]
@@ -46,7 +46,9 @@ class ImageCache:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ArgumentError(f"image_cache {folder} cannot be made ({error}); choose another folder") from error
+                raise ArgumentError(
+                    f"image_cache {folder} cannot be made ({reason_of(error)}); choose another folder"
+                ) from error
 
     def find(self, key: str) -> Float32Array | None:
         """The embeddings [image tokens, hidden] of pixel values with this :func:`pixel_key`, if they are known."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..bundle.manifest import ImagePreprocessing
-from ..errors import ArgumentError, ImageError, TinyGPTVError
+from ..errors import ArgumentError, ImageError, TinyGPTVError, reason_of
 from .corrections import corrections_for
 from .fit import fitted
+from .heif import open_heif
 from .metadata import without_metadata
 from .picture import LARGE_PIXELS, Picture
+from .unreadable import damaged_format, described, is_heif, why_undecodable
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
@@ -35,15 +38,6 @@ DRAFT_OVERSIZE = 4
 """As many times the encoder's square each side keeps where a large JPEG file is decoded at a fraction."""
 
 _EXPECTED = "a picture such as JPEG, PNG, WebP or TIFF"
-_FORMATS = {
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"BM": "BMP",
-    b"GIF8": "GIF",
-}
-_FORMATS |= {b"RIFF": "WebP"}
 
 # Python's warning filters belong to the process: two threads must not save and restore them crosswise.
 _FILTERS_LOCK = threading.Lock()
@@ -101,7 +95,8 @@ def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; expected {_EXPECTED}: name one file in it") from error
     except (OSError, ValueError) as error:  # ValueError: a path that no file system can hold
-        raise ImageError(f"{name!r} cannot be opened ({error}); expected {_EXPECTED}") from error
+        why = reason_of(error) if isinstance(error, OSError) else "no file has such a name"
+        raise ImageError(f"{name} cannot be opened ({why}); expected {_EXPECTED}") from error
     with file:
         return _read(file, os.fstat(file.fileno()).st_size, name, smallest)
 
@@ -155,7 +150,13 @@ def _read(file: BinaryIO, size: int, name: str, smallest: int | None) -> Picture
 
         def opened() -> Image.Image:
             shown.seek(0)
-            return Image.open(shown)
+            try:
+                return Image.open(shown)
+            except UnidentifiedImageError:
+                if not is_heif(start):
+                    raise
+                shown.seek(0)
+                return open_heif(shown, name)
 
         try:
             image = opened()
@@ -208,7 +209,7 @@ def _refusing(name: str) -> Iterator[None]:
     except TinyGPTVError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error)) from error
+        raise _too_large(name, f"it has {int(re.findall('[0-9]+', str(error))[0]):,} pixels") from error
     except MemoryError as error:
         raise ImageError(
             f"{name} takes more memory than there is; expected a smaller one: scale it down, or close other programs"
@@ -226,15 +227,13 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _unidentified(name: str, size: int, start: bytes) -> ImageError:
-    for magic, format in _FORMATS.items():
-        if start.startswith(magic):
-            return ImageError(
-                f"{name} ({size:,} bytes) is a damaged {format}, or one of a kind that Pillow does not read; expected "
-                f"{_EXPECTED}, undamaged: copy it again, or save it as PNG or JPEG"
-            )
+    if format := damaged_format(start):
+        return ImageError(
+            f"{name} ({size:,} bytes) is a damaged {format}, or one of a kind that tinygptv does not read; expected "
+            f"{_EXPECTED}, undamaged: copy it again, or save it as PNG or JPEG"
+        )
     return ImageError(
-        f"{name} ({size:,} bytes, starting {start!r}) is not an image that Pillow reads; "
-        f"expected {_EXPECTED}: convert it to one of these"
+        f"{name} ({size:,} bytes) is {described(start)}; expected {_EXPECTED}: convert it to one of these"
     )
 
 
@@ -244,7 +243,7 @@ def _too_large(name: str, found: str, most: int = MAX_PIXELS) -> ImageError:
 
 
 def _undecodable(name: str, error: Exception) -> ImageError:
-    found = f"{type(error).__name__}: {error}".replace("\n", " ")
     return ImageError(
-        f"{name} cannot be decoded ({found}); expected {_EXPECTED}, undamaged: copy it again, or save it as PNG or JPEG"
+        f"{name} cannot be decoded ({why_undecodable(error)}); expected {_EXPECTED}, undamaged: copy it again, or save "
+        "it as PNG or JPEG"
     )

@@ -235,7 +235,7 @@ class Caption(WritePath):
             shutil.copy2(source, folder / "pictures" / name)
 
     def command(self, folder: Path, again: bool = False) -> list[str]:
-        places = [str(folder / "pictures"), "-o", str(folder / "captions.jsonl")]
+        places = ["pictures", "-o", str(folder / "captions.jsonl")]  # as each trial has it
         return [*TINYGPTV, "caption", *places, "--threads", "1", "--batch-size", "2", *self.more]
 
     def is_kept(self, folder: Path, finished: Path) -> bool:
