@@ -1,8 +1,8 @@
 """Measures the trained model on the package's test split: torch in fp32, and bundles through the public API.
 
-    python benchmarks/easy_vqa/evaluate.py --model DIR/model --int8 BUNDLE --fp32 BUNDLE -o JSON --readme README.md
+    python benchmarks/easy_vqa/evaluate.py --model DIR/model --int8 BUNDLE --fp32 BUNDLE -o JSON --readme docs/demo.md
 
-All of them answer the same questions greedily. The table goes between the README's two ``easy-vqa`` comments.
+All of them answer the same questions greedily. The table goes between the page's two ``easy-vqa`` comments.
 """
 
 from __future__ import annotations

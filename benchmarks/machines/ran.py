@@ -23,7 +23,7 @@ def report(document: Document) -> str:
         "| --- | --- | --- | --: | --: | --- | --: | --- | --- |",
     ]
     lines += [_row(machine, native) for machine in machines]
-    lines += ["", "| machine | int8 products | the same cosines if nothing were done about it |", "| --- | --- | --- |"]
+    lines += ["", "| machine | int8 products | the same cosines without that |", "| --- | --- | --- |"]
     for machine in machines:
         if not machine["failure"]:
             guarded = "saturate: weights are taken as uint8" if machine["int8_saturates"] else "exact"

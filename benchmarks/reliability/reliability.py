@@ -25,9 +25,9 @@ def soak(document: dict[str, Any]) -> str:
     done = document["done"]
     words = (
         f"{document['date']}, {document['minutes']:.0f} minutes, {document['clients']} clients: {done['ask']:,} "
-        f"questions about {document['pictures']:,} pictures, {done['cancel']:,} streams left in the middle, "
-        f"{done['send_nonsense']:,} requests that were none, {done['stay_silent']:,} silent connections, "
-        f"{done['look']:,} looks at its health. Wrong: {len(document['wrong'])}."
+        f"questions about {document['pictures']:,} pictures, {done['cancel']:,} streams closed before their end, "
+        f"{done['send_nonsense']:,} malformed requests, {done['stay_silent']:,} silent connections, "
+        f"{done['look']:,} health checks. Wrong answers: {len(document['wrong'])}."
     )
     lines = [words, "", "| the server's | after the warm-up | at the end | at rest |", "| --- | --: | --: | --: |"]
     for name, found in document["flat"].items():
