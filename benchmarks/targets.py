@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reporting import write_section
+from reporting import wrapped, write_section
 
 HERE = Path(__file__).resolve().parent
 SECTION = "targets"
@@ -134,10 +134,14 @@ def table(found: Iterable[Row]) -> str:
 
 
 def missed(found: Sequence[Row]) -> str:
-    """One paragraph: how many were met, and those that were not."""
+    """How many were met, and a list of those that were not."""
     unmet = [row.cells() for row in found if not row.met]
-    names = "; ".join(f"{what}: {value} ({aim})" for what, aim, value, _ in unmet)
-    return f"{len(found) - len(unmet)} of {len(found)} targets were met. Not met: {names or 'none'}."
+    return "\n".join(
+        [
+            f"{len(found) - len(unmet)} of {len(found)} targets were met. Not met:\n",
+            *(wrapped(f"- {what}: {value} ({aim})") for what, aim, value, _ in unmet),
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from reporting import wrapped
+
 FAMILIES = {"tinygpt-v": "TinyGPT-V", "llava-phi": "LLaVA-Phi", "tinyllava": "TinyLLaVA"}
 """Names in the results file, in the tables' order, and what a reader knows them by."""
 MODES = {
@@ -91,7 +93,7 @@ def measured_with(document: dict[str, Any]) -> str:
             threads = document[family]["ask"]["threads"]
             text = f"{found['date']}, {threads} threads of {machine['cpu']} ({sets}), {machine['system']}, {versions}"
             sections.setdefault(text, []).append(f"{name} {section}")
-    return "\n".join(f"- {text}: {'; '.join(names)}." for text, names in sections.items())
+    return "\n".join(wrapped(f"- {text}: {'; '.join(names)}.") for text, names in sections.items())
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -106,8 +108,7 @@ def summary(document: dict[str, Any]) -> str:
         rows.append([name, f"{bundle / 1e9:.1f}", *cells])
     ask = document["tinygpt-v"]["ask"]
     machine = ask["machine"]
-    return (
-        f"{_lines(['model', 'bundle, GB', *(title for title, _ in columns.values())], rows, 1)}\n\n"
+    return f"{_lines(['model', 'bundle, GB', *(title for title, _ in columns.values())], rows, 1)}\n\n" + wrapped(
         f"Medians of {len(ask['modes']['default']['process']['samples'])} runs on {ask['threads']} threads of "
         f"{machine['cpu']}, with onnxruntime {machine['onnxruntime']}, int8 bundles of the published sizes and random "
         "weights: speed and memory do not depend on their values."

@@ -16,7 +16,7 @@ from chart import draw
 from contenders import OURS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reporting import write_section
+from reporting import wrapped, write_section
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SECTION = "peers"
@@ -170,7 +170,7 @@ def machine_prose(document: Document, ceilings: Document | None) -> str:
             )
             + "."
         )
-    return "\n\n".join(lines)
+    return "\n\n".join(map(wrapped, lines))
 
 
 def report(document: Document, ceilings: Document | None, chart: str | None = None) -> str:
@@ -201,7 +201,7 @@ def report(document: Document, ceilings: Document | None, chart: str | None = No
 
 def summary(document: Document) -> str:
     """The figures that matter most, medians alone, each with this project's speed-up."""
-    parts = [f"{measured_on(document)}."]
+    parts = [wrapped(f"{measured_on(document)}.")]
     for first, kind, columns in (
         ("language model, 2.8B", "decoder", SUMMARY_OF_DECODERS),
         ("vision encoder, one image of 448 px", "vision", SUMMARY_OF_ENCODERS),

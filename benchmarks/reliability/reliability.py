@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reporting import wrapped
 
 _UNITS = {"resident_bytes": "MB", "anonymous_bytes": "MB"}
 
@@ -29,7 +34,12 @@ def soak(document: dict[str, Any]) -> str:
         f"{done['send_nonsense']:,} malformed requests, {done['stay_silent']:,} silent connections, "
         f"{done['look']:,} health checks. Wrong answers: {len(document['wrong'])}."
     )
-    lines = [words, "", "| the server's | after the warm-up | at the end | at rest |", "| --- | --: | --: | --: |"]
+    lines = [
+        wrapped(words),
+        "",
+        "| the server's | after the warm-up | at the end | at rest |",
+        "| --- | --: | --: | --: |",
+    ]
     for name, found in document["flat"].items():
         scale = 1e6 if name in _UNITS else 1
         figures = (found["after_warm_up"], found["at_the_end"], document["at_rest"][name])
