@@ -125,7 +125,7 @@ class Chat:
         return merged(chosen, {"template": self._template})
 
     def _end(self) -> None:
-        """Close an answer that nobody reads any more."""
+        """Close an answer that is not read any more."""
         if self._stream is not None:
             self._stream.close()
 

@@ -51,10 +51,10 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "caption",
-        help="caption every picture in a folder, or ask the same of each",
-        description="Caption every picture in a folder and those below it. Pictures that OUTPUT has this model's "
-        "caption of are skipped unless they have changed, so that the same command goes on where it was interrupted. "
-        "A picture that cannot be read is a line on stderr (exit status 1 in the end), and tried again the next time.",
+        help="caption every picture in a folder, or ask one question about each",
+        description="Caption every picture in a folder and the folders below it. Pictures that have this model's "
+        "caption in OUTPUT are skipped unless they have changed, so the same command continues after an interruption. "
+        "A picture that cannot be read is reported on stderr (exit status 1 at the end), and tried again next time.",
         epilog=EXAMPLES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped")
@@ -64,21 +64,21 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, as they become complete: file, size, mtime, model, question, text, finish_reason; of two "
-        "lines on a file the last counts",
+        help="JSON Lines, each written when it is complete: file, size, mtime, model, question, text, finish_reason; "
+        "if a file has several lines, the last one counts",
     )
     parser.add_argument(
         "--question",
         metavar="TEXT",
-        help="what to ask (default: what asks this model for a caption, as [caption] does)",
+        help="what to ask (default: the model's own question for a caption)",
     )
     parser.add_argument(
         "--sidecar",
         action="store_true",
-        help="write photo.txt beside photo.jpg too; photo.jpg.txt and photo.png.txt where both are there",
+        help="also write photo.txt beside photo.jpg (photo.jpg.txt and photo.png.txt if both pictures exist)",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace sidecars that something else wrote, or that were edited"
+        "--overwrite", action="store_true", help="replace text files that another program wrote, or that were edited"
     )
     parser.add_argument(
         "--batch-size",
