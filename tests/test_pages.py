@@ -206,7 +206,7 @@ def test_pages_run_by_copy_and_paste(
     terminal = (newcomer if "activate" in text else activated) | {"HOME": str(folder)}
     paste(pasted, folder, terminal)
     if python:
-        run_python(python, folder, terminal if terminal["PATH"] == activated["PATH"] else activated)
+        run_python(python, folder, activated | {"HOME": str(folder)})
     if "pip uninstall" in text:
         paste(["pip install ."], folder, activated)
 
