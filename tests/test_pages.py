@@ -152,49 +152,54 @@ def run_python(texts: list[str], folder: Path, environment: Mapping[str, str]) -
     run(["python", "-c", RUNNER, "page.py"], folder, environment)
 
 
-def checkout(folder: Path) -> Path:
-    """A copy of what the pages' commands read in the repository."""
-    folder.mkdir()
+def checkout(folder: Path) -> None:
+    """Make ``folder`` a new copy of what the pages' commands read in the repository; its environment stays."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path.name != ".venv":
+                shutil.rmtree(path)
+        else:
+            path.unlink()
     for name in ("tinygptv", "runtime", "docs", "tests/images"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "tuned"))
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    return folder
 
 
 @pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> dict[str, str]:
-    """Variables of a new terminal, from which a page that activates the environment starts."""
-    home = tmp_path_factory.mktemp("newcomer é")
-    subprocess.run([sys.executable, "-m", "venv", str(home / ".venv")], check=True)
-    (packages,) = (home / ".venv" / "lib").glob("python*/site-packages")
-    seen = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (packages / "of_the_tests.pth").write_text("\n".join(seen), encoding="utf-8")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The newcomer's folder, and home."""
+    return tmp_path_factory.mktemp("newcomer é")
+
+
+@pytest.fixture(scope="module")
+def terminal(folder: Path, wheel: Path) -> dict[str, str]:
+    """Variables of a new terminal."""
     pip = {"NO_INDEX": "1", "NO_DEPS": "1", "NO_COMPILE": "1", "QUIET": "1", "DISABLE_PIP_VERSION_CHECK": "1"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    more = {"TQDM_DISABLE": "1", "MPLBACKEND": "agg", "WHEEL": str(wheel), "ENVIRONMENT": str(home / ".venv")}
-    return plain_environment(home, PATH=path, **more, **{f"PIP_{name}": value for name, value in pip.items()})
+    more = {"TQDM_DISABLE": "1", "MPLBACKEND": "agg", "WHEEL": str(wheel)}
+    return plain_environment(folder, PATH=path, **more, **{f"PIP_{name}": value for name, value in pip.items()})
 
 
 @pytest.fixture(scope="module")
-def activated(newcomer: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def activated(terminal: dict[str, str], folder: Path) -> dict[str, str]:
     """Variables of a terminal in which the first block of Getting started was pasted."""
-    folder = tmp_path_factory.mktemp("getting started")
-    (folder / ".venv").symlink_to(newcomer["ENVIRONMENT"])
-    paste(blocks(GETTING_STARTED, "sh")[:1], folder, newcomer)
-    programs = os.path.join(newcomer["ENVIRONMENT"], "bin")
-    return newcomer | {"VIRTUAL_ENV": newcomer["ENVIRONMENT"], "PATH": os.pathsep.join([programs, newcomer["PATH"]])}
+    paste(blocks(GETTING_STARTED, "sh")[:1], folder, terminal)
+    (packages,) = (folder / ".venv" / "lib").glob("python*/site-packages")
+    seen = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "of_the_tests.pth").write_text("\n".join(seen), encoding="utf-8")
+    programs = os.pathsep.join([str(folder / ".venv" / "bin"), terminal["PATH"]])
+    return terminal | {"VIRTUAL_ENV": str(folder / ".venv"), "PATH": programs}
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_pages_run_by_copy_and_paste(
-    page: Path, newcomer: dict[str, str], activated: dict[str, str], tmp_path: Path
+    page: Path, folder: Path, terminal: dict[str, str], activated: dict[str, str]
 ) -> None:
     pasted = [command for command in commands(page) if why_not(command) is None]
     python = [] if name_of(page) in PYTHON_NOT_RUN else blocks(page, "python")
     if not pasted and not python:
         pytest.skip("the table in this module says why nothing on this page is run")
-    folder = checkout(tmp_path / "tinygptv é")
-    (folder / ".venv").symlink_to(newcomer["ENVIRONMENT"])
+    checkout(folder)
     text = "\n".join([*pasted, *python])
     for name, source in FILES.items():
         if name.partition("/")[0] in text or name == "architecture.json":
@@ -203,10 +208,9 @@ def test_pages_run_by_copy_and_paste(
     for name in BUNDLES:
         if name in text and f"-o {name}" not in text:
             shutil.copytree(ROOT / "runtime" / "demo", folder / name)
-    terminal = (newcomer if "activate" in text else activated) | {"HOME": str(folder)}
-    paste(pasted, folder, terminal)
+    paste(pasted, folder, terminal if "activate" in text else activated)
     if python:
-        run_python(python, folder, activated | {"HOME": str(folder)})
+        run_python(python, folder, activated)
     if "pip uninstall" in text:
         paste(["pip install ."], folder, activated)
 
