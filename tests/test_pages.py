@@ -41,6 +41,9 @@ BUNDLES = ("mipha", "tinygptv-stage4")
 CHANGED = {
     # The small files' numbers of heads are not the published ones.
     r"(--checkpoint TinyGPT-V_for_Stage4\.pth)": r"\1 --architecture architecture.json",
+    r"tinygptv-export (?=--)": "tinygptv-export --calibration none ",  # which takes most of the time
+    # Random weights: many tokens are almost equally likely.
+    r"(tinygptv-export verify \S+)": r"\1 --min-top1 0.8",
     # The extras' packages are those of the environment that runs the tests.
     r'pip install "\.\[\w+\]"': ":",
     r"pip install \.(?= |$)": 'pip install "$WHEEL"',  # which was built from this folder
@@ -49,6 +52,7 @@ CHANGED = {
 NOT_RUN = {
     r"\bhf download\b": "downloads published weights",
     r"bunny-phi-2-siglip-lora": "tests/test_siblings.py exports adapters",
+    r"verify tinygptv-stage4": "as the one before it on the page; tests/test_verify.py verifies this checkpoint",
     r"^tinygptv app\b": "a window that stays open; tests/test_app_window.py opens it",
     r"^tinygptv serve\b": "runs until it is stopped; tests/test_server.py runs it",
     r"--clipboard": "needs a desktop",
@@ -64,6 +68,7 @@ NOT_RUN = {
 }
 """Patterns in commands that are not run, and why."""
 PYTHON_NOT_RUN = {
+    "docs/export.md": "what the command calls; tests/test_bundle.py calls it",
     "docs/server.md": "needs a running server; tests/test_server.py asks with OpenAI's client",
     "CONTRIBUTING.md": "an abridged module, which tests/test_parts.py runs in full",
 }
@@ -118,6 +123,8 @@ def commands(page: Path) -> list[str]:
 
 def why_not(command: str) -> str | None:
     """Why a command is not run; None if it is."""
+    if command in blocks(GETTING_STARTED, "sh")[0].splitlines():
+        return "pasted once, before all pages"
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, command, re.MULTILINE)), None)
 
 
