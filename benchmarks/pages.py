@@ -2,7 +2,7 @@
 
     python benchmarks/pages.py
 
-It measures nothing, and draws no chart. The tables of easy_vqa and of kernels are written by their own scripts.
+It measures nothing, and draws no chart. The table of easy_vqa is written by its own script.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path.extend(
 
 import asks
 import bundles
+import kernel_table
 import ran
 import reliability
 import render
@@ -45,7 +46,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
         yield HERE / "README.md", f"peers-{tier}", render.report(_read(f"peers/{tier}.json"), ceilings)
     yield BENCHMARKS, "peers-summary", render.summary(peers)
     full_size = _read("full_size/results.json")
-    yield ROOT / "README.md", "full-size", asks.prose(full_size)
+    yield ROOT / "README.md", "full-size", asks.summary(full_size)
     yield BENCHMARKS, "asks", asks.table(full_size)
     yield BENCHMARKS, "exports", asks.exports(full_size)
     yield BENCHMARKS, "measured-with", asks.measured_with(full_size)
@@ -53,6 +54,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)
     yield HERE / "README.md", "bundles", bundles.report(_read("full_size/bundles.json"))
+    yield HERE / "README.md", "kernels", kernel_table.table(_read("full_size/kernels.json"))
     yield HERE / "machines" / "README.md", "machines", ran.report(_read("machines/results.json"))
     fidelity = scores.tables(_read("fidelity/results.json"))
     for page in (HERE / "fidelity" / "README.md", FAITHFULNESS):
@@ -64,7 +66,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
 
 
 def verify_bounds() -> str:
-    """What `tinygptv-export verify` holds a bundle to if not told otherwise."""
+    """The bounds that `tinygptv-export verify` checks by default."""
     lines = [f"| option | what | {' | '.join(DEFAULTS)} |", f"| --- | --- |{' --- |' * len(DEFAULTS)}"]
     bounds = {precision: dataclasses.asdict(bound) for precision, bound in DEFAULTS.items()}
     for name, meaning in MEANINGS.items():

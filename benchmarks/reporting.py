@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +36,20 @@ def describe_bundle(bundle: Path) -> dict[str, object]:
         "manifest_sha256": hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest(),
         "bytes": sum(path.stat().st_size for path in bundle.iterdir()),
     }
+
+
+def scheme(name: str) -> str:
+    """The usual term for a quantisation scheme, by its name in the results files."""
+    usual = {"rows": "per-channel", "one scale for all tokens": "per-channel, activations per-tensor"}
+    text = re.sub(r"\b(?:blocks|groups of) (\d+)", r"group-wise (\1)", usual.get(name, name))
+    return text.replace(", of 16 for lm_head", ", lm_head group-wise (16)")
+
+
+def wrapped(text: str) -> str:
+    """A paragraph or a list's item in lines of Markdown."""
+    return textwrap.fill(
+        text, 120, subsequent_indent="  " * text.startswith("- "), break_long_words=False, break_on_hyphens=False
+    )
 
 
 def write_section(file: Path, name: str, text: str) -> None:

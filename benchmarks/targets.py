@@ -1,4 +1,4 @@
-"""Puts what was measured beside what was aimed at, as a table in benchmarks/README.md.
+"""Compares what was measured with the targets, as a table in benchmarks/README.md.
 
 It measures nothing: every figure is taken from a results file of the other scripts here.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reporting import write_section
+from reporting import wrapped, write_section
 
 HERE = Path(__file__).resolve().parent
 SECTION = "targets"
@@ -72,16 +72,16 @@ def rows(found: Mapping[str, Document]) -> Iterable[Row]:
     def gained(what: str) -> float:
         return float(exports["times_as_fast"][what]["median"])
 
-    yield Row("prefill of 70, beside the release before", 2.5, gained("prefill of 70"), "x")
-    yield Row("prefill of 70, beside llama.cpp Q8_0", 4.5, ratio(peers, Q8_0, "prefill_70"), "x")
-    yield Row("prefill of 70, beside onnxruntime-genai int8", 2.0, ratio(peers, GENAI, "prefill_70"), "x")
-    yield Row("prefill of 70, beside OpenVINO's best", 1.3, openvino("prefill_70"), "x")
-    yield Row("prefill of 750, beside llama.cpp Q8_0", 3.0, ratio(peers, Q8_0, "prefill_750"), "x")
-    yield Row("prefill of 750, beside OpenVINO's best", 1.5, openvino("prefill_750"), "x")
-    yield Row("decode, beside the release before", 1.25, gained("step after 64"), "x")
-    yield Row("decode, beside llama.cpp Q8_0", 1.55, ratio(peers, Q8_0, "decode_step"), "x")
-    yield Row("decode, beside onnxruntime-genai int8", 1.05, ratio(peers, GENAI, "decode_step"), "x")
-    yield Row("decode, beside llama.cpp Q4_0", 1.05, ratio(peers, Q4_0, "decode_step"), "x")
+    yield Row("prefill of 70 tokens, against the previous release", 2.5, gained("prefill of 70"), "x")
+    yield Row("prefill of 70 tokens, against llama.cpp Q8_0", 4.5, ratio(peers, Q8_0, "prefill_70"), "x")
+    yield Row("prefill of 70 tokens, against onnxruntime-genai int8", 2.0, ratio(peers, GENAI, "prefill_70"), "x")
+    yield Row("prefill of 70 tokens, against OpenVINO's best", 1.3, openvino("prefill_70"), "x")
+    yield Row("prefill of 750 tokens, against llama.cpp Q8_0", 3.0, ratio(peers, Q8_0, "prefill_750"), "x")
+    yield Row("prefill of 750 tokens, against OpenVINO's best", 1.5, openvino("prefill_750"), "x")
+    yield Row("decode, against the previous release", 1.25, gained("step after 64"), "x")
+    yield Row("decode, against llama.cpp Q8_0", 1.55, ratio(peers, Q8_0, "decode_step"), "x")
+    yield Row("decode, against onnxruntime-genai int8", 1.05, ratio(peers, GENAI, "decode_step"), "x")
+    yield Row("decode, against llama.cpp Q4_0", 1.05, ratio(peers, Q4_0, "decode_step"), "x")
     ours = next(run["result"] for run in peers["runs"] if run["contender"] == "tinygptv_decoder:bundle")
     step = peers["figures"]["tinygptv_decoder:bundle"]["decode_step_seconds"]["median"]
     bandwidth = ceilings["memory_read_bytes_per_second"]["median"]
@@ -90,17 +90,17 @@ def rows(found: Mapping[str, Document]) -> Iterable[Row]:
     after = steps["medians"]["speed_after_1500"]
     yield Row("decode after 1,500, of the speed after 64, int8 KV cache", 0.85, after, "%")
     beside = ratio(cached, GENAI, "decode_1500_step")
-    yield Row("decode after 1,500, beside onnxruntime-genai int8, int8 KV cache", 1.2, beside, "x")
+    yield Row("decode after 1,500, against onnxruntime-genai int8, int8 KV cache", 1.2, beside, "x")
     encode = ratio(peers, "openvino_vision:int8", "encode")
-    yield Row("image encode, beside OpenVINO's static int8", 1.0, encode, "x")
+    yield Row("image encode, against OpenVINO's static int8", 1.0, encode, "x")
     taken = runtimes["ratios"]
     first = 1 / taken["time_to_first_token"]["median"]
-    yield Row("first token, beside the release before", 1.35, first, "x")
+    yield Row("first token, against the previous release", 1.35, first, "x")
     yield Row("load", 2.5, ask("default", "load"), " s", False)
     yield Row("load, tuned", 1.5, ask("tuned", "load"), " s", False)
     for name, limit in (("first_token", 0.7), ("first_token_cold", 0.75)):
         state = "cold" if name.endswith("cold") else "warm"
-        what = f"`ask` as a whole process to its first token, files {state}, of the release before"
+        what = f"`ask` as a whole process to its first token, files {state}, of the previous release"
         yield Row(what, limit, taken[name]["median"], "x", False)
     yield Row("peak RSS of `ask`", 4.3, ask("default", "peak_rss_bytes") / 1e9, " GB", False)
     yield Row("peak RSS of `ask --memory low`", 3.3, ask("low memory", "peak_rss_bytes") / 1e9, " GB", False)
@@ -114,8 +114,8 @@ def rows(found: Mapping[str, Document]) -> Iterable[Row]:
     yield Row("cosine of its worst token", 0.9990, eyes["worst_cosine"], "", digits=5)
     of_q4_0 = language["4 bits, shipped"]["kl"] / language["4 bits, Q4_0's, lm_head as shipped"]["kl"]
     yield Row("int4: KL, of that of Q4_0's scheme", 0.62, of_q4_0, "x", False)
-    yield Row("int4: decode, beside llama.cpp Q4_0", 1.15, ratio(int4, Q4_0, "decode_step"), "x")
-    yield Row("int4: prefill of 70, beside llama.cpp Q4_0", 2.0, ratio(int4, Q4_0, "prefill_70"), "x")
+    yield Row("int4: decode, against llama.cpp Q4_0", 1.15, ratio(int4, Q4_0, "decode_step"), "x")
+    yield Row("int4: prefill of 70 tokens, against llama.cpp Q4_0", 2.0, ratio(int4, Q4_0, "prefill_70"), "x")
     yield Row("int4: peak RSS of `ask`", 3.2, ask("default", "peak_rss_bytes", small) / 1e9, " GB", False)
     low = ask("low memory", "peak_rss_bytes", small) / 1e9
     yield Row("int4: peak RSS of `ask --memory low`", 2.2, low, " GB", False)
@@ -129,15 +129,19 @@ def read_rows() -> list[Row]:
 
 
 def table(found: Iterable[Row]) -> str:
-    lines = ["| what | target | found | met |", "| --- | --- | --- | --- |"]
+    lines = ["| figure | target | measured | met |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *(f"| {' | '.join(row.cells())} |" for row in found)])
 
 
 def missed(found: Sequence[Row]) -> str:
-    """One paragraph: how many were met, and those that were not."""
+    """How many were met, and a list of those that were not."""
     unmet = [row.cells() for row in found if not row.met]
-    names = "; ".join(f"{what}: {value} ({aim})" for what, aim, value, _ in unmet)
-    return f"Of {len(found)} targets {len(found) - len(unmet)} were met. Not met: {names or 'none'}."
+    return "\n".join(
+        [
+            f"{len(found) - len(unmet)} of {len(found)} targets were met. Not met:\n",
+            *(wrapped(f"- {what}: {value} ({aim})") for what, aim, value, _ in unmet),
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
-"""Makes README's pictures with boxes: what the built-in demo answers about pictures that it was not trained on.
+"""Makes the pictures with boxes of docs/demo.md: the demo's answers about pictures that it was not trained on.
 
     python docs/make_pictures.py
 
-The pictures are of easy-vqa's test split (pip install easy-vqa), six times as large. Prints README's lines about them.
+The pictures are of easy-vqa's test split (pip install easy-vqa), six times as large. Prints the
+page's commands and answers.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def main() -> int:
             enlarge(paths[example.number]).save(example.picture, optimize=True)
             answer = ask(model, example)
             draw(example, answer).save(example.drawn_picture, optimize=True)
-            print(f"$ {example.command}", answer, sep="\n")
+            print(example.command, f"# {answer}", sep="\n")
     return 0
 
 

@@ -84,9 +84,9 @@ def export_bundle(
         output: Folder to make.
         precision: ``int8``; ``int4`` for a decoder of half the size, whose answers are less exact; or ``fp32`` for
             exact comparison (four times the size).
-        group_size: Weights of the decoder that share an int8 scale: 16, 32, 64, 128 or 256; of its last layer, where
-            rounding tells most, 16 at most. If not given, layers share one per output channel where calibration finds
-            that close enough.
+        group_size: Group-wise scales in the decoder, of 16, 32, 64, 128 or 256 weights; of at most 16 in its last
+            layer, where rounding changes the answers most. If not given, scales are per-channel where calibration finds
+            that exact enough.
         kv_cache: ``int8``, for half of the cache's memory, and faster answers to long prompts that are a little less
             exact; or ``fp16``. If not given, ``fp16``, and float32 with a precision of fp32.
         template: Name of the bundle's default prompt template; that of the released demo if not given.

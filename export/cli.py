@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
     add_source_files(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -91,13 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         "--block-size",
         type=int,
         choices=GROUP_SIZES,
-        help="weights of the decoder that share one int8 scale (default: those of an output channel, where that is "
-        "close enough)",
+        help="group-wise: weights of the decoder that share one scale (default: per-channel, where that is exact "
+        "enough)",
     )
     parser.add_argument(
         "--kv-cache",
         choices=CACHES,
-        help="int8: half the memory of a token, faster after long prompts, a little less exact (default: fp16, and "
+        help="int8: half the memory, faster after long prompts, a little less exact (default: fp16, and "
         "float32 with --precision fp32)",
     )
     parser.add_argument(
@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_folder_or_none,
         default=PACKAGED,
         metavar="FOLDER|none",
-        help="pictures and .txt files like those the model will meet: int8 weights and activations share their range "
-        "by them (default: a few that come with the exporter; none: no calibration)",
+        help="pictures and .txt files like those that you will ask about; they decide the scales of int8 weights and "
+        "activations (default: a few that come with the exporter; none: no calibration)",
     )
     parser.add_argument(
         "--template",

@@ -53,7 +53,7 @@ def read_json(file: Path) -> dict[str, Any]:
 class Config:
     """A configuration, or a part of one, whose fields are asked for by name and kind.
 
-    Every field is accounted for, as the keys of weight files are: :meth:`finish` stops at those nobody asked for.
+    Every field must be used, as the keys of weight files must: :meth:`finish` stops at those that were not asked for.
 
     Args:
         label: What messages call it: its file, and the part of it.

@@ -26,7 +26,7 @@ def add_source_files(parser: argparse.ArgumentParser) -> None:
         ("--checkpoint", "FILE", "TinyGPT-V_for_StageN.pth"),
     ):
         ours.add_argument(name, type=Path, metavar=metavar, help=text)
-    ours.add_argument("--stage", type=int, choices=STAGES, help="of the checkpoint: 1-3 see 224 px, 4 sees 448 px")
+    ours.add_argument("--stage", type=int, choices=STAGES, help="of the checkpoint: 1-3 read 224 px, 4 reads 448 px")
     ours.add_argument(
         "--architecture",
         type=Path,

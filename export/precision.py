@@ -276,7 +276,7 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
     The vision encoder reads hundreds of tokens at once, so its products are bound by arithmetic: per-channel. So is a
     prompt in the decoder, whose layers are per-channel too where that is close enough, or else in the largest groups
     that are, as far as those cost less (:func:`worthwhile`); but its last layer, whose
-    rounding tells most in the answers and which sees one token of a prompt, and its attention's, a twelfth of the
+    rounding changes the answers most and which sees one token of a prompt, and its attention's, a twelfth of the
     weights and the least exact of them (benchmarks/fidelity). The projector is small itself, and its last product is
     what the decoder sees of an image: small groups.
 

@@ -80,7 +80,7 @@ class Smoothing:
 
 
 def groups_of(part: Part, sizes: Any) -> tuple[Group, ...]:
-    """The groups of a part, in the order of computation: what its ``run`` does on the meta device tells."""
+    """The groups of a part, in the order of computation: found by its ``run`` on the meta device."""
     shapes = part.tensors(sizes)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     readers: dict[Value, list[str]] = {}

@@ -41,13 +41,13 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    """As generated: their text may go on with a stop string, at which ``text`` is cut."""
+    """All that were generated, those of a stop string too; ``text`` ends before it."""
     finish_reason: FinishReason
     """``stop`` (end of text or a stop string), ``length`` (max_new_tokens) or ``cancelled``."""
     prompt_tokens: int
     """Positions of the prompt, images included."""
     cached_tokens: int
-    """How many of them had been computed before, for another turn or another question about the same images."""
+    """Positions of the prompt that were cached, from another turn or another question about the same images."""
     truncated_turns: int
     """Turns of a conversation, from the oldest on, that no longer fit in the context: the model did not see them."""
     timings: Timings

@@ -42,7 +42,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
             piece = await asyncio.to_thread(self._next)
         except asyncio.CancelledError:
             self.cancel()
-            asyncio.get_running_loop().run_in_executor(None, self._close)  # nobody is left to wait for it
+            asyncio.get_running_loop().run_in_executor(None, self._close)  # no reader is left to wait for it
             raise
         if piece:
             return piece

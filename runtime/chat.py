@@ -17,7 +17,7 @@ from .vision.encoded import EncodedImage
 
 
 class Chat:
-    """A conversation: each answer is written knowing those before it.
+    """A conversation: the model sees the earlier turns when it answers.
 
     A turn computes only what is new in it, since the keys and values of all turns stay in memory (0.33 MB a token at
     the published sizes). When the context is full, whole turns are left out, the oldest first, and the answer's
@@ -125,7 +125,7 @@ class Chat:
         return merged(chosen, {"template": self._template})
 
     def _end(self) -> None:
-        """Close an answer that nobody reads any more."""
+        """Close an answer that is not read any more."""
         if self._stream is not None:
             self._stream.close()
 

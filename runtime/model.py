@@ -72,8 +72,8 @@ class TinyGPTV:
 
         Args:
             path: The bundle's folder; the built-in demo model's if None.
-            threads: Threads that compute; one a physical core if None. No more than there are cores, which a warning
-                says.
+            threads: Threads to compute with; one for each physical core if None. More than there are cores are not
+                used, and a warning says so.
             memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be

@@ -14,13 +14,15 @@ from tinygptv.runtime import TinyGPTV
 
 from tinygptv import runtime
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("docs", "benchmarks"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("docs", "benchmarks", "."))
 import make_pictures
 import pages
 from make_pictures import EXAMPLES, Example
 
+import setup
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")]
 
 
 def test_the_api_reference_is_that_of_the_code(tmp_path: Path) -> None:
@@ -40,14 +42,14 @@ def test_tables_are_those_of_the_results_files() -> None:
 
 @pytest.fixture(params=EXAMPLES, ids=lambda example: example.name)
 def shown(request: pytest.FixtureRequest) -> tuple[Example, str]:
-    """An example, and its answer as README has it."""
+    """An example, and its answer as docs/demo.md has it."""
     example: Example = request.param
-    _, found, after = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"$ {example.command}\n")
+    _, found, after = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8").partition(f"\n{example.command}\n# ")
     assert found, "paste what docs/make_pictures.py prints"
     return example, after.partition("\n")[0]
 
 
-def test_the_demo_answers_as_readme_says(shown: tuple[Example, str]) -> None:
+def test_the_demo_answers_as_its_page_says(shown: tuple[Example, str]) -> None:
     example, answer = shown
     with TinyGPTV.load() as model:
         found = make_pictures.ask(model, example)
@@ -57,7 +59,7 @@ def test_the_demo_answers_as_readme_says(shown: tuple[Example, str]) -> None:
     assert [*map(int, number.findall(found))] == pytest.approx([*map(int, number.findall(answer))], abs=1)
 
 
-def test_pictures_show_the_answers_in_readme(shown: tuple[Example, str]) -> None:
+def test_pictures_show_the_answers_on_the_page(shown: tuple[Example, str]) -> None:
     example, answer = shown
     with Image.open(example.drawn_picture) as picture:
         drawn = make_pictures.draw(example, answer)
@@ -82,3 +84,34 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert links or page != ROOT / "README.md"
     for link in links:
         assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_links_lead_to_sections() -> None:
+    """Anchors as GitHub makes them from headings."""
+    for page in PAGES:
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link) if link else page
+            if link.startswith("https://"):
+                continue
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page.name}: {link}#{anchor}"
+
+
+def test_an_index_shows_no_path_of_this_repository() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    paths = re.compile(r'\]\((?!https://|#)|src="(?!https://)')
+    assert paths.search(text)
+    without, shown = (setup.description(text, source, "1.2.3") for source in (None, "https://example.org/x"))
+    assert not paths.search(without) and "<img" not in without and "<!--" not in without
+    assert not paths.search(shown)
+    for path in re.findall(r"https://example\.org/x/(?:raw|blob)/v1\.2\.3/([^)\"#]+)", shown):
+        assert (ROOT / path).exists()
+    assert 'src="https://example.org/x/raw/v1.2.3/docs/images/app.png"' in shown
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    version = re.search(r"^version = (\S+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert version
+    assert f"\nversion: {version[1]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """Measures the trained model on the package's test split: torch in fp32, and bundles through the public API.
 
-    python benchmarks/easy_vqa/evaluate.py --model DIR/model --int8 BUNDLE --fp32 BUNDLE -o JSON --readme README.md
+    python benchmarks/easy_vqa/evaluate.py --model DIR/model --int8 BUNDLE --fp32 BUNDLE -o JSON --readme docs/demo.md
 
-All of them answer the same questions greedily. The table goes between the README's two ``easy-vqa`` comments.
+All of them answer the same questions greedily. The table goes between the page's two ``easy-vqa`` comments.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vocabulary import Vocabulary
 from tinygptv import TinyGPTV
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reporting import describe, describe_bundle, write_section
+from reporting import describe, describe_bundle, wrapped, write_section
 
 PACKAGES = ("tinygptv", "easy-vqa", "numpy", "onnxruntime", "pillow", "tokenizers", "torch", "transformers")
 ROWS = {
@@ -87,7 +87,7 @@ def mistakes(items: Sequence[Item], answers: Sequence[str]) -> list[dict[str, ob
 
 
 def table(result: dict[str, Any]) -> str:
-    """Writes the figures of all systems as a Markdown table, and how often two of them answer alike."""
+    """The figures of all systems as a Markdown table, and how often two of them give the same answer."""
     systems = result["systems"]
     lines = [
         f"| {result['split']} split, {result['pictures']:,} pictures | {' | '.join(systems)} |",
@@ -98,7 +98,7 @@ def table(result: dict[str, Any]) -> str:
         shown = [f"{figure:.3f}" if key.endswith("iou") else f"{figure:.2%}" for figure in figures]
         lines.append(f"| {name.format(questions=result['questions'])} | {' | '.join(shown)} |")
     same = "; ".join(f"{pair} {share:.2%}" for pair, share in result["same_text"].items())
-    return "\n".join([*lines, "", f"Answers with the same text, boxes included: {same}."])
+    return "\n".join([*lines, "", wrapped(f"Answers with the same text, boxes included: {same}.")])
 
 
 def main(argv: list[str] | None = None) -> int:

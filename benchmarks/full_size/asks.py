@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from reporting import wrapped
+
 FAMILIES = {"tinygpt-v": "TinyGPT-V", "llava-phi": "LLaVA-Phi", "tinyllava": "TinyLLaVA"}
 """Names in the results file, in the tables' order, and what a reader knows them by."""
 MODES = {
@@ -21,7 +23,7 @@ COLUMNS = {
     "decode_tokens_per_second": ("tokens/s", 1),
     "process": ("whole process, s", 1),
     "peak_rss_bytes": ("peak, GB", 1e9),
-    "anonymous_bytes": ("of it not to be taken back, GB", 1e9),
+    "anonymous_bytes": ("of it not reclaimable, GB", 1e9),
 }
 """Figures, what they are called in the table, and their unit."""
 Figures = dict[str, dict[str, Any]]
@@ -76,7 +78,7 @@ def exports(document: dict[str, Any]) -> str:
             ]
         )
     header = ["model", "files, GB", "bundle, GB", "export, s", "its peak, GB", "not calibrated, s", "its peak, GB"]
-    header += ["tokens of the prompt", "first token, s", "tokens kept for a second question", "its first token, s"]
+    header += ["tokens of the prompt", "first token, s", "cached tokens of a second question", "its first token, s"]
     return _lines(header, rows, 1)
 
 
@@ -91,36 +93,23 @@ def measured_with(document: dict[str, Any]) -> str:
             threads = document[family]["ask"]["threads"]
             text = f"{found['date']}, {threads} threads of {machine['cpu']} ({sets}), {machine['system']}, {versions}"
             sections.setdefault(text, []).append(f"{name} {section}")
-    return "\n".join(f"- {text}: {'; '.join(names)}." for text, names in sections.items())
+    return "\n".join(wrapped(f"- {text}: {'; '.join(names)}.") for text, names in sections.items())
 
 
-def prose(document: dict[str, Any]) -> str:
-    """The figures as a paragraph for a reader of the README."""
-    entry = document["tinygpt-v"]
-    default, low, tuned = (entry["ask"]["modes"][mode] for mode in ("default", "low memory", "tuned"))
-    made, machine = entry["export"], entry["ask"]["machine"]
-
-    def median(figures: Figures, name: str, unit: float = 1) -> str:
-        return f"{figures[name]['median'] / unit:.1f}"
-
-    siblings = ", ".join(
-        f"{FAMILIES[family]} {median(asked, 'time_to_first_token')} s "
-        f"({median(asked, 'image_encode')} s of it for the image) and {median(asked, 'peak_rss_bytes', 1e9)} GB"
-        for family in FAMILIES
-        if family != "tinygpt-v"
-        for asked in [document[family]["ask"]["modes"]["default"]]
-    )
-    return (
-        f"At the published sizes ({made['bundle']['source_bytes'] / 1e9:.1f} GB of files, random weights), "
-        f"{entry['ask']['threads']} threads of {machine['cpu']}, medians of {len(default['process']['samples'])} "
-        f"runs with onnxruntime {machine['onnxruntime']}: the export of TinyGPT-V takes "
-        f"{made['calibrated']['seconds']:.0f} s and {made['calibrated']['peak_rss_bytes'] / 1e9:.1f} GB of memory and "
-        f"writes {made['bundle']['bytes'] / 1e9:.1f} GB; `tinygptv ask` then loads in {median(default, 'load')} s, has "
-        f"the first token of its answer about a photo {median(default, 'time_to_first_token')} s later "
-        f"({median(default, 'image_encode')} s of it for the image), writes "
-        f"{median(default, 'decode_tokens_per_second')} tokens/s, and peaks at "
-        f"{median(default, 'peak_rss_bytes', 1e9)} GB. With `--memory low` it peaks at "
-        f"{median(low, 'peak_rss_bytes', 1e9)} GB; tuned, it loads in {median(tuned, 'load')} s, with "
-        f"{median(tuned, 'anonymous_bytes', 1e9)} GB of memory that the system cannot take back. First token and peak "
-        f"of the others: {siblings}.\n"
+def summary(document: dict[str, Any]) -> str:
+    """The figures that a reader of README asks for first: one line for each family."""
+    columns = {name: COLUMNS[name] for name in ("load", "time_to_first_token", "decode_tokens_per_second")}
+    columns["peak_rss_bytes"] = ("memory, GB", 1e9)
+    rows = []
+    for family, name in FAMILIES.items():
+        figures = document[family]["ask"]["modes"]["default"]
+        bundle = document[family]["export"]["bundle"]["bytes"]
+        cells = [f"{figures[key]['median'] / unit:.1f}" for key, (_, unit) in columns.items()]
+        rows.append([name, f"{bundle / 1e9:.1f}", *cells])
+    ask = document["tinygpt-v"]["ask"]
+    machine = ask["machine"]
+    return f"{_lines(['model', 'bundle, GB', *(title for title, _ in columns.values())], rows, 1)}\n\n" + wrapped(
+        f"Medians of {len(ask['modes']['default']['process']['samples'])} runs on {ask['threads']} threads of "
+        f"{machine['cpu']}, with onnxruntime {machine['onnxruntime']}, int8 bundles of the published sizes and random "
+        "weights: speed and memory do not depend on their values."
     )

@@ -95,7 +95,7 @@ class Opened:
 def table(document: Document) -> str:
     """The figures in Markdown."""
     lines = [
-        "| what | before, ms | after, ms | times as fast | least | most |",
+        "| what | before, ms | after, ms | speed-up | min | max |",
         "| --- | --: | --: | --: | --: | --: |",
     ]
     for name, ratio in document["times_as_fast"].items():

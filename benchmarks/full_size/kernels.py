@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kernel_table import table
 from reporting import describe, write_section
 
 PACKAGES = ("onnxruntime", "numpy")
@@ -235,16 +236,6 @@ def measure(threads: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]
             for name, values in samples.items()
         }
     return found
-
-
-def table(document: Document) -> str:
-    """All groups as Markdown."""
-    lines = ["| what | way | median ms | least | most |", "| --- | --- | --- | --- | --- |"]
-    for group, ways in document["milliseconds"].items():
-        for way, figures in ways.items():
-            cells = (f"{figures[name]:.2f}" for name in ("median", "min", "max"))
-            lines.append(f"| {group} | {way} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def add_costs(path: Path, document: Document) -> None:

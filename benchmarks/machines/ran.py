@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reporting import wrapped
 
 LEAST = {"image_embeds": 0.999, "prefill_logits": 0.998, "step_logits": 0.998}
 """Cosines that tests/test_golden.py asks of int8."""
@@ -15,15 +20,17 @@ def report(document: Document) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in native["versions"].items())
     asked = len(native["answers"])
     lines = [
-        f"{document['date']}, {versions}; {document['qemu']}. {asked} questions about "
-        f"{len(native['captions'])} pictures to the demo model.",
+        wrapped(
+            f"{document['date']}, {versions}; {document['qemu']}. {asked} questions about "
+            f"{len(native['captions'])} pictures to the demo model."
+        ),
         "",
         "| machine | instructions | int8 kernels | answers | tuned: answers | undone | captions | cosines, at least "
         "| as tests ask |",
         "| --- | --- | --- | --: | --: | --- | --: | --- | --- |",
     ]
     lines += [_row(machine, native) for machine in machines]
-    lines += ["", "| machine | int8 products | the same cosines if nothing were done about it |", "| --- | --- | --- |"]
+    lines += ["", "| machine | int8 products | the same cosines without that |", "| --- | --- | --- |"]
     for machine in machines:
         if not machine["failure"]:
             guarded = "saturate: weights are taken as uint8" if machine["int8_saturates"] else "exact"

@@ -16,7 +16,7 @@ from chart import draw
 from contenders import OURS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reporting import write_section
+from reporting import wrapped, write_section
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SECTION = "peers"
@@ -133,7 +133,7 @@ def ratio_table(document: Document, keys: Sequence[str], columns: Mapping[str, s
                 else f"**{found['median']:.2f}** ({min(found['rounds']):.2f} to {max(found['rounds']):.2f})"
             )
         rows.append(cells)
-    return table(["tinygptv beside", *columns.values()], rows)
+    return table(["tinygptv against", *columns.values()], rows)
 
 
 def measured_on(document: Document) -> str:
@@ -170,7 +170,7 @@ def machine_prose(document: Document, ceilings: Document | None) -> str:
             )
             + "."
         )
-    return "\n\n".join(lines)
+    return "\n\n".join(map(wrapped, lines))
 
 
 def report(document: Document, ceilings: Document | None, chart: str | None = None) -> str:
@@ -184,24 +184,24 @@ def report(document: Document, ceilings: Document | None, chart: str | None = No
     if decoders:
         bandwidth = None if ceilings is None else ceilings["memory_read_bytes_per_second"]["median"]
         columns = {
-            "decode_step_seconds": "decode, times as fast",
-            f"prefill_{PROMPT}_seconds": f"prompt of {PROMPT}, times as fast",
-            "prefill_750_seconds": "prompt of 750, times as fast",
-            "decode_1500_step_seconds": "decode after 1,500, times as fast",
-            "peak_rss_bytes": "peak memory, times as much",
+            "decode_step_seconds": "decode, speed-up",
+            f"prefill_{PROMPT}_seconds": f"prompt of {PROMPT}, speed-up",
+            "prefill_750_seconds": "prompt of 750, speed-up",
+            "decode_1500_step_seconds": "decode after 1,500, speed-up",
+            "peak_rss_bytes": "peak memory, ratio",
         }
         peers = [key for key in decoders if key != OURS["decoder"].key]
         parts += [decoder_table(document, decoders, bandwidth), ratio_table(document, peers, columns)]
     if encoders:
-        columns = {"encode_seconds": "image, times as fast", "peak_rss_bytes": "peak memory, times as much"}
+        columns = {"encode_seconds": "image, speed-up", "peak_rss_bytes": "peak memory, ratio"}
         peers = [key for key in encoders if key != OURS["vision"].key]
         parts += [vision_table(document, encoders), ratio_table(document, peers, columns)]
     return "\n\n".join(parts)
 
 
 def summary(document: Document) -> str:
-    """The figures that matter most, medians alone, each beside how many times as fast this project is."""
-    parts = [f"{measured_on(document)}."]
+    """The figures that matter most, medians alone, each with this project's speed-up."""
+    parts = [wrapped(f"{measured_on(document)}.")]
     for first, kind, columns in (
         ("language model, 2.8B", "decoder", SUMMARY_OF_DECODERS),
         ("vision encoder, one image of 448 px", "vision", SUMMARY_OF_ENCODERS),
@@ -212,7 +212,7 @@ def summary(document: Document) -> str:
         rows = [[f"**{document['names'][key]}**" if key == ours else document["names"][key]] for key in keys]
         for name, (title, convert, digits) in columns.items():
             compared = name not in ABSOLUTE
-            header += [title, "ours is"] if compared else [title]
+            header += [title, "speed-up"] if compared else [title]
             for key, row in zip(keys, rows, strict=True):
                 row.append(f"{convert(document['figures'][key][name]['median']):.{digits}f}")
                 if compared:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from reporting import wrapped
 
 _UNITS = {"resident_bytes": "MB", "anonymous_bytes": "MB"}
 
@@ -25,11 +30,16 @@ def soak(document: dict[str, Any]) -> str:
     done = document["done"]
     words = (
         f"{document['date']}, {document['minutes']:.0f} minutes, {document['clients']} clients: {done['ask']:,} "
-        f"questions about {document['pictures']:,} pictures, {done['cancel']:,} streams left in the middle, "
-        f"{done['send_nonsense']:,} requests that were none, {done['stay_silent']:,} silent connections, "
-        f"{done['look']:,} looks at its health. Wrong: {len(document['wrong'])}."
+        f"questions about {document['pictures']:,} pictures, {done['cancel']:,} streams closed before their end, "
+        f"{done['send_nonsense']:,} malformed requests, {done['stay_silent']:,} silent connections, "
+        f"{done['look']:,} health checks. Wrong answers: {len(document['wrong'])}."
     )
-    lines = [words, "", "| the server's | after the warm-up | at the end | at rest |", "| --- | --: | --: | --: |"]
+    lines = [
+        wrapped(words),
+        "",
+        "| the server's | after the warm-up | at the end | at rest |",
+        "| --- | --: | --: | --: |",
+    ]
     for name, found in document["flat"].items():
         scale = 1e6 if name in _UNITS else 1
         figures = (found["after_warm_up"], found["at_the_end"], document["at_rest"][name])

@@ -86,7 +86,7 @@ class Archive:
 
     @property
     def has_sums(self) -> bool:
-        """Whether it was written with sums: torch can be told not to."""
+        """Whether it was written with sums: torch has an option not to."""
         return any(record.crc for record in self.records)
 
     def _damaged(self, reason: str) -> ExportError:

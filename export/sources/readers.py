@@ -43,11 +43,11 @@ class Reader(abc.ABC):
         """What messages call this source: its path as the user gave it."""
         self.files = files
         self.on_read: Callable[[int], object] = lambda stored_bytes: None
-        """Told the stored bytes of each tensor that was read, for progress."""
+        """Callback: the stored bytes of each tensor that was read, for progress."""
         self._touched = 0
         self._where: dict[str, Path] = {}
         self._prefix = ""
-        """What the files put before every key, and nobody else sees."""
+        """What the files put before every key; other code does not see it."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Every key with its shape."""
         self.stored_bytes: dict[str, int] = {}

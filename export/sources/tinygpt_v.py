@@ -28,7 +28,7 @@ TRAINED_NORMS = r".*\.(q_layernorm|k_layernorm|post_layernorm)\.weight"
 
 @dataclass(frozen=True)
 class Untold:
-    """What no weight file tells. The defaults are the published model's: ViT-g/14's blocks in use, and head counts."""
+    """What is in no weight file. The defaults are the published model's: ViT-g/14's blocks in use, and head counts."""
 
     image_size: int
     patch_size: int = 14

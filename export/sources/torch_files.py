@@ -92,7 +92,7 @@ def _load_stream(file: Path) -> Any:
     """Files from before torch 1.6 are one stream of pickles and storages, and cannot be mapped."""
     with file.open("rb") as opened:
         document = torch.load(opened, map_location="cpu", weights_only=True)
-        # torch has compared every storage's length; there are no sums. What is behind the last one, nobody reads.
+        # torch has compared every storage's length; there are no sums. What is behind the last one is not read.
         behind = file.stat().st_size - opened.tell()
     if behind:
         raise RuntimeError(f"{behind} bytes more than its storages take")

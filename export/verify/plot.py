@@ -13,7 +13,7 @@ from .agreement import LayerAgreement
 from .verification import Verification
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
-"""Of Okabe and Ito's palette: told apart by colour-blind eyes."""
+"""Of Okabe and Ito's palette: colour-blind people can distinguish them."""
 DECADES = 3
 """Shown below the largest value: what is nearly exact, such as a norm in float32, falls below the panel."""
 CROWDED, STRIDE = 45, 4

@@ -47,7 +47,7 @@ def import_onnxruntime() -> None:
 
     From 1.29 on, onnxruntime reads ``ORT_DISABLE_TELEMETRY`` once, while it is imported, and otherwise keeps a database
     of events under the user's cache folder for upload. Where the host program imported it first that cannot be undone
-    here, so the host is told.
+    here, so a warning says so.
 
     Raises:
         MemoryShortageError: There is no room for the library itself.
@@ -68,7 +68,7 @@ def import_onnxruntime() -> None:
             RuntimeWarning,
             stacklevel=4,  # the caller of TinyGPTV.load
         )
-        os.environ[variable] = "1"  # told once; and for the processes that this one starts
+        os.environ[variable] = "1"  # warn once; and for the processes that this one starts
 
 
 def telemetry_is_off() -> bool:
@@ -139,7 +139,7 @@ def check_version(path: Path, graph: Graph, version: str) -> None:
 def _check_contract(
     path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]
 ) -> None:
-    """Compare what a graph has with what the manifest says; outputs that it does not speak of hurt nobody.
+    """Compare what a graph has with what the manifest says; further outputs do no harm.
 
     Raises:
         BundleError: They differ; names one of the differences.

@@ -88,7 +88,7 @@ def add(commands: Commands) -> None:
         "--box",
         type=_box,
         metavar="X1,Y1,X2,Y2",
-        help="ask what is in this box, in pixels, instead of a QUESTION, if the model knows boxes",
+        help="ask what is in this box (in pixels) instead of a QUESTION, if the model knows boxes",
     )
     parser.add_argument(
         "--draw",

@@ -26,8 +26,8 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "bundle",
-        help="check that a bundle is whole, or show what is in it",
-        description="Check that a bundle is whole, or show what is in it.",
+        help="check that a bundle is complete and undamaged, or show what is in it",
+        description="Check that a bundle is complete and undamaged, or show what is in it.",
         epilog=examples("tinygptv bundle verify ~/models/tinygptv", "tinygptv bundle info ~/models/tinygptv --json"),
     )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION", dest="action")

@@ -50,10 +50,10 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "caption",
-        help="caption every picture in folders, or ask the same of each",
-        description="Caption every picture in folders and those below them. Pictures that OUTPUT has this model's "
-        "caption of are skipped unless they have changed, so that the same command goes on where it was interrupted. "
-        "A picture that cannot be read is a line on stderr (exit status 1 in the end), and tried again the next time.",
+        help="caption every picture in folders, or ask one question about each",
+        description="Caption every picture in folders and the folders below them. Pictures that have this model's "
+        "caption in OUTPUT are skipped unless they have changed, so the same command continues after an interruption. "
+        "A picture that cannot be read is reported on stderr (exit status 1 at the end), and tried again next time.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
@@ -65,22 +65,22 @@ def add(commands: Commands) -> None:
         type=Path,
         required=True,
         metavar="OUTPUT",
-        help="JSON Lines, CSV or Parquet, as it ends in .jsonl, .csv or .parquet, or - for JSON Lines on stdout; a "
-        "caption is kept as soon as it is complete, and of two on a file the last counts",
+        help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet), or - for JSON Lines on stdout; a "
+        "caption is kept as soon as it is complete; if a file has several, the last one counts",
     )
     parser.add_argument(
         "--question",
         metavar="TEXT",
-        help="what to ask (default: what asks this model for a caption, as [caption] does)",
+        help="what to ask (default: the model's own question for a caption)",
     )
     parser.add_argument(
         "--sidecar",
         action="store_true",
-        help="write photo.txt beside photo.jpg too; photo.jpg.txt and photo.png.txt where both are there; answers to a "
-        "--question go to files of their own, named by it",
+        help="also write photo.txt beside photo.jpg (photo.jpg.txt and photo.png.txt if both pictures exist); answers to "
+        "a --question go to files of their own, named after the question",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace sidecars that something else wrote, or that were edited"
+        "--overwrite", action="store_true", help="replace text files that another program wrote, or that were edited"
     )
     parser.add_argument(
         "--batch-size",

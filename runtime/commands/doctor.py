@@ -19,8 +19,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "doctor",
         help="show what this machine can do with a bundle",
-        description="Show CPU, memory and versions, what will be used, what was tuned, and whether the bundle is whole "
-        "and fits in memory. Exit status 1 if no answer can be had.",
+        description="Show CPU, memory and versions, what will be used, what was tuned, and whether the bundle is "
+        "complete and fits in memory. Exit status 1 if the bundle cannot answer.",
         epilog=examples("tinygptv doctor ~/models/tinygptv", "tinygptv doctor ~/models/tinygptv --json"),
     )
     add_bundle(parser)

@@ -80,10 +80,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--memory",
         choices=get_args(MemoryMode),
         default="default",
-        help="low: open each part of the model only while it is needed (default: all of it at once)",
+        help="low: open each part of the model only while it is needed (default: all parts at once)",
     )
     parser.add_argument(
-        "--tune", action="store_true", help=f"tune the bundle first if it is not (also: {TUNE_VARIABLE}=1); see tune"
+        "--tune", action="store_true", help=f"tune the bundle first if it is not tuned (also: {TUNE_VARIABLE}=1)"
     )
 
 
@@ -100,29 +100,27 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How tokens are sampled, and what ends an answer: for :func:`answer_options`."""
-    group = parser.add_argument_group(
-        "sampling", "without these, always the most probable token, which gives the same answer each time"
+    group = parser.add_argument_group("sampling", "without these options decoding is greedy: the same answer each time")
+    group.add_argument(
+        "--temperature", type=_within("temperature", float), metavar="T", help="sample; 1: the model's distribution"
     )
     group.add_argument(
-        "--temperature", type=_within("temperature", float), metavar="T", help="draw at random: 1 as the model says"
+        "--top-p", type=_within("top_p", float), metavar="P", help="sample from the top tokens of total probability P"
     )
     group.add_argument(
-        "--top-p", type=_within("top_p", float), metavar="P", help="draw among the most probable tokens, together P"
-    )
-    group.add_argument(
-        "--top-k", type=_within("top_k", int), metavar="K", help="draw among the K most probable tokens (0: all)"
+        "--top-k", type=_within("top_k", int), metavar="K", help="sample from the K most probable tokens (0: all)"
     )
     group.add_argument(
         "--repetition-penalty", type=_within("repetition_penalty", float), metavar="R", help="above 1: repeat less"
     )
-    group.add_argument("--seed", type=_within("seed", int), metavar="N", help="the same draws each time")
+    group.add_argument("--seed", type=_within("seed", int), metavar="N", help="the same random numbers each time")
     parser.add_argument(
         "--stop",
         action="append",
         type=_some_text,
         default=[],
         metavar="TEXT",
-        help="end the answer where it says TEXT (repeatable)",
+        help="end the answer at TEXT (repeatable)",
     )
 
 
@@ -150,7 +148,7 @@ def loader(options: argparse.Namespace, background: bool = False) -> Callable[[P
 
 
 def load(options: argparse.Namespace, bundle: Path | None = None, *, background: bool = False) -> TinyGPTV:
-    """The model that :func:`add_model_options` was told of, whose folder may be known already."""
+    """Load the model that the options name, or the one in ``bundle``."""
     bundle = bundle or bundle_of(options.bundle)
     with status("loading the model ..."):
         return loader(options, background)(bundle)

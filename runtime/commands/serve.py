@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "serve",
-        help="answer other programs, and a page in the browser, by HTTP",
+        help="answer other programs, and a page in the browser, over HTTP",
         description="Serve the model in the form of OpenAI's chat completions (/v1/chat/completions, /v1/models), with "
         "a page to try it at /. Only this machine's own programs reach it, unless --host says otherwise, which takes a "
         f"token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to serve at (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any that is free (default: 8000)")
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="holds what clients must send as a bearer token"
+        "--token-file", type=Path, metavar="FILE", help="contains the bearer token that clients must send"
     )
     parser.add_argument(
         "--max-body", type=positive, default=32, metavar="MB", help="largest request, images included (default: 32)"

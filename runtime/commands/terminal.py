@@ -32,7 +32,7 @@ def replace_what_lacks() -> None:
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """Text in a colour where it is going to a terminal that has them, and nobody has set ``NO_COLOR``."""
+    """Text in a colour where it is going to a terminal that has them, and ``NO_COLOR`` is not set."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and is_terminal(stream)
     understood = sys.platform != "win32" or "WT_SESSION" in os.environ  # an old Windows console shows the codes
     return f"\x1b[{colour}m{text}\x1b[0m" if wanted and understood else text
@@ -114,7 +114,7 @@ def _tqdm() -> Any:
 
 
 def _has_size(stream: TextIO) -> bool:
-    """Whether it is a terminal that knows its size; where nobody has set it, that is 0 by 0."""
+    """Whether it is a terminal that knows its size; where it was never set, that is 0 by 0."""
     try:
         return is_terminal(stream) and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):  # a host program's own stream

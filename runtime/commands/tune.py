@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         "tune",
         help="tune a bundle to this machine: weights packed once, then mapped from the disk",
         description="Save a bundle's weights as this machine's onnxruntime packs them, so that they are mapped from "
-        "the disk instead of filling memory. The bundle stays usable on other machines. Once more does nothing.",
+        "the disk instead of filling memory. The bundle stays usable on other machines.",
         epilog=examples(
             "tinygptv tune ~/models/tinygptv",
             "tinygptv tune ~/models/tinygptv --cache",
@@ -32,8 +32,8 @@ def add(commands: Commands) -> None:
     )
     add_bundle(parser)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--cache", action="store_true", help="save to your cache folder (more room on disk: a copy)")
-    where.add_argument("--undo", action="store_true", help="remove what was saved; the bundle is as it was")
+    where.add_argument("--cache", action="store_true", help="save a copy to your cache folder (takes more disk)")
+    where.add_argument("--undo", action="store_true", help="remove what was saved; the bundle is then as before")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run)
 

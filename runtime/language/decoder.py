@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 ALL_LOGITS = 0
-"""``num_logits_to_keep`` for the logits of every position fed."""
+"""``num_logits_to_keep`` for the logits of every new position."""
 PIECE = 256
 """Positions of a prompt that are computed at a time, at most: what is between two layers takes memory for each of them,
 and stays in the processor's cache if they are few."""
@@ -77,7 +77,7 @@ class DecoderState:
         num_logits_to_keep: int = 1,
         cancellation: Cancellation | None = None,
     ) -> NDArray[np.float32]:
-        """Feed new positions after those fed before: in pieces, where the last one's logits are all that is wanted.
+        """Run new positions after the cached ones: in pieces, where only the last one's logits are wanted.
 
         Args:
             inputs_embeds: float32 [1, sequence, hidden].
@@ -101,7 +101,7 @@ class DecoderState:
         cancellation = cancellation or Cancellation()
         past = self.cache.length
         try:
-            # Of about the same length: in int8, a position that is fed alone is rounded other than among several.
+            # Of about the same length: in int8, a position by itself is rounded differently than among several.
             for piece in np.array_split(inputs_embeds, count, axis=1):
                 self._run_piece(piece, kept, cancellation)
             check_finite(self._logits, "logits")

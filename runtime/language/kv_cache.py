@@ -38,7 +38,7 @@ class KVCache:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` positions; they are overwritten by what is fed next.
+        """Forget all but the first ``length`` positions; they are overwritten by the next run.
 
         Raises:
             ArgumentError: There are fewer, or ``length`` is negative.

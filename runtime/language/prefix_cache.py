@@ -68,7 +68,7 @@ class CacheStore(Protocol):
     """Where an answer takes a KV cache from that may hold its prompt's beginning, and where it puts its own."""
 
     def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
-        """A sequence that begins as this prompt does, and that nobody else uses; None if there is none."""
+        """A sequence that begins as this prompt does, and that is not in use; None if there is none."""
 
     def put(self, sequence: CachedSequence) -> None:
         """Keep a sequence that is no longer being written."""

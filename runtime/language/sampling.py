@@ -22,16 +22,16 @@ class Sampling:
     """
 
     temperature: float = 0.0
-    """Divides the logits; 0 takes the most probable token always."""
+    """Divides the logits; 0 decodes greedily."""
     top_p: float = 1.0
-    """Draw among the fewest most probable tokens that have this probability together; above 0, 1 is all of them."""
+    """Sample from the most probable tokens of this total probability, as few as possible; above 0, 1 is all."""
     top_k: int = 0
-    """Draw among so many most probable tokens; 0 is all of them."""
+    """Sample from this many most probable tokens; 0 is all of them."""
     repetition_penalty: float = 1.0
     """Makes tokens of this answer less probable (above 1) or more (below), as in CTRL (Keskar et al. 2019)."""
     seed: int | None = None
-    """At least 0: each answer is drawn with random numbers of its own, which begin with this seed, so the same question
-    gets the same answer. None for other draws each time."""
+    """At least 0. Each answer has its own random numbers, which begin with this seed, so the same question gets the
+    same answer. None: other random numbers each time."""
 
     def __post_init__(self) -> None:
         for name, fits, expected in (
@@ -47,7 +47,7 @@ class Sampling:
 
 GREEDY = Sampling()
 PUBLISHED_DEMO = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.05)
-"""Of the demo that was released with the model."""
+"""The settings of the demo that was released with the model."""
 
 
 def sampler(sampling: Sampling) -> Callable[[NDArray[np.float32]], int]:

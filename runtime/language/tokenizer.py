@@ -13,7 +13,7 @@ from ..errors import BundleError
 
 @contextmanager
 def panics_told(where: object) -> Iterator[None]:
-    """What ends a thread of Rust becomes a BundleError: it is no Exception, so that nobody else would catch it."""
+    """What ends a thread of Rust becomes a BundleError: it is no Exception, so nothing else would catch it."""
     try:
         yield
     except BaseException as error:

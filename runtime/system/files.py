@@ -18,7 +18,7 @@ from typing import BinaryIO
 _HASHED_AT_ONCE = 4 << 20
 _PARTIAL = re.compile(r"\.tinygptv\.[0-9a-f]{16}\.part")
 _ABANDONED_SECONDS = 3600
-"""After which a partial file is no longer being written, where no lock tells: its process was killed."""
+"""After which a partial file is no longer being written, where it has no lock: its process was killed."""
 
 
 def sha256_of(
@@ -84,7 +84,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file with a lock on it, which tells that it is being written; removed after an error."""
+    """A new file with a lock on it, which shows that it is being written; removed after an error."""
     while True:
         made = folder / f".tinygptv.{os.urandom(8).hex()}.part"  # short, however long the final name is
         file = made.open("xb")
@@ -126,7 +126,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Remove a partial file that nobody writes any more.
+    """Remove a partial file that no process writes any more.
 
     Raises:
         OSError: It cannot be removed.

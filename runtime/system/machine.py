@@ -1,4 +1,4 @@
-"""What this machine is: its processor and its memory, as far as the system tells."""
+"""What this machine is: its processor and its memory, as far as the system says."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Processor:
     architecture: str
     """As ``platform.machine`` calls it: x86_64, AMD64, arm64, aarch64 ..."""
     features: tuple[str, ...]
-    """Those of :data:`X86_FEATURES` or :data:`ARM_FEATURES` that are there, as far as the system tells."""
+    """Those of :data:`X86_FEATURES` or :data:`ARM_FEATURES` that are there, as far as the system says."""
     all_features: bool
     """Whether the system lists them all, as Linux does; elsewhere there may be more."""
     threads: int
     """Logical processors that this process may use."""
     cores: int
-    """Physical ones among them, where the system tells: onnxruntime's own choice of threads."""
+    """Physical ones among them, where the system says it: onnxruntime's own choice of threads."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _physical_cores(usable: set[int]) -> int:
 
 
 def _numpy_features() -> set[str]:
-    """For systems that don't list them: what numpy has asked the processor for, which is less than Linux tells."""
+    """For systems that don't list them: what numpy has asked the processor for, which is less than Linux lists."""
     core = "_core" if hasattr(np, "_core") else "core"  # numpy 2 and 1
     features = importlib.import_module(f"numpy.{core}._multiarray_umath").__cpu_features__
     return {name for key, name in NUMPY_NAMES.items() if features.get(key)}

@@ -187,7 +187,7 @@ def _make(folder: Path, home: Path, manifest: Manifest, key: TuningKey) -> Tuned
             publish_file(index, home / FOLDER / INDEX)
     except BaseException:
         if not (home / FOLDER / INDEX).exists():
-            # The room is given back. Without an index nobody has mapped these files' packed weights.
+            # This frees the space. Without an index, no process has mapped these files' packed weights.
             for name in GRAPHS:
                 (home / FOLDER / manifest.graphs[name].file).unlink(missing_ok=True)
             for name in graphs:

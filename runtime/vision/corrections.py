@@ -47,7 +47,7 @@ def corrections_for(image: Image.Image, name: str, reopened: Callable[[], Image.
     """What to know about an image, before it is loaded if that is to come.
 
     Args:
-        image: As Pillow opened it. If ``reopened`` is given, it may be told to unpack values in another way.
+        image: As Pillow opened it. If ``reopened`` is given, it may be made to unpack values in another way.
         name: What messages call the picture.
         reopened: Opens the same file once more; None if the image is somebody else's.
 
