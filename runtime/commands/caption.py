@@ -76,8 +76,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--sidecar",
         action="store_true",
-        help="also write photo.txt beside photo.jpg (photo.jpg.txt and photo.png.txt if both pictures exist); answers to "
-        "a --question go to files of their own, named after the question",
+        help="also write photo.txt beside photo.jpg (photo.jpg.txt and photo.png.txt if both pictures exist); "
+        "answers to a --question go to files of their own, named after the question",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace text files that another program wrote, or that were edited"
