@@ -22,7 +22,7 @@ HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "
 """What no answer needs: the exporter's packages, and those for tuning, locks and progress bars."""
 THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"}
 """Imported somewhere; ``google`` is protobuf's."""
-EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"h11", "starlette", "uvicorn"}}
+EXTRAS = {"app": {"PySide6", "psutil"}, "server": {"h11", "llguidance", "prometheus_client", "starlette", "uvicorn"}}
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors",),
