@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_ollama_errors_are_its_own(client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError, match=r"^images\[0\]: image bytes") as caught:
         client.generate("demo", "hi", images=[b"no picture"])
     assert caught.value.status_code == 400
-    with pytest.raises(ollama.ResponseError, match="leave no room"):
+    with pytest.raises(ollama.ResponseError, match="leaves no room"):
         list(client.generate("demo", " shape" * 600, stream=True))
 
 
@@ -314,6 +315,25 @@ def test_litellm(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     at_ollama = {"model": "ollama_chat/demo", "api_base": served.url}
     assert litellm.completion(**local, **at_ollama).choices[0].message.content == "circle"
     assert set(reached) == {"127.0.0.1"}
+
+
+def test_what_the_documentation_shows(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One program after the other, in tinygptv's folder, as they are there but for the port."""
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / "server.md").read_text(encoding="utf-8")
+    programs = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "documentation"}
+    for program in programs:
+        exec(re.sub(r"http://127\.0\.0\.1:\d+", served.url, program), names)
+        client = names["client"]
+        served.clients.append(client) if isinstance(client, openai.OpenAI) else client._client.close()
+    color, shape, words, *ollamas = capsys.readouterr().out.splitlines()
+    assert color == "red"
+    assert shape.startswith("shape=")
+    assert words and len(ollamas) == 1
 
 
 def test_llm(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_images_that_cannot_be_had(served: Served, url: str, told: str, stream: 
 
 
 def test_what_does_not_fit(served: Served) -> None:
-    with pytest.raises(openai.BadRequestError, match="no room for an answer in the model's context of 512") as caught:
+    with pytest.raises(openai.BadRequestError, match="context is 512, which leaves no room for an answer") as caught:
         ask(served.client(), None, " shape" * 600, max_tokens=4096)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.APIStatusError, match="larger than 1000000 bytes") as large:

@@ -33,8 +33,8 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
     check_max_new_tokens(max_new_tokens)
     if prompt >= context:
         raise ContextOverflowError(
-            f"the prompt has {prompt} tokens (images included), which leave no room for an answer in the model's "
-            f"context of {context}: shorten the question or show fewer images"
+            f"the prompt has {prompt} tokens (images included); the model's context is {context}, which leaves no room "
+            "for an answer: shorten the question or show fewer images"
         )
     if prompt + max_new_tokens > context:
         raise ContextOverflowError(

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..bundle.manifest import Manifest
-from ..errors import ArgumentError
 from ..language.detokenize import Detokenizer
 from ..language.sampling import LogitsProcessor
 from .refusal import RefusedError, quoted
@@ -66,7 +65,7 @@ class Schemas:
             reason = " ".join(matcher.get_error().split())
             message = f"{where} cannot be followed ({reason:.200}); expected a simpler JSON schema"
             raise RefusedError(400, message, param=where, code="invalid_schema")
-        return lambda: _Follower(matcher.deep_copy(), self._vocabulary)
+        return lambda: _Follower(matcher.deep_copy(), self._vocabulary, where)
 
     @cached_property
     def _vocabulary(self) -> _Vocabulary:
@@ -103,8 +102,9 @@ class _Follower:
     that is goes to what comes nearest: the end of the string that it is in, or of the object or list.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, where: str) -> None:
         self._matcher = matcher
+        self._where = where
         self._vocabulary = vocabulary
         self._bits = np.zeros((1, (vocabulary.size + 31) // 32), np.int32)
         self._text = b""
@@ -120,9 +120,11 @@ class _Follower:
         else:
             self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
             allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=known.size, bitorder="little").view(np.bool_)
-        if self._matcher.is_error():
-            raise ArgumentError(f"the JSON schema cannot be followed any further ({self._matcher.get_error()!s:.200})")
         self._rule_out_stops(allowed)
+        if self._matcher.is_error() or not allowed.any():
+            reason = self._matcher.get_error() or "all that it allows next are texts that end the model's answers"
+            message = f"{self._where} cannot be followed any further ({reason:.200}); expected another JSON schema"
+            raise RefusedError(400, message, param=self._where, code="invalid_schema")
         scores = np.where(allowed, logits, np.float32(-np.inf))
         if (nearest := self._nearest_end(allowed)) is not None:
             scores[nearest] = max(scores[nearest], logits[known.endings].max())
