@@ -17,7 +17,8 @@ from .errors import (
     MemoryShortageError,
     TinyGPTVError,
 )
-from .language.sampling import PUBLISHED_DEMO, Sampling
+from .language.logprobs import TokenLogprob
+from .language.sampling import PUBLISHED_DEMO, LogitsProcessor, Sampling
 from .model import TinyGPTV
 from .options import AnswerKeywords, AnswerOptions
 from .vision.encoded import EncodedImage
@@ -40,9 +41,11 @@ __all__ = [
     "ExportError",
     "ImageError",
     "ImageSource",
+    "LogitsProcessor",
     "MemoryShortageError",
     "Sampling",
     "Timings",
     "TinyGPTV",
     "TinyGPTVError",
+    "TokenLogprob",
 ]

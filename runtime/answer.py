@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .boxes import Region, parse_boxes
 from .cancel import Cancellation
 from .errors import CancellationError
 from .language.detokenize import Detokenizer
+from .language.logprobs import TokenLogprob, logprobs_of
 from .vision.encoded import EncodedImage
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -54,6 +58,8 @@ class Answer:
     regions: tuple[Region, ...] = ()
     """What the text points at, in pixels of its one picture; empty where the model knows no boxes, the answer has none,
     or it is about several pictures or none."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of each of ``token_ids``, if ``top_logprobs`` was given."""
 
 
 class AnswerWriter:
@@ -86,6 +92,7 @@ class AnswerWriter:
         self._encoded: Sequence[EncodedImage] = ()
         self._asked = self._first = self._last = 0.0
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._text: list[str] = []
 
     @property
@@ -111,6 +118,23 @@ class AnswerWriter:
         piece = self._detokenizer.push(token_id)
         self._text.append(piece)
         return piece
+
+    def record(self, token_id: int, logits: NDArray[np.float32], count: int) -> None:
+        """Note how probable a token is that was sampled, and is pushed next unless it ends the text.
+
+        Args:
+            token_id: Of the token.
+            logits: What the model gave, float32 [vocabulary].
+            count: How many of the most probable tokens are noted with it.
+        """
+        text = self._detokenizer.token_bytes
+        sampled, *top = (TokenLogprob(each, text(each), value) for each, value in logprobs_of(logits, token_id, count))
+        self._logprobs.append(replace(sampled, top=tuple(top)))
+
+    @property
+    def logprobs(self) -> Sequence[TokenLogprob]:
+        """Of the tokens so far, as :attr:`Answer.logprobs`."""
+        return self._logprobs[: len(self._token_ids)]
 
     def finish(self, cancelled: bool = False) -> tuple[str, Answer]:
         """The text held back until now, and the complete answer."""
@@ -143,6 +167,7 @@ class AnswerWriter:
                 decode_tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             ),
             regions=self._regions(text),
+            logprobs=tuple(self.logprobs),
         )
 
     def _regions(self, text: str) -> tuple[Region, ...]:
@@ -218,6 +243,11 @@ class AnswerStream(Iterator[str]):
             pass
         assert self._answer is not None
         return self._answer
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the tokens so far, if ``top_logprobs`` was given; the last ones may have no text in a piece yet."""
+        return tuple(self._writer.logprobs)
 
     def cancel(self) -> None:
         """End the answer where it is, from any thread: its ``finish_reason`` is then ``cancelled``."""

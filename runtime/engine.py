@@ -22,7 +22,7 @@ from .language.embeddings import TokenEmbeddings, assemble, check_images
 from .language.generate import check_room, decode
 from .language.prefix_cache import CachedSequence, CacheStore, ConversationCache, PrefixCache, positions_of
 from .language.prompt import Prompt, Turn, closing_tokens
-from .language.sampling import Sampling, sampler
+from .language.sampling import sampler
 from .open_sessions import OpenSessions
 from .options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
 from .vision.cache import ImageCache, pixel_key
@@ -42,7 +42,15 @@ class Prepared:
     shared_tokens: int
     """How many of them, from the first on, every question about the same images begins with."""
     writer: AnswerWriter
-    sampling: Sampling
+    options: AnswerOptions
+
+    def sampler(self) -> Callable[[Float32Array], int]:
+        """A function that samples the answer's tokens, one after the other, from logits, float32 [vocabulary]."""
+        options, record = self.options, None
+        if options.top_logprobs is not None:
+            record = functools.partial(self.writer.record, count=options.top_logprobs)
+        processor = None if options.logits_processor is None else options.logits_processor()
+        return sampler(options.sampling, processor, record)
 
 
 class Engine:
@@ -119,20 +127,23 @@ class Engine:
         """Raise what is wrong with what was said; its length is not: the oldest of it may be left out."""
         Prompt(self.manifest.template(template), self.tokenizer, turns, image_count)
 
-    def _prompt(self, turns: Sequence[Turn], image_count: int, template: str | None) -> tuple[Prompt, int]:
+    def _prompt(
+        self, turns: Sequence[Turn], image_count: int, template: str | None, system: str | None = None
+    ) -> tuple[Prompt, int]:
         """A prompt, and the first of its turns that may fit with those after it.
 
         Raises:
             ContextOverflowError: The last question is too long to be tokenised: that would take gigabytes of memory.
             ArgumentError: A question is empty, or there is no such template.
         """
-        prompt = Prompt(self.manifest.template(template), self.tokenizer, turns, image_count)
+        prompt = Prompt(self.manifest.template(template), self.tokenizer, turns, image_count, system)
         context = self.manifest.contract.context
         oldest = prompt.oldest(context, self._longest_token)
         if oldest == len(turns):
+            what = "question and system text have" if system else "the question has"
             raise ContextOverflowError(
-                f"the question has {len(turns[-1].question):,} characters, and cannot fit in the model's context of "
-                f"{context} tokens, however it is split into them: shorten it"
+                f"{what} {len(turns[-1].question) + len(system or ''):,} characters, and cannot fit in the model's "
+                f"context of {context} tokens, however it is split into them: shorten it"
             )
         return prompt, oldest
 
@@ -145,26 +156,28 @@ class Engine:
         """
         context, image_tokens = self.manifest.contract.context, self.manifest.contract.image_tokens
         template = self.manifest.template(options.template)
-        prompt, oldest = self._prompt(turns, image_count, options.template)
+        prompt, oldest = self._prompt(turns, image_count, options.template, options.system)
         limit = options.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+        clamp = options.clamp or options.max_new_tokens is None
+        reserved = min(limit, DEFAULT_MAX_NEW_TOKENS) if clamp else limit
 
         def length(first: int) -> int:
             return sum(map(len, prompt.segments(first))) + image_count * image_tokens
 
         def fits(first: int) -> bool:
-            return length(first) + limit <= context
+            return length(first) + reserved <= context
 
         last = len(turns) - 1
         first = 0 if not oldest and fits(0) else min(last, bisect_left(range(last), True, lo=max(1, oldest), key=fits))
         segments, prompt_tokens = prompt.segments(first), length(first)
         # The last question takes what room there is; as long as there are older turns, they make room.
-        max_new_tokens = limit if options.max_new_tokens else max(1, min(limit, context - prompt_tokens))
+        max_new_tokens = max(1, min(limit, context - prompt_tokens)) if clamp else limit
         check_room(prompt_tokens, max_new_tokens, context)
         stops = (*self.manifest.stop_strings, *options.stop)
         detokenizer = Detokenizer(self.tokenizer, stops, template.before_answer)
         shared = sum(map(len, segments[:-1])) + self._closing_tokens[template.name] if image_count else 0
         writer = AnswerWriter(detokenizer, prompt_tokens, max_new_tokens, first, self.manifest.boxes)
-        return Prepared(segments, shared, writer, options.sampling)
+        return Prepared(segments, shared, writer, options)
 
     @functools.cached_property
     def _longest_token(self) -> int:
@@ -222,7 +235,7 @@ class Engine:
                 lambda token: self.table.rows([token]),
                 prepared.writer.max_new_tokens,
                 self.manifest.eos_token_ids,
-                sampler(prepared.sampling),
+                prepared.sampler(),
                 cancellation,
             )
             with closing(tokens):

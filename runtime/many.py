@@ -14,7 +14,6 @@ from .cancel import Cancellation
 from .engine import Engine, Prepared
 from .language.batch import decode_batch
 from .language.embeddings import assemble
-from .language.sampling import sampler
 from .vision.encoded import EncodedImage
 from .vision.image import ImageSource
 
@@ -39,7 +38,7 @@ class _Question:
         self.prepared = prepared
         self._cancellation = cancellation
         self._encoded: EncodedImage | None = None
-        self._sample = sampler(prepared.sampling)
+        self._sample = prepared.sampler()
 
     def encode(self) -> EncodedImage:
         """The image, encoded now if it was not."""

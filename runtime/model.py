@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from .answer import Answer, AnswerStream
 from .astream import AsyncAnswerStream
@@ -126,6 +127,11 @@ class TinyGPTV:
     @property
     def _decoder(self) -> Decoder:
         return self._engine.sessions.decoder(Cancellation())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's, of the tokenizers library: turns the ids of :meth:`generate_ids` into text."""
+        return self._engine.tokenizer
 
     def encode_image(self, image: Picture, *, cancellation: Cancellation | None = None) -> EncodedImage:
         """Show the model an image, once for many questions.

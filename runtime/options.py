@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 
 from .errors import ArgumentError
 from .language.generate import check_max_new_tokens
-from .language.sampling import GREEDY, Sampling
+from .language.sampling import GREEDY, LogitsProcessor, Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 300
 """As in the released demo."""
+MOST_TOP_LOGPROBS = 20
+"""As OpenAI's own."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,19 @@ class AnswerOptions:
     """How tokens are sampled; greedily if not given, which gives the same answer each time."""
     stop: Sequence[str] = ()
     """Texts that end the answer and are not part of it, besides the bundle's own; none of them empty."""
+    clamp: bool = False
+    """Whether an answer takes what room the context has where ``max_new_tokens`` do not fit, which raises otherwise.
+    The oldest turns of a conversation then make room for no more than 300 tokens."""
+    system: str | None = None
+    """What the model is told before the conversation. It replaces the system text of the prompt template; if the
+    template has none, it goes on a line before the first question. The same for all questions of a conversation."""
+    top_logprobs: int | None = None
+    """If given, the answer's ``logprobs`` say how probable each of its tokens was, with so many of the most probable
+    ones at its place, 0 to 20."""
+    logits_processor: Callable[[], LogitsProcessor] | None = None
+    """Called when an answer begins, it returns a function for this answer: called before each token is sampled, with
+    the ids so far and the logits, float32 [vocabulary], it returns the logits to sample from. Minus infinity rules a
+    token out."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -44,6 +59,16 @@ class AnswerOptions:
             raise TypeError(f"template is {self.template!r}; expected a template's name, or None")
         if not isinstance(self.sampling, Sampling):
             raise TypeError(f"sampling is {self.sampling!r}; expected a Sampling")
+        if not isinstance(self.clamp, bool):
+            raise TypeError(f"clamp is {self.clamp!r}; expected True or False")
+        if not isinstance(self.system, str | None):
+            raise TypeError(f"system is {self.system!r}; expected a string, or None")
+        if not isinstance(self.top_logprobs, int | None) or isinstance(self.top_logprobs, bool):
+            raise TypeError(f"top_logprobs is {self.top_logprobs!r}; expected an int, or None")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
+            raise ArgumentError(f"top_logprobs is {self.top_logprobs}; expected 0 to {MOST_TOP_LOGPROBS}")
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise TypeError(f"logits_processor is {self.logits_processor!r}; expected a function that returns one")
         # One string is most likely meant as one, not as its letters.
         stop = (None,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) for text in stop):
@@ -60,6 +85,10 @@ class AnswerKeywords(TypedDict, total=False):
     template: str | None
     sampling: Sampling
     stop: Sequence[str]
+    clamp: bool
+    system: str | None
+    top_logprobs: int | None
+    logits_processor: Callable[[], LogitsProcessor] | None
 
 
 def merged(options: AnswerOptions | None, keywords: AnswerKeywords) -> AnswerOptions:

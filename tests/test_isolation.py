@@ -25,7 +25,7 @@ THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "pillow_heif
 EXTRAS = {
     "app": {"PySide6", "psutil"},
     "mcp": {"anyio", "mcp", "mcp_types", "pydantic"},
-    "server": {"h11", "starlette", "uvicorn"},
+    "server": {"h11", "llguidance", "prometheus_client", "starlette", "uvicorn"},
 }
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (

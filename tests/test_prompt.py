@@ -234,6 +234,34 @@ def test_turns_that_make_no_prompt(turns: list[tuple[str, str | None]], message:
             Prompt(PLAIN, BUILT, [Turn(*turn) for turn in turns], count)
 
 
+def joined(template: PromptTemplate, turns: list[Turn], count: int, system: str | None = None) -> str:
+    """A prompt's text, as its token ids give it."""
+    segments = Prompt(template, BUILT, turns, count, system).segments()
+    return IMAGE_SLOT.join(BUILT.decode(segment, skip_special_tokens=False) for segment in segments)
+
+
+def test_where_a_system_text_goes() -> None:
+    """In the place of the template's own, or before the first question that is left."""
+    llava = sibling("mipha")
+    turns = [Turn("a", "b"), Turn("c")]
+    own = joined(llava, turns, 1)
+    assert own.startswith(llava.system)
+    assert joined(llava, turns, 1, " Be brief.\n") == " Be brief. " + own.removeprefix(llava.system)
+    assert joined(PLAIN, turns, 0, "Be brief.") == "###Human: Be brief.\na###Assistant: b###Human: c###Assistant: "
+    later = Prompt(PLAIN, BUILT, turns, 0, "Be brief.").segments(1)[0]
+    assert BUILT.decode(later) == "###Human: Be brief.\nc###Assistant: "
+    for blank in (None, "", " \n"):
+        assert joined(llava, turns, 1, blank) == own
+
+
+def test_an_answer_that_nobody_asked_for() -> None:
+    """A greeting: pictures still come before the first question."""
+    turns = [Turn("", "Hello!"), Turn("c")]
+    asked = PLAIN.image + "c###Assistant: "
+    assert joined(PLAIN, turns, 1) == f"###Human: ###Assistant: Hello!###Human: {asked}"
+    assert joined(PLAIN, turns, 1, "Be brief.").endswith(f"###Human: {PLAIN.image}Be brief.\nc###Assistant: ")
+
+
 def test_wrong_types_and_counts() -> None:
     with pytest.raises(TypeError, match="question 1 is of type NoneType"):
         render(PLAIN, [(None, None)])

@@ -56,8 +56,8 @@ def test_images_that_cannot_be_had(served: Served, url: str, told: str, stream: 
 
 
 def test_what_does_not_fit(served: Served) -> None:
-    with pytest.raises(openai.BadRequestError, match="512") as caught:
-        ask(served.client(), None, "hi", max_tokens=512)
+    with pytest.raises(openai.BadRequestError, match="context is 512, which leaves no room for an answer") as caught:
+        ask(served.client(), None, " shape" * 600, max_tokens=4096)
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.APIStatusError, match="larger than 1000000 bytes") as large:
         ask(served.client(), None, "x" * 1_000_000)
@@ -96,9 +96,83 @@ def test_refusals_have_one_shape(served: Served, body: object, headers: dict[str
 
 def test_other_addresses(served: Served) -> None:
     assert httpx.get(f"{served.url}/v1/embeddings").status_code == 404
+    assert (
+        httpx.get(f"{served.url}/api/embed").json()["error"].startswith("GET '/api/embed': Not Found; this server has")
+    )
     wrong = httpx.get(f"{served.url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+PAGE = "https://example.com"
+
+
+@pytest.fixture(scope="module")
+def open_to_a_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("open server"), "--allow-origin", PAGE, "--allow-origin", "null") as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"), [(PAGE, True), ("null", True), ("http://example.com", False), (f"{PAGE}.evil.test", False)]
+)
+def test_pages_of_other_origins(open_to_a_page: Served, origin: str, allowed: bool) -> None:
+    """As a browser asks before it sends JSON, and then sends it; refusals can be read by the page as well."""
+    url = f"{open_to_a_page.url}/v1/chat/completions"
+    wanted = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}
+    private = {"access-control-request-private-network": "true"}
+    preflight = httpx.options(url, headers={"origin": origin, **wanted, **private})
+    assert (preflight.status_code == 200) == allowed
+    assert (preflight.headers.get("access-control-allow-origin") == origin) == allowed
+    if allowed:
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+        assert preflight.headers["access-control-allow-private-network"] == "true"
+    for messages, status in (([{"role": "user", "content": "hi"}], 200), ([], 400)):
+        response = post(open_to_a_page, {"messages": messages, "max_tokens": 1}, origin=origin)
+        assert response.status_code == (status if allowed else 403)
+        assert (response.headers.get("access-control-allow-origin") == origin) == allowed
+    assert "access-control-allow-credentials" not in response.headers
+    host = post(open_to_a_page, {"messages": []}, origin=origin, host="evil.example")
+    assert host.status_code == 403
+
+
+def test_pages_of_any_origin(tmp_path: Path) -> None:
+    with serving(tmp_path, "--allow-origin", "*") as running:
+        response = post(running, {"messages": []}, origin="http://anything.example")
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (400, "*")
+        assert post(running, {"messages": []}, host="evil.example").status_code == 403
+
+
+def test_a_form_of_a_page_is_no_request_of_ollamas(served: Served) -> None:
+    """curl -d may send this type, as Ollama's examples do; a web page cannot."""
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    body = b'{"model": "demo", "prompt": "hi", "stream": false, "options": {"num_predict": 1}}'
+    assert httpx.post(f"{served.url}/api/generate", content=body, headers=form).status_code == 200
+    refused = httpx.post(f"{served.url}/api/generate", content=body, headers=form | {"origin": served.url})
+    assert refused.status_code == 415
+
+
+def test_figures(served: Served) -> None:
+    def figures() -> dict[str, float]:
+        lines = httpx.get(f"{served.url}/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+    before = figures()
+    done = ask(served.client(), "teal_circle.png", f"[caption] {SECRET}")
+    post(served, {"messages": []})
+    after = figures()
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    assert grown('tinygptv_requests_total{api="v1/chat/completions",status="200"}') == 1
+    assert grown('tinygptv_requests_total{api="v1/chat/completions",status="400"}') == 1
+    assert grown('tinygptv_answers_total{finish_reason="stop"}') == 1
+    assert grown("tinygptv_prompt_tokens_total") == done.usage.prompt_tokens
+    assert grown("tinygptv_completion_tokens_total") == done.usage.completion_tokens
+    assert grown("tinygptv_decode_seconds_count") == 1
+    assert after["tinygptv_pending"] == 0
+    assert SECRET not in str(after)
 
 
 def test_a_host_by_its_own_names(served: Served) -> None:
@@ -125,7 +199,8 @@ def test_a_token(tmp_path: Path) -> None:
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         named = {"host": "server.example", "authorization": f"Bearer {TOKEN}"}
         assert httpx.get(f"{local.url}/v1/models", headers=named).status_code == 200
-        assert httpx.get(f"{local.url}/health").status_code == 200
+        for path, status in (("/health", 200), ("/ready", 200), ("/metrics", 401), ("/api/tags", 401)):
+            assert httpx.get(f"{local.url}{path}").status_code == status
         assert httpx.get(f"{local.url}/").status_code == 200
     assert TOKEN not in running.messages.read_text()
 
@@ -158,6 +233,8 @@ def test_nothing_that_was_asked_is_written_down(tmp_path: Path) -> None:
         ((), {"TINYGPTV_TOKEN": "short"}, 1, "at least 16 ASCII characters"),
         (("--token-file", "none"), {}, 1, "none"),
         (("--port", "65536"), {}, 2, "'65536' is not a port"),
+        (("--allow-origin", "example.com"), {}, 2, "'example.com' is no origin"),
+        (("--allow-origin", "https://example.com/"), {}, 2, "without a path"),
         (("--bundle", "no such folder"), {}, 1, "no such folder"),
     ],
 )

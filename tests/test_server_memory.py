@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 from tinygptv.runtime import Answer, TinyGPTV
 from tinygptv.runtime.language.prompt import Turn
-from tinygptv.runtime.server.queue import AnswerQueue, Finished
-from tinygptv.runtime.server.requests import read_request
+from tinygptv.runtime.server.asked import Answered
+from tinygptv.runtime.server.openai_chat import read_chat
+from tinygptv.runtime.server.queue import AnswerQueue
+from tinygptv.runtime.server.schema import Schemas
 
 QUESTIONS = ("what?", "[vqa] what is it?", "and why?", "is it red?")
 TOKENS = 8
@@ -58,8 +60,9 @@ def asked(queue: AnswerQueue, image: bytes | None, turns: Turns, question: str) 
 
     async def answer() -> Answer:
         job = queue.admit()
-        job.start(read_request(body, "golden"))
-        while not isinstance(event := await job.next(), Finished):
+        manifest = queue._model.manifest
+        job.start(read_chat(body, manifest, Schemas(queue._model.tokenizer, manifest)).asked)
+        while not isinstance(event := await job.next(), Answered):
             pass
         return event.answer
 

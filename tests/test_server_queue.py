@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from served import RAMBLING, Served, about, ask, serving, wait_until
@@ -45,7 +46,9 @@ def test_one_too_many(slow: Served) -> None:
     waiting = [threading.Thread(target=lambda: ask(client, None, "hi", max_tokens=1)) for _ in range(2)]
     for thread in waiting:
         thread.start()
+    assert httpx.get(f"{slow.url}/ready").status_code == 200
     wait_until(lambda: slow.health()["pending"] == 3)
+    assert httpx.get(f"{slow.url}/ready").status_code == 503
     with pytest.raises(openai.InternalServerError, match="3 requests") as caught:
         ask(client, None, "hi")
     assert (caught.value.status_code, caught.value.code) == (503, "busy")

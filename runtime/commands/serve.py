@@ -27,13 +27,15 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="answer other programs, and a page in the browser, over HTTP",
-        description="Serve the model in the form of OpenAI's chat completions (/v1/chat/completions, /v1/models), with "
-        "a page to try it at /. Only this machine's own programs reach it, unless --host says otherwise, which takes a "
-        f"token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
+        description="Serve the model in the forms of OpenAI's chat completions and Responses (/v1) and of Ollama "
+        "(/api), with a page to try it at /. Only this machine's own programs reach it, unless --host says "
+        f"otherwise, which takes a token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
         epilog=examples(
             "tinygptv serve --bundle ~/models/tinygptv",
             "tinygptv serve --port 0",
+            "tinygptv serve --port 11434",
             "tinygptv serve --host 0.0.0.0 --token-file token.txt",
+            "tinygptv serve --allow-origin https://example.com",
         ),
     )
     add_model_options(parser)
@@ -47,6 +49,15 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--queue", type=positive, default=16, metavar="N", help="requests that may wait for their turn (default: 16)"
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        type=_origin,
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of another origin call the server, such as https://example.com (repeatable; *: all pages, "
+        "null: files)",
     )
     parser.set_defaults(run=run)
 
@@ -65,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         )
         return EXIT_USAGE
     with _bound(options.host, options.port) as listener, load(options) as model:
-        return serve(model, listener, token, options.max_body * _MB, options.queue)
+        return serve(model, listener, token, options.max_body * _MB, options.queue, options.allow_origin)
 
 
 def _token(file: Path | None) -> str | None:
@@ -104,6 +115,15 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise TinyGPTVError(f"cannot serve at {host}, port {port}: {reason_of(error)}; choose others") from error
     return listener
+
+
+def _origin(text: str) -> str:
+    if text in ("*", "null"):
+        return text
+    scheme, mark, host = text.partition("://")
+    if not mark or not scheme or not host or set(host) & set("/?#@* "):
+        raise argparse.ArgumentTypeError(f"{text!r} is no origin: expected such as https://example.com, without a path")
+    return text.lower()  # as browsers send it
 
 
 def _port(text: str) -> int:

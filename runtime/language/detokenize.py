@@ -64,16 +64,10 @@ class Detokenizer:
         """
         if self._finished:
             raise RuntimeError("this Detokenizer is finished; make a new one for another answer")
-        return self._advance(self._utf8.decode(self._token_bytes(token_id)))
+        return self._advance(self._utf8.decode(self.token_bytes(token_id)))
 
-    def finish(self) -> str:
-        """Return the text that was still held back; a character left incomplete becomes U+FFFD."""
-        self._finished = True
-        text = self._advance(self._utf8.decode(b"", final=True), final=True) + self._held
-        self._held = ""
-        return text
-
-    def _token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
+        """The text of one token in UTF-8, perhaps a part of a character; empty for those that have none."""
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None or token in self._special:
             return b""
@@ -81,6 +75,13 @@ class Detokenizer:
             return bytes(_BYTE_OF[character] for character in token)
         except KeyError:  # an added token, which stands for itself
             return token.encode()
+
+    def finish(self) -> str:
+        """Return the text that was still held back; a character left incomplete becomes U+FFFD."""
+        self._finished = True
+        text = self._advance(self._utf8.decode(b"", final=True), final=True) + self._held
+        self._held = ""
+        return text
 
     def _advance(self, text: str, final: bool = False) -> str:
         """Append decoded text and return what can no longer become part of the prefix or of a stop string."""

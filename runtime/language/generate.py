@@ -31,6 +31,11 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
         ContextOverflowError: They do not fit; names all three lengths.
     """
     check_max_new_tokens(max_new_tokens)
+    if prompt >= context:
+        raise ContextOverflowError(
+            f"the prompt has {prompt} tokens (images included); the model's context is {context}, which leaves no room "
+            "for an answer: shorten the question or show fewer images"
+        )
     if prompt + max_new_tokens > context:
         raise ContextOverflowError(
             f"the prompt has {prompt} tokens (images included) and {max_new_tokens} new ones may follow, together "

@@ -33,19 +33,29 @@ class Prompt:
     answers with token ids keep these. All other text is tokenised as the published code does, each piece of it once.
     """
 
-    def __init__(self, template: PromptTemplate, tokenizer: Tokenizer, turns: Sequence[Turn], image_count: int) -> None:
+    def __init__(
+        self,
+        template: PromptTemplate,
+        tokenizer: Tokenizer,
+        turns: Sequence[Turn],
+        image_count: int,
+        system: str | None = None,
+    ) -> None:
         """
         Args:
             template: The conversation format.
             tokenizer: The bundle's.
             turns: Oldest first.
             image_count: Pictures before the first question, whichever turn that is; 0 for text alone.
+            system: As :class:`.AnswerOptions` has it; blank is the same as None.
 
         Raises:
             TypeError: As :func:`render`.
             ArgumentError: As :func:`render`, or the template has another number of slots than there are images.
         """
         _check(turns, image_count)
+        self._system = system if system and system.strip() else ""
+        _check_text("system", self._system)
         beginning = "".join(part for part in _parts(template, [Turn("?")], image_count) if isinstance(part, str))
         _check_slots(template, beginning.count(IMAGE_SLOT), image_count)
         self._template = template
@@ -61,7 +71,7 @@ class Prompt:
             ArgumentError: With these turns, the template has another number of slots.
         """
         segments: list[list[int]] = [[]]
-        for part in _parts(self._template, self._turns[first:], self._image_count):
+        for part in _parts(self._template, self._turns[first:], self._image_count, self._system):
             if isinstance(part, str):
                 beginning, *rest = part.split(IMAGE_SLOT)
                 segments[-1] += self._tokens(beginning)
@@ -81,6 +91,7 @@ class Prompt:
         Returns:
             Its number; that of turns is returned if not even the last one fits.
         """
+        tokens -= len(self._system) // longest
         for number in reversed(range(len(self._turns))):
             turn = self._turns[number]
             texts = len(turn.question) + (len(turn.answer or "") if turn.token_ids is None else 0)
@@ -101,7 +112,8 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
 
     Args:
         template: The conversation format.
-        turns: (question, answer) pairs, oldest first. The last answer is None where the model is to give it.
+        turns: (question, answer) pairs, oldest first. The last answer is None where the model is to give it. The
+            question of an answer that nobody asked for, such as a greeting, is an empty string.
         image_count: Pictures before the first question; 0 for a conversation about text alone.
 
     Returns:
@@ -109,8 +121,9 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
 
     Raises:
         TypeError: A question or answer is not a string.
-        ArgumentError: There are no turns, ``image_count`` is negative, a question is empty or blank, an earlier answer
-            is None, or a text holds lone surrogates or an ``<ImageHere>``, which would take a picture's place.
+        ArgumentError: There are no turns, ``image_count`` is negative, a question is blank or the last one empty, an
+            earlier answer is None, or a text holds lone surrogates or an ``<ImageHere>``, which would take a picture's
+            place.
     """
     conversation = [Turn(question, answer) for question, answer in turns]
     _check(conversation, image_count)
@@ -143,12 +156,21 @@ def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:
     return len(closing)
 
 
-def _parts(template: PromptTemplate, turns: Sequence[Turn], image_count: int) -> Iterator[str | tuple[int, ...]]:
+def _parts(
+    template: PromptTemplate, turns: Sequence[Turn], image_count: int, system: str = ""
+) -> Iterator[str | tuple[int, ...]]:
     """A prompt in parts that are tokenised each on its own: text, or an answer's own token ids."""
-    text = template.system
+    text, before = template.system, ""
+    if system and text:
+        text = system.rstrip() + text[len(text.rstrip()) :]
+    elif system:
+        before = f"{system}\n"
+    first = next((number for number, turn in enumerate(turns) if turn.question), 0)
     for number, turn in enumerate(turns):
-        images = 0 if number else image_count
+        images = image_count if number == first else 0
         question = turn.question.strip() if images and template.strip_question else turn.question
+        if number == first:
+            question = before + question
         text += f"{template.user}{template.image * images}{question}{template.assistant}"
         if turn.token_ids is not None:
             yield text
@@ -165,13 +187,14 @@ def _check(turns: Sequence[Turn], image_count: int) -> None:
     if image_count < 0:
         raise ArgumentError(f"image_count is {image_count}; expected 0 or more")
     for number, turn in enumerate(turns, start=1):
-        _check_text("question", number, turn.question)
-        if not turn.question.strip():
+        _check_text(f"question {number}", turn.question)
+        unasked = turn.question == "" and number < len(turns)
+        if not unasked and not turn.question.strip():
             raise ArgumentError(f"question {number} is {turn.question!r}; expected some text")
         if turn.token_ids is not None:
             continue  # its text is not tokenised
         if turn.answer is not None:
-            _check_text("answer", number, turn.answer)
+            _check_text(f"answer {number}", turn.answer)
         elif number < len(turns):
             raise ArgumentError(f"answer {number} of {len(turns)} is None; only the last one may be")
 
@@ -183,14 +206,17 @@ def _check_slots(template: PromptTemplate, slots: int, image_count: int) -> None
         )
 
 
-def _check_text(role: str, number: int, text: str) -> None:
+def _check_text(name: str, text: str) -> None:
     if not isinstance(text, str):
-        raise TypeError(f"{role} {number} is of type {type(text).__name__}; expected a string")
+        raise TypeError(f"{name} is of type {type(text).__name__}; expected a string")
+    check_plain(name, text)
+
+
+def check_plain(name: str, text: str) -> None:
+    """Raise ArgumentError if a text, which messages call ``name``, cannot be put into a prompt."""
     if IMAGE_SLOT in text:
-        raise ArgumentError(
-            f"{role} {number} holds {IMAGE_SLOT}, the mark where a picture is put in: write it another way"
-        )
+        raise ArgumentError(f"{name} holds {IMAGE_SLOT}, the mark where a picture is put in: write it another way")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ArgumentError(f"{role} {number} is not valid Unicode; expected text without lone surrogates") from error
+        raise ArgumentError(f"{name} is not valid Unicode; expected text without lone surrogates") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,14 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError
 from .generate import most_probable
+
+LogitsProcessor = Callable[[Sequence[int], NDArray[np.float32]], NDArray[np.float32]]
+"""What changes one answer's logits before each token is sampled.
+
+Called with the ids of the answer's tokens so far and a copy of the logits, float32 [vocabulary], which it may change;
+returns those that the next token is sampled from, where minus infinity rules a token out. If only end-of-text tokens
+are left, the answer ends.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,50 @@ PUBLISHED_DEMO = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.05)
 """The settings of the demo that was released with the model."""
 
 
-def sampler(sampling: Sampling) -> Callable[[NDArray[np.float32]], int]:
-    """A function that samples the tokens of one answer, one after the other, from logits, float32 [vocabulary]."""
-    return most_probable if sampling == GREEDY else _Sampler(sampling)
+def sampler(
+    sampling: Sampling,
+    processor: LogitsProcessor | None = None,
+    record: Callable[[int, NDArray[np.float32]], object] | None = None,
+) -> Callable[[NDArray[np.float32]], int]:
+    """A function that samples the tokens of one answer, one after the other, from logits, float32 [vocabulary].
+
+    Args:
+        sampling: How.
+        processor: Changes the logits before.
+        record: Called with each token that was sampled, and the logits that the model gave.
+    """
+    sample = most_probable if sampling == GREEDY else _Sampler(sampling)
+    return sample if processor is None and record is None else _Hooks(sample, processor, record)
+
+
+class _Hooks:
+    """What surrounds the sampling of a token where it is asked for."""
+
+    def __init__(
+        self,
+        sample: Callable[[NDArray[np.float32]], int],
+        processor: LogitsProcessor | None,
+        record: Callable[[int, NDArray[np.float32]], object] | None,
+    ) -> None:
+        self._sample = sample
+        self._processor = processor
+        self._record = record
+        self._sampled: list[int] = []
+
+    def __call__(self, logits: NDArray[np.float32]) -> int:
+        scores = logits
+        if self._processor is not None:
+            scores = self._processor(tuple(self._sampled), logits.copy())
+            if scores.shape != logits.shape or not np.isfinite(scores.max()):
+                raise ArgumentError(
+                    f"logits_processor gave logits of shape {scores.shape}, the largest of them {scores.max()}; "
+                    f"expected {logits.shape} and at least one token that is not ruled out"
+                )
+        token = self._sample(scores)
+        self._sampled.append(token)
+        if self._record is not None:
+            self._record(token, logits)
+        return token
 
 
 class _Sampler:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+from collections.abc import Collection
 from contextlib import suppress
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .documents import OLLAMA, refusal_response
 from .refusal import RefusedError, stopping, stumbled
-from .responses import refusal_response
 
 BODY_SECONDS = 60.0
 """In which a client has to send its request: it holds a place in the queue meanwhile."""
 _DRAIN_SECONDS = 2.0
-OPEN_PATHS = ("/", "/health")
+OPEN_PATHS = ("/", "/health", "/ready")
 """They need no token: the page asks for one, and probes have none."""
 
 
@@ -31,14 +32,16 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Around the whole application: its checks come first, and nothing gets out of it but responses."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, origins: Collection[str] = ()) -> None:
         """
         Args:
             app: What is guarded.
             token: What clients must send as ``Authorization: Bearer``. If None, they must call this machine by a name
                 or address of its own instead: another name that leads here may be a web page's (DNS rebinding).
+            origins: Whose pages may call it besides its own, such as ``https://example.com``; ``*`` is all.
         """
         self._app = app
+        self._origins = origins
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +50,7 @@ class Guard:
             self._check(scope)
         except RefusedError as refusal:
             await drain(receive)
-            await refusal_response(refusal)(scope, receive, send)
+            await refusal_response(refusal, scope["path"])(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
@@ -59,8 +62,11 @@ class Guard:
         host = headers.get("host", "")
         if self._token is None and not is_loopback(_without_port(host)):
             raise RefusedError(403, "the Host header is not of this machine; call it localhost", code="wrong_host")
-        if (origin := headers.get("origin")) is not None and origin.partition("://")[2].lower() != host.lower():
-            raise RefusedError(403, "pages of other origins may not use this server", code="wrong_origin")
+        origin = headers.get("origin")
+        own = origin is None or origin.partition("://")[2].lower() == host.lower()
+        if not own and not {origin, "*"} & set(self._origins):
+            message = "pages of other origins may not use this server, unless --allow-origin names them"
+            raise RefusedError(403, message, code="wrong_origin")
         if self._token is not None and scope["path"] not in OPEN_PATHS:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             same = hmac.compare_digest(given.strip().encode("latin-1"), self._token.encode())
@@ -87,7 +93,10 @@ async def read_body(scope: Scope, receive: Receive, most: int, closing: asyncio.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     kind = headers.get(b"content-type", "")
-    if kind.partition(";")[0].strip().lower() != "application/json":
+    kinds = ["application/json"]
+    if scope["path"].startswith(OLLAMA) and b"origin" not in headers:
+        kinds += ["application/x-www-form-urlencoded", ""]  # as curl -d sends it, which Ollama's examples do
+    if kind.partition(";")[0].strip().lower() not in kinds:
         # A page of another origin can send other types without asking the browser's permission.
         raise RefusedError(415, f"the content type is {kind[:60]!r}; expected application/json")
     length = headers.get(b"content-length", "0")

@@ -1,132 +1,167 @@
-"""OpenAI's ``messages`` as a conversation: its pictures, what was said, and the question to answer."""
+"""Lists of messages as a conversation: pictures, what was said, and the question to answer."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import ArgumentError
+from ..language.prompt import check_plain
+from .asked import Conversation, Picture
+from .pictures import base64_bytes, image_bytes
 from .refusal import RefusedError, quoted
 
-_DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+(?:;[a-z0-9-]+=[^;,]*)*;base64,", re.IGNORECASE)
-_BLANKS = string.whitespace.encode()
+_TEXTS = ("text", "input_text", "output_text")
+_PICTURES = ("image_url", "input_image")
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """What the model is shown."""
+class Message:
+    """One of them, as all APIs have it."""
 
-    images: tuple[bytes, ...]
-    """Files as they were sent, in order: all of them come before the first question, as the model was trained."""
-    turns: tuple[tuple[str, str], ...]
-    """Earlier (question, answer) pairs, oldest first."""
-    question: str
+    role: str
+    """``system``, ``user`` or ``assistant``."""
+    texts: list[str]
+    pictures: list[Picture]
+    where: str
+    """The field that it came in."""
 
 
-def read_messages(messages: object) -> Conversation:
-    """Read a conversation.
+def read_messages(messages: object, field: str) -> list[Message]:
+    """Read messages, each with ``role`` and ``content``, or Ollama's ``images``.
 
-    A system (or developer) message has no place of its own in the published prompt: its text is put on a line before
-    the question that follows it. Several user messages in a row are one question, a line each, as are several texts
-    in one message.
+    Content is a text, null, or a list of parts, in the forms of OpenAI's chat completions or of its Responses.
 
     Args:
-        messages: The field ``messages`` of a request.
+        messages: A list.
+        field: Its name in the request.
 
     Raises:
-        RefusedError: It is not a list of messages that ends with a question, or holds something that the model cannot
-            be shown; names the field.
+        RefusedError: It is not a list of messages, or holds something that the model cannot be shown; names the field.
     """
     if not isinstance(messages, list) or not messages:
-        raise RefusedError(
-            400, f"messages is {quoted(messages)}; expected a list of at least one message", param="messages"
-        )
-    images: list[bytes] = []
-    turns: list[tuple[str, str]] = []
-    said: list[str] = []  # since the last answer
-    asked = False
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise RefusedError(400, f"{where} is {quoted(message)}; expected an object", param=where)
-        role = message.get("role")
-        texts, pictures = _content(message.get("content"), f"{where}.content")
-        if role in ("system", "developer", "user"):
-            asked |= role == "user"
-            if pictures and role != "user":
-                raise RefusedError(
-                    400, f"{where} is of role {role} and holds an image; expected it of role user", param=where
-                )
-            said += texts
-            images += pictures
-        elif role == "assistant":
-            if pictures or message.get("tool_calls"):
-                raise RefusedError(400, f"{where} holds more than text, which this model never says", param=where)
-            turns.append((_question(said, asked, where), "\n".join(texts)))
-            said, asked = [], False
-        else:
-            expected = "system, developer, user or assistant"
-            raise RefusedError(400, f"{where}.role is {quoted(role)}; expected {expected}", param=f"{where}.role")
-    if not asked:
-        raise RefusedError(400, "the last message is not of role user; expected a question to answer", param="messages")
-    return Conversation(tuple(images), tuple(turns), _question(said, asked, f"messages[{len(messages) - 1}]"))
+        raise RefusedError(400, f"{field} is {quoted(messages)}; expected a list of at least one message", param=field)
+    return [_message(message, f"{field}[{number}]") for number, message in enumerate(messages)]
 
 
-def image_bytes(url: object, where: str) -> bytes:
-    """The picture in a ``data:`` URI.
+def conversation(messages: Sequence[Message], field: str, caption_question: str) -> Conversation:
+    """Put messages in the order in which the model is shown them.
+
+    System messages at the beginning are the conversation's ``system``; later ones go on a line before the question that
+    follows. Several user messages in a row are one question, a line each, as are several texts in one message; likewise
+    several assistant messages. An assistant message that comes first answers an empty question.
 
     Args:
-        url: Such as ``data:image/png;base64,iVBORw0...``.
-        where: The field, for the message.
+        messages: As :func:`read_messages` gives them.
+        field: Their field in the request.
+        caption_question: What is asked about a picture that comes without text.
 
     Raises:
-        RefusedError: It is none, or its base64 is damaged. Other addresses are never fetched.
+        RefusedError: They do not end with a question; names the field.
     """
-    if not isinstance(url, str):
-        raise RefusedError(400, f"{where} is {quoted(url)}; expected a data: URI", param=where)
-    start = _DATA_URI.match(url)
-    if start is None:
-        raise RefusedError(
-            400,
-            f"{where} begins with {quoted(url[:40])}; expected data:image/...;base64,... since this server works "
-            "offline and fetches nothing: send the picture itself",
-            param=where,
-            code="invalid_image_url",
-        )
+    images: list[Picture] = []
+    turns: list[tuple[str, str]] = []
+    system: list[str] = []
+    said: list[str] = []  # since the last answer
+    asked = pictured = False
+
+    def question() -> str:
+        return "\n".join(said) or (caption_question if pictured else "")
+
+    for message in messages:
+        texts = [text for text in message.texts if text.strip()]
+        if message.role == "system":
+            (said if asked or turns else system).extend(texts)
+        elif message.role == "user":
+            asked, pictured = True, pictured or bool(message.pictures)
+            said += texts
+            images += message.pictures
+        else:
+            answer = "\n".join(texts)
+            if turns and not asked and not said:
+                turns[-1] = (turns[-1][0], "\n".join(filter(None, (turns[-1][1], answer))))
+            elif asked or said or answer:
+                turns.append((question(), answer))
+            said, asked, pictured = [], False, False
+    if not asked:
+        raise RefusedError(400, f"the last of {field} is not of role user; expected a question to answer", param=field)
+    if not question():
+        where = messages[-1].where
+        raise RefusedError(400, f"{where} has no text and no image; expected a question to answer", param=where)
+    return Conversation(field, tuple(images), tuple(turns), question(), "\n".join(system) or None)
+
+
+def plain(text: str, where: str) -> str:
+    """A text that can be put into a prompt.
+
+    Raises:
+        RefusedError: It cannot.
+    """
     try:
-        # Many programs break base64 into lines.
-        return base64.b64decode(url[start.end() :].encode("ascii").translate(None, _BLANKS), validate=True)
-    except (binascii.Error, ValueError) as error:
-        message = f"{where} is not valid base64 ({error}); encode the file once more"
-        raise RefusedError(400, message, param=where, code="invalid_image_url") from error
+        check_plain(where, text)
+    except ArgumentError as error:
+        raise RefusedError(400, str(error), param=where) from error
+    return text
 
 
-def _content(content: object, where: str) -> tuple[list[str], list[bytes]]:
+def read_images(images: object, where: str) -> list[Picture]:
+    """Ollama's ``images``: a list of files in base64, or ``data:`` URIs.
+
+    Raises:
+        RefusedError: It is another thing; names the field.
+    """
+    if images is None:
+        return []
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise RefusedError(400, f"{where} is {quoted(images)}; expected a list of files in base64", param=where)
+    pictures = []
+    for number, image in enumerate(images):
+        here = f"{where}[{number}]"
+        data = image_bytes(image, here) if ":" in image[:80] else base64_bytes(image, here)
+        pictures.append(Picture(data, here))
+    return pictures
+
+
+def _message(message: object, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise RefusedError(400, f"{where} is {quoted(message)}; expected an object", param=where)
+    role = message.get("role")
+    if role not in ("system", "developer", "user", "assistant"):
+        expected = "system, developer, user or assistant"
+        raise RefusedError(400, f"{where}.role is {quoted(role)}; expected {expected}", param=f"{where}.role")
+    texts, pictures = _content(message.get("content"), f"{where}.content")
+    pictures += read_images(message.get("images"), f"{where}.images")
+    if role == "assistant" and (pictures or message.get("tool_calls") or message.get("function_call")):
+        raise RefusedError(400, f"{where} holds more than text, which this model never says", param=where)
+    if role in ("system", "developer") and pictures:
+        message = f"{where} is of role {role} and holds an image; expected it of role user"
+        raise RefusedError(400, message, param=where)
+    return Message("system" if role == "developer" else role, texts, pictures, where)
+
+
+def _content(content: object, where: str) -> tuple[list[str], list[Picture]]:
     """Texts and pictures of one message."""
+    if content is None:
+        return [], []
     if isinstance(content, str):
-        return [content], []
+        return [plain(content, where)], []
     if not isinstance(content, list):
         raise RefusedError(400, f"{where} is {quoted(content)}; expected a text or a list of parts", param=where)
     texts: list[str] = []
-    pictures: list[bytes] = []
+    pictures: list[Picture] = []
     for number, part in enumerate(content):
         here = f"{where}[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind == "image_url" and isinstance(part.get("image_url"), dict):
-            pictures.append(image_bytes(part["image_url"].get("url"), f"{here}.image_url.url"))
+        if kind in _TEXTS and isinstance(part.get("text"), str):
+            texts.append(plain(part["text"], f"{here}.text"))
+        elif kind in _PICTURES and part.get("image_url") is not None:
+            url, field = part["image_url"], f"{here}.image_url"
+            if isinstance(url, dict):
+                url, field = url.get("url"), f"{field}.url"
+            pictures.append(Picture(image_bytes(url, field), field))
         else:
             expected = '{"type": "text", "text": ...} or {"type": "image_url", "image_url": {"url": ...}}'
+            if isinstance(kind, str) and kind.startswith("input_"):
+                expected = '{"type": "input_text", "text": ...} or {"type": "input_image", "image_url": ...}'
             raise RefusedError(400, f"{here} is {quoted(part)}; expected {expected}", param=here)
     return texts, pictures
-
-
-def _question(said: list[str], asked: bool, where: str) -> str:
-    question = "\n".join(said)
-    if not asked or not question.strip():
-        found = "no text in the user message" if asked else "no user message"
-        raise RefusedError(400, f"there is {found} that {where} could answer or ask; expected a question", param=where)
-    return question

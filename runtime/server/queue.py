@@ -6,23 +6,17 @@ import asyncio
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
 
-from ..answer import Answer
 from ..cancel import Cancellation
-from ..errors import CancellationError
-from ..model import TinyGPTV
-from ..vision.encoded import EncodedImage
+from ..errors import CancellationError, ImageError
+from ..language.logprobs import TokenLogprob
+from ..model import Pictures, TinyGPTV
+from .asked import Answered, Asked, Conversation, Piece
 from .refusal import RefusedError, stopping
-from .requests import CompletionRequest
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A complete answer, and the images that it is about."""
-
-    answer: Answer
-    images: tuple[EncodedImage, ...]
+Event = Piece | Answered | None
+"""None is the end: all answers are complete."""
 
 
 class Job:
@@ -32,7 +26,7 @@ class Job:
         """Made by :meth:`AnswerQueue.admit`."""
         self._queue = queue
         self._cancellation = Cancellation()
-        self._events: asyncio.Queue[str | Finished | Exception] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._future: Future[None] | None = None
 
     @property
@@ -40,12 +34,12 @@ class Job:
         """Whether it is in the line."""
         return self._future is not None
 
-    def start(self, request: CompletionRequest) -> None:
+    def start(self, asked: Asked) -> None:
         """Wait for the model's turn, in the order in which jobs were started."""
         if self._cancellation.requested:
             self._queue._end(self, CancellationError("cancelled"))
         else:
-            self._future = self._queue._submit(self, request, self._cancellation)
+            self._future = self._queue._submit(self, asked, self._cancellation)
 
     def cancel(self) -> None:
         """End it, waiting or running: within one operator of ONNX Runtime. What is next of it is CancellationError."""
@@ -53,12 +47,13 @@ class Job:
         if self._future is not None and self._future.cancel():
             self._queue._end(self, CancellationError("cancelled"))
 
-    async def next(self) -> str | Finished:
-        """The next piece of the answer's text, never empty; at last, the complete answer.
+    async def next(self) -> Event:
+        """What is next: pieces of text and, after those of each answer, all of it; at last, None.
 
         Raises:
             CancellationError: It was cancelled.
-            TinyGPTVError: What the model says about the request.
+            RefusedError: An image cannot be read.
+            TinyGPTVError: What else the model says about the request.
         """
         event = await self._events.get()
         if isinstance(event, Exception):
@@ -71,7 +66,7 @@ class Job:
         if not self.started:
             self._queue._forget(self)
 
-    def _put(self, event: str | Finished | Exception) -> None:
+    def _put(self, event: Event | Exception) -> None:
         self._events.put_nowait(event)
 
 
@@ -109,6 +104,17 @@ class AnswerQueue:
         """A place for one request.
 
         Raises:
+            RefusedError: As :meth:`check_room`.
+        """
+        self.check_room()
+        job = Job(self)
+        self._jobs.add(job)
+        return job
+
+    def check_room(self) -> None:
+        """See that one more request would be admitted.
+
+        Raises:
             RefusedError: All places are taken, or the server is being stopped.
         """
         if self.closing.is_set():
@@ -118,9 +124,6 @@ class AnswerQueue:
                 f"{len(self._jobs)} requests wait or are being answered, which is all this server takes; try later"
             )
             raise RefusedError(503, message, code="busy", retry=True)
-        job = Job(self)
-        self._jobs.add(job)
-        return job
 
     def cancel_all(self) -> None:
         """Admit nobody any more, and end all answers."""
@@ -133,42 +136,76 @@ class AnswerQueue:
         self.cancel_all()
         await asyncio.to_thread(self._thread.shutdown)
 
-    def _submit(self, job: Job, request: CompletionRequest, cancellation: Cancellation) -> Future[None]:
+    def _submit(self, job: Job, asked: Asked, cancellation: Cancellation) -> Future[None]:
         tell = asyncio.get_running_loop().call_soon_threadsafe
 
         def work() -> None:
             try:
-                with closing(self._answer(request, cancellation)) as events:
+                with closing(self._answers(asked, cancellation)) as events:
                     for event in events:
-                        if isinstance(event, str):
-                            tell(job._put, event)
-                        else:
-                            tell(self._end, job, event)
+                        tell(job._put, event)
+                tell(self._end, job, None)
             except Exception as error:
                 tell(self._end, job, error)
 
         return self._thread.submit(work)
 
-    def _end(self, job: Job, event: Finished | Exception) -> None:
+    def _end(self, job: Job, event: Exception | None) -> None:
         """The last event of a job, of which there is one."""
         if job not in self._jobs:
             return
         self._forget(job)
-        self.answered += isinstance(event, Finished)
+        self.answered += event is None
         self.cancelled += isinstance(event, CancellationError)
         job._put(event)
 
     def _forget(self, job: Job) -> None:
         self._jobs.discard(job)
 
-    def _answer(self, request: CompletionRequest, cancellation: Cancellation) -> Generator[str | Finished, None, None]:
+    def _answers(self, asked: Asked, cancellation: Cancellation) -> Generator[Piece | Answered, None, None]:
         """In the thread: what one request is answered. It depends on the request alone (:meth:`.TinyGPTV.stream`)."""
-        said = request.conversation
-        with self._model.stream(
-            said.images, said.question, turns=said.turns, options=request.options, cancellation=cancellation
-        ) as stream:
-            yield from stream
-            answer = stream.answer
+        said = asked.conversation
+        images: Pictures = [picture.data for picture in said.images]
+        first: list[Piece | Answered] = []
+        for index in range(asked.count):
+            if index and asked.options.sampling.temperature == 0:
+                yield from (replace(event, index=index) for event in first)  # greedy: the same each time
+                continue
+            for event in self._answer(asked, index, images, cancellation):
+                yield event
+                if isinstance(event, Answered):
+                    images = event.images
+                if not index and asked.count > 1:
+                    first.append(event)
+
+    def _answer(
+        self, asked: Asked, index: int, images: Pictures, cancellation: Cancellation
+    ) -> Generator[Piece | Answered, None, None]:
+        """One of the answers."""
+        said = asked.conversation
+        options = replace(asked.options_of(index), system=said.system, clamp=True)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        try:
+            with self._model.stream(
+                images, said.question, turns=said.turns, options=options, cancellation=cancellation
+            ) as stream:
+                for text in stream:
+                    so_far = stream.logprobs
+                    yield Piece(index, text, so_far[len(logprobs) :])
+                    logprobs = so_far
+                answer = stream.answer
+        except ImageError as error:
+            raise self._unreadable(said, error) from error
         if answer.finish_reason == "cancelled":
             raise CancellationError("cancelled")
-        yield Finished(answer, stream.images)
+        yield Answered(index, answer, stream.images, logprobs)
+
+    def _unreadable(self, said: Conversation, error: ImageError) -> RefusedError:
+        """Which image it was."""
+        for picture in said.images:
+            try:
+                self._model.encode_image(picture.data)
+            except ImageError as found:
+                message = f"{picture.where}: {found}"
+                return RefusedError(400, message, param=picture.where, code="invalid_image")
+        return RefusedError(400, str(error), param=said.field, code="invalid_image")

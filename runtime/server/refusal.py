@@ -50,6 +50,11 @@ def stopping() -> RefusedError:
     return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)
 
 
+def internal() -> RefusedError:
+    """The refusal where the server itself went wrong."""
+    return RefusedError(500, "the server made a mistake; its own messages on stderr say where", code="internal_error")
+
+
 def quoted(value: object) -> str:
     """What was found in a request, short enough for a message."""
     text = repr(value)

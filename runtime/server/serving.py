@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -22,7 +22,14 @@ _STOP_SECONDS = 5
 _INTERRUPTED = 130
 
 
-def serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> int:
+def serve(
+    model: TinyGPTV,
+    listener: socket.socket,
+    token: str | None,
+    max_body: int,
+    waiting: int,
+    origins: Collection[str] = (),
+) -> int:
     """Serve until a signal says to stop: answers are cancelled, and their clients get a refusal.
 
     Args:
@@ -31,19 +38,27 @@ def serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body:
         token: What clients must send, if anything.
         max_body: Largest request in bytes.
         waiting: Requests that may wait besides the one that is answered.
+        origins: Whose web pages may call it besides its own.
 
     Returns:
         The exit status: 130 after SIGINT, 0 after SIGTERM.
     """
     with _noted_signals() as noted:
-        asyncio.run(_serve(model, listener, token, max_body, waiting))
+        asyncio.run(_serve(model, listener, waiting, token, max_body, origins))
     return _INTERRUPTED if signal.SIGINT in noted else 0
 
 
-async def _serve(model: TinyGPTV, listener: socket.socket, token: str | None, max_body: int, waiting: int) -> None:
+async def _serve(
+    model: TinyGPTV,
+    listener: socket.socket,
+    waiting: int,
+    token: str | None,
+    max_body: int,
+    origins: Collection[str],
+) -> None:
     queue = AnswerQueue(model, waiting)
     config = uvicorn.Config(
-        make_app(queue, model.manifest, token, max_body),
+        make_app(queue, model, token, max_body, origins),
         loop="asyncio",
         http=Connection,
         ws="none",

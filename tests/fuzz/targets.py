@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 from tinygptv.runtime import BundleError, ImageError, TinyGPTV, boxes
-from tinygptv.runtime.bundle.manifest import FILE_NAME, read_manifest
+from tinygptv.runtime.bundle.manifest import FILE_NAME, parse_manifest, read_manifest
 from tinygptv.runtime.loading import DEMO_BUNDLE
+from tinygptv.runtime.server.openai_chat import read_chat
 from tinygptv.runtime.server.refusal import RefusedError
-from tinygptv.runtime.server.requests import read_request
+from tinygptv.runtime.server.schema import Schemas
 from tinygptv.runtime.vision.cache import ImageCache
 from tinygptv.runtime.vision.image import open_image, preprocess
+from tokenizers import Tokenizer
 
 from .mutators import as_text, spoilt_bytes, spoilt_json
 
@@ -226,6 +228,8 @@ class Requests(Target):
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    _MANIFEST = parse_manifest(DEMO_BUNDLE)
+    _SCHEMAS = Schemas(Tokenizer.from_file(str(DEMO_BUNDLE / "tokenizer.json")), _MANIFEST)
 
     def make(self, draw: random.Random) -> bytes:
         text = as_text(spoilt_json(self._DOCUMENT, draw), draw).encode("utf-8", "surrogatepass")
@@ -233,14 +237,14 @@ class Requests(Target):
 
     def check(self, data: bytes) -> bool:
         try:
-            request = read_request(data, "demo")
+            reply = read_chat(data, self._MANIFEST, self._SCHEMAS)
         except RefusedError as error:
             _check_message(error)
             if not 400 <= error.status < 500:
                 raise
             json.dumps(error.document).encode()
             return False
-        assert request.conversation.question.strip()
+        assert reply.asked.conversation.question.strip()
         return True
 
 
