@@ -62,9 +62,11 @@ def asked(queue: AnswerQueue, image: bytes | None, turns: Turns, question: str) 
         job = queue.admit()
         manifest = queue._model.manifest
         job.start(read_chat(body, manifest, Schemas(queue._model.tokenizer, manifest)).asked)
-        while not isinstance(event := await job.next(), Answered):
-            pass
-        return event.answer
+        answers = []
+        while (event := await job.next()) is not None:
+            answers += [event.answer] if isinstance(event, Answered) else []
+        (only,) = answers
+        return only
 
     return asyncio.run(answer())
 

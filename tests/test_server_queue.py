@@ -43,10 +43,10 @@ def test_one_too_many(slow: Served) -> None:
     client = slow.client()
     streams = [ask(client, None, "hi", stream=True, **RAMBLING)]
     next(iter(streams[0]))
+    assert httpx.get(f"{slow.url}/ready").status_code == 200
     waiting = [threading.Thread(target=lambda: ask(client, None, "hi", max_tokens=1)) for _ in range(2)]
     for thread in waiting:
         thread.start()
-    assert httpx.get(f"{slow.url}/ready").status_code == 200
     wait_until(lambda: slow.health()["pending"] == 3)
     assert httpx.get(f"{slow.url}/ready").status_code == 503
     with pytest.raises(openai.InternalServerError, match="3 requests") as caught:

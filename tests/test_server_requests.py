@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tinygptv.runtime import Answer, AnswerOptions, Sampling, Timings
 from tinygptv.runtime.bundle.manifest import parse_manifest
@@ -287,6 +287,7 @@ ANY = (
 
 
 @pytest.mark.parametrize("reader", [read_chat, read_responses, ollama.read_chat, ollama.read_generate])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw builds tables of characters
 @given(document=st.dictionaries(st.sampled_from(ANY), anything))
 def test_no_document_raises_anything_else(reader: Callable[..., object], document: dict[str, Any]) -> None:
     try:
