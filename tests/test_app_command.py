@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from app_user import USER
 from conftest import plain_environment
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands import options
@@ -15,38 +16,6 @@ from tinygptv.runtime.commands import options
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
 RED = str(Path(__file__).parent / "images" / "red_triangle.png")
-USER = """
-import json, os, signal, sys
-from PySide6.QtCore import QTimer
-from PySide6.QtWidgets import QApplication, QFileDialog, QLineEdit
-from tinygptv.runtime import cli
-from tinygptv.runtime.app.window import Window
-
-events, said = [], []
-sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(("socket.", "urllib.")) else None)
-
-def use():
-    window = next((widget for widget in QApplication.topLevelWidgets() if isinstance(widget, Window)), None)
-    if window and not window.model.busy and steps:
-        steps.pop(0)(window)
-
-def say(window):
-    said.extend((turn.answer, turn.note) for turn in window.panel.conversation.said)
-
-def choose(window):
-    dialog = window.findChild(QFileDialog)
-    dialog.findChild(QLineEdit).setText(sys.argv[1])
-    dialog.accept()
-
-def begin(window, show=Window.show):
-    show(window)
-    timer.start()
-
-timer = QTimer(interval=20)
-timer.timeout.connect(use)
-Window.show = begin
-"""
-"""Somebody who does ``steps``, one whenever the model is idle."""
 LEAVE = """
 status = cli.main(["app", *sys.argv[1:]])
 print(json.dumps({"status": status, "said": said, "events": events}), flush=True)
@@ -72,9 +41,12 @@ def used(steps: str, *arguments: str, home: Path) -> dict:
 
 def test_it_is_used_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """No file, Qt's own notes on visited folders included; no connection."""
-    ask, choose = "lambda window: window.ask('[detection] triangle')", "lambda window: window.choose_picture(), choose"
+    ask, choose = (
+        "lambda window: window.talk.ask('[detection] triangle')",
+        "lambda window: window.choose_pictures(), choose",
+    )
     report = used(f"[{ask}, say, {choose}, {ask}, say, lambda window: window.close()]", RED, home=tmp_path)
-    assert report == {"status": 0, "said": [["red triangle", "1 box on the picture"]] * 2, "events": []}
+    assert report == {"status": 0, "said": [["red triangle", 1]] * 2, "events": []}
     # Fonts are looked for by the system's library, whose cache is no business of a program.
     assert [path for path in tmp_path.rglob("*") if "fontconfig" not in path.parts and path.name != ".cache"] == []
 
@@ -94,7 +66,7 @@ def test_ctrl_c_while_the_window_is_made(tmp_path: Path) -> None:
 
 def test_a_bundle_and_a_picture_that_are_not_there(tmp_path: Path) -> None:
     """The window says so, and stays."""
-    look = "lambda window: said.append(window.panel.error.text()), lambda window: window.close()"
+    look = "lambda window: said.append(window.notice.text), lambda window: window.close()"
     report = used(f"[{look}]", "nothing.png", "--bundle", "nowhere", home=tmp_path)
     assert report["status"] == 0
     assert "nowhere is not" in report["said"][0] and "nothing.png does not exist" in report["said"][0]
