@@ -85,7 +85,7 @@ def take_all(window: Window) -> None:
     take(window.findChild(QDialog), "app_settings")
     window.findChild(QDialog).reject()
     window.choose_appearance("light")
-    window.open_picture(str(IMAGES / "notes.txt"))
+    window.open_picture("/home/you/notes.txt")
     wait_for(window)
     take(window, "app_error")
     window.notice.clear()

@@ -27,6 +27,6 @@ class Sample:
 
 SAMPLES = (
     Sample("red_triangle.png", "Find the triangle", "[detection]", "triangle", "where is the triangle?"),
-    Sample("blue_circle.png", "What color is the shape?", "", "what color is the shape?", "what color is the shape?"),
+    Sample("blue_circle.png", "What color is it?", "", "what color is the shape?", "what color is the shape?"),
     Sample("teal_rectangle.png", "Describe it with boxes", "[grounding]", "what do you see?", "what do you see?"),
 )
