@@ -28,7 +28,7 @@ class PictureView(QWidget):
         self._takes_boxes = False
         self._image = QImage()
         self._scaled = QImage()
-        self._size = (1, 1)
+        self._size, self._name = (1, 1), ""
         self._regions: tuple[Region, ...] = ()
         self._doing = ""
         self._drag: QRect | None = None
@@ -64,17 +64,15 @@ class PictureView(QWidget):
 
     def show_image(self, image: QImage, size: tuple[int, int], name: str) -> None:
         """Show a picture in the place of the one before; ``size`` is the picture's own, ``image`` may be smaller."""
-        self._image, self._scaled, self._size = image, QImage(), size
-        self._regions, self._drag = (), None
+        self._image, self._scaled, self._size, self._name = image, QImage(), size, name
+        self._drag = None
         self._show_cursor()
-        self._describe(name)
-        self.update()
+        self.show_regions(())
 
     def show_regions(self, regions: Sequence[Region]) -> None:
         """Show boxes over the picture, in the place of those before."""
         self._regions = tuple(regions)
-        phrases = [region.phrase or "a box" for region in regions]
-        self._describe(self.accessibleDescription().partition("; ")[0], *phrases)
+        self.setAccessibleDescription("; ".join([self._name, *(region.phrase or "a box" for region in regions)]))
         self.update()
 
     def show_doing(self, doing: str, *, waits: bool = False) -> None:
@@ -133,9 +131,6 @@ class PictureView(QWidget):
         box = drag.normalized().intersected(self._place())
         if not self._image.isNull() and self._takes_boxes and min(box.width(), box.height()) >= _LEAST_DRAG:
             self.boxed.emit(self._in_picture(box))
-
-    def _describe(self, *parts: str) -> None:
-        self.setAccessibleDescription("; ".join(filter(None, parts)))
 
     def _show_cursor(self) -> None:
         draws = self._takes_boxes and not self._image.isNull()

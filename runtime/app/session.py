@@ -94,6 +94,8 @@ class Session(QObject):
 
     def load(self, settings: Settings) -> None:
         """Load the model that settings name; they are taken once it is there."""
+        if settings.folder:  # whatever folder the program is started in the next time
+            settings = replace(settings, bundle=str(settings.folder.absolute()))
         self.loading, self._wanted = bundle_name(settings.folder), settings
         self.began.emit(f"Loading {self.loading} …")
         picture = self.sheet.picture if self.sheet else None

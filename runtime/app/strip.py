@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 from PySide6.QtCore import QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QImage, QKeyEvent, QPainter, QPainterPath, QPaintEvent, QPen
 from PySide6.QtWidgets import QAbstractButton, QHBoxLayout, QScrollArea, QWidget
@@ -93,7 +95,7 @@ class _Thumbnail(QAbstractButton):
         self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setAccessibleName(name)
-        self.setToolTip(f"<qt>{name.replace('&', '&amp;').replace('<', '&lt;')}</qt>")
+        self.setToolTip(f"<qt>{html.escape(name)}</qt>")
         side = 2 * _SIDE  # enough for screens of two pixels to the point
         self._image = image.scaled(
             QSize(side, side), Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
