@@ -77,11 +77,11 @@ def draw_regions(image: ImageSource, regions: Sequence[Region]) -> Image.Image:
     for box, phrase, colour in parts:  # after all outlines, so that none runs through a label
         text = _fitting(phrase or "", font, picture.width - 2 * margin)
         width = round(font.getlength(text)) + 2 * margin
-        label = _place(box, width, height, picture.size, labels) if text else None
+        label = label_place(box, width, height, picture.size, labels) if text else None
         if label is not None:
             labels.append(label)
             draw.rectangle(_inclusive(label), fill=colour)
-            draw.text((label.left + margin, label.top + margin - ink_top), text, _contrasting(colour), font)
+            draw.text((label.left + margin, label.top + margin - ink_top), text, contrasting(colour), font)
     return picture
 
 
@@ -100,7 +100,7 @@ def _draw_outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, line: int
     hair = max(1, line // 3)
     if shorter > 4 * (line + hair):
         inside = Box(box.left + line, box.top + line, box.right - line, box.bottom - line)
-        draw.rectangle(_inclusive(inside), outline=_contrasting(colour), width=hair)
+        draw.rectangle(_inclusive(inside), outline=contrasting(colour), width=hair)
     # Pillow draws outlines wider than the box beyond it.
     if shorter > 2 * line:
         draw.rectangle(_inclusive(box), outline=colour, width=line)
@@ -122,8 +122,12 @@ def _fitting(phrase: str, font: Font, width: int) -> str:
     return text[:fitting].rstrip() + _ELLIPSIS if fitting else ""
 
 
-def _place(box: Box, width: int, height: int, size: tuple[int, int], others: Sequence[Box]) -> Box | None:
-    """Where a label of ``width`` by ``height`` pixels goes, within the picture and off the other labels."""
+def label_place(box: Box, width: int, height: int, size: tuple[int, int], others: Sequence[Box]) -> Box | None:
+    """Where a label of ``width`` by ``height`` pixels goes, within an area of ``size`` and off the other labels.
+
+    Returns:
+        The place, or None where there is no room left.
+    """
     for place in _places(box, width, height, size):
         if place.top >= 0 and place.bottom <= size[1] and not any(_overlap(place, other) for other in others):
             return place
@@ -149,7 +153,7 @@ def _inclusive(box: Box) -> tuple[int, int, int, int]:
     return box.left, box.top, box.right - 1, box.bottom - 1
 
 
-def _contrasting(colour: Colour) -> Colour:
+def contrasting(colour: Colour) -> Colour:
     """Black or white, whichever stands out more: relative luminance and contrast as WCAG 2.1 defines them."""
     channels = (level / 255 for level in colour)
     linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in channels]

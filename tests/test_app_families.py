@@ -12,13 +12,13 @@ from conftest import bundle_with
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
 from PIL import Image
-from PySide6.QtCore import QPoint, Qt
+from PySide6.QtCore import Qt
 from siblings import FAMILIES, SIBLINGS
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.bundle.manifest import read_manifest
 from tinygptv.runtime.loading import DEMO_BUNDLE
-from windows import ORANGE, RED, ask, drag, has_colour, idle, shown_window
+from windows import ORANGE, RED, ask, boxes_of, drag_over, has_colour, idle, said_of, shown_window
 
 DETECT = "[detection] triangle"
 
@@ -30,33 +30,22 @@ def plain(tmp_path: Path) -> Path:
 
 
 def tasks_of(window: Window) -> list[str]:
-    return [window.panel.task.itemData(i) for i in range(window.panel.task.count())]
-
-
-def drag_over(window: Window, left: float, top: float, right: float, bottom: float) -> None:
-    """Draw a box, given in fractions of the picture as it is shown."""
-    place = window.picture._place()
-
-    def at(x: float, y: float) -> QPoint:
-        return place.topLeft() + QPoint(round(place.width() * x), round(place.height() * y))
-
-    drag(window.picture, at(left, top), at(right, bottom))
+    return [task.tag for task in window.panel.composer._tasks]
 
 
 def test_a_family_without_tasks_and_boxes(plain: Path) -> None:
     with TinyGPTV.load() as model:
         text = model.ask(RED, DETECT).text
     with shown_window(plain) as window:
-        assert tasks_of(window) == [""]
-        assert not window.panel.task.isEnabled()
+        assert tasks_of(window) == [] and window.panel.composer.chips == []
         assert window.picture.cursor().shape() == Qt.CursorShape.ArrowCursor
-        before = window.picture.image.copy()
         said = ask(window, DETECT)
         assert (said.answer, said.note) == (text, "")
         assert "{<" in text  # what would be boxes elsewhere is shown as it is
-        assert window.picture.image == before
+        assert boxes_of(window) == []
+        assert said.words == DETECT  # nor is there a task
         drag_over(window, 0.2, 0.1, 0.7, 0.5)
-        assert window.panel.question.toPlainText() == ""
+        assert len(said_of(window)) == 1 and boxes_of(window) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,34 +56,34 @@ def test_the_siblings(family: str, sibling_bundle: Callable[..., Path]) -> None:
         chat = model.chat(picture)
         expected = [chat.ask(question).text for question in questions]
     with shown_window(bundle, picture) as window:
-        assert tasks_of(window) == [""] and not window.panel.task.isEnabled()
+        assert tasks_of(window) == []
         assert [ask(window, question).answer for question in questions] == expected
         drag_over(window, 0.2, 0.1, 0.7, 0.5)
-        assert window.panel.question.toPlainText() == ""
-        assert not has_colour(window.picture.image, ORANGE)
+        assert len(said_of(window)) == len(questions)
+        assert not has_colour(window.picture.grab().toImage(), ORANGE)
 
 
 def test_what_is_offered_changes_with_the_bundle(plain: Path) -> None:
     with shown_window(None) as window:
-        assert tasks_of(window) == ["", *read_manifest(DEMO_BUNDLE).tasks]
-        assert window.panel.task.isEnabled()
-        window.panel.task.setCurrentIndex(2)
+        assert sorted(tasks_of(window)) == sorted(read_manifest(DEMO_BUNDLE).tasks)
+        assert tasks_of(window)[0] == "[caption]"  # whatever the manifest's order
+        window.panel.composer.choose("[vqa]")
         window.open_bundle(plain)
         idle(window)
-        assert (tasks_of(window), window.panel.task.currentIndex()) == ([""], 0)
+        assert tasks_of(window) == [] and window.panel.composer.task is None
         window.open_bundle(None)
         idle(window)
         assert "[vqa]" in tasks_of(window)
-        assert ask(window, DETECT).note == "1 box on the picture"
+        ask(window, DETECT)
+        assert len(boxes_of(window)) == 1
         drag_over(window, 0.2, 0.1, 0.7, 0.5)
-        assert window.panel.question.toPlainText().startswith("[identify] ")
+        assert said_of(window)[-1].question.startswith("[identify] ")
 
 
 def test_a_tag_without_a_name_is_offered_as_it_is(tmp_path: Path) -> None:
     with shown_window(bundle_with(DEMO_BUNDLE, tmp_path / "other", tasks=("[ocr]", "[vqa]"))) as window:
-        names = [window.panel.task.itemText(i) for i in range(window.panel.task.count())]
-        assert names == ["Ask freely", "[ocr]", "Short answer"]
-        assert tasks_of(window) == ["", "[ocr]", "[vqa]"]
+        assert [chip.text() for chip in window.panel.composer.chips] == ["Short answer", "[ocr]"]
+        assert tasks_of(window) == ["[vqa]", "[ocr]"]
 
 
 def test_boxes_of_a_model_that_is_shown_a_padded_picture(tmp_path: Path) -> None:
@@ -105,12 +94,11 @@ def test_boxes_of_a_model_that_is_shown_a_padded_picture(tmp_path: Path) -> None
     with Image.open(RED) as picture:
         picture.convert("RGB").crop((0, 0, 64, 44)).save(low)
     with shown_window(padded, str(low)) as window:
-        assert ask(window, "[refer] triangle").note == "1 box on the picture"  # which has no label
-        shown = window.picture.image
-        rows = [y for y in range(shown.height()) if has_colour(shown.copy(0, y, shown.width(), 1), ORANGE)]
-        assert abs(rows[0] - 5) <= 1 and abs(rows[-1] - 25) <= 1
+        ask(window, "[refer] triangle")
+        (box,) = boxes_of(window)
+        assert abs(box.top - 5) <= 1 and abs(box.bottom - 26) <= 1
         drag_over(window, 0, 0, 1, 1)
-        assert window.panel.question.toPlainText() == "[identify] what is this {<0><16><100><84>}"
+        assert said_of(window)[-1].question == "[identify] what is this {<0><16><100><84>}"
 
 
 def test_a_box_where_the_model_sees_nothing(tmp_path: Path) -> None:
@@ -121,7 +109,7 @@ def test_a_box_where_the_model_sees_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (128, 64), "white").save(wide)
     with shown_window(cropped, str(wide)) as window:
         drag_over(window, 0, 0, 0.2, 1)
-        assert window.panel.question.toPlainText() == ""
-        assert "this model is shown 32 to 96" in window.panel.error.text()
+        assert said_of(window) == []
+        assert "this model is shown 32 to 96" in window.notice.text
         drag_over(window, 0.5, 0, 0.75, 1)
-        assert window.panel.question.toPlainText().startswith("[identify] what is this {<50><")
+        assert said_of(window)[-1].question.startswith("[identify] what is this {<50><")

@@ -18,7 +18,7 @@ from PySide6.QtGui import QGuiApplication, QKeySequence
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QDialogButtonBox, QFileDialog, QLineEdit
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.app.window import DEMO_HINT, Window
+from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.language.decoder import DecoderState
 from windows import (
     RED,
@@ -30,6 +30,7 @@ from windows import (
     idle,
     image_data,
     open_and_wait,
+    said_of,
     shown_window,
     type_question,
     wait_until,
@@ -57,9 +58,9 @@ def test_dropping_a_file(window: Window) -> None:
     assert drop(window, file_data(TEAL))
     idle(window)
     assert ask(window, SHAPE).answer == "circle"
-    assert drop(window.panel.question.viewport(), file_data(RED))  # over what takes text otherwise
+    assert drop(window.panel.composer.question.viewport(), file_data(RED))  # over what takes text otherwise
     idle(window)
-    assert window.panel.question.toPlainText() == ""
+    assert window.panel.composer.question.toPlainText() == ""
     assert ask(window, SHAPE).answer == "triangle"
 
 
@@ -79,7 +80,9 @@ def test_pasting_a_picture(window: Window, where: str) -> None:
     if where == "menu":
         QTest.keySequence(window, QKeySequence("Ctrl+Shift+V"))
     else:
-        target = window.picture if where == "picture" else getattr(window.panel, where)
+        panel = window.panel
+        places = {"question": panel.composer.question, "picture": window.picture, "conversation": panel.conversation}
+        target = places[where]
         target.setFocus()
         QTest.keySequence(target, QKeySequence(QKeySequence.StandardKey.Paste))
     idle(window)
@@ -89,20 +92,20 @@ def test_pasting_a_picture(window: Window, where: str) -> None:
 
 def test_pasting_a_copied_file_and_text(window: Window) -> None:
     QGuiApplication.clipboard().setMimeData(file_data(TEAL))
-    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    QTest.keySequence(window.panel.composer.question, QKeySequence(QKeySequence.StandardKey.Paste))
     idle(window)
     assert window.windowTitle().startswith("teal_circle.png")
     both = image_data(RED)  # as a spreadsheet copies its cells
     both.setText("is it")
     QGuiApplication.clipboard().setMimeData(both)
-    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
-    assert window.panel.question.toPlainText() == "is it"
-    window.panel.question.clear()
+    QTest.keySequence(window.panel.composer.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    assert window.panel.composer.question.toPlainText() == "is it"
+    window.panel.composer.question.clear()
     QGuiApplication.clipboard().setText("is it red?")
-    QTest.keySequence(window.panel.question, QKeySequence(QKeySequence.StandardKey.Paste))
-    assert window.panel.question.toPlainText() == "is it red?"
+    QTest.keySequence(window.panel.composer.question, QKeySequence(QKeySequence.StandardKey.Paste))
+    assert window.panel.composer.question.toPlainText() == "is it red?"
     window.paste_picture()
-    assert "no picture" in window.panel.error.text()
+    assert "no picture" in window.notice.text
     assert window.windowTitle().startswith("teal_circle.png")
 
 
@@ -139,11 +142,12 @@ def test_choosing_a_picture(window: Window) -> None:
 @pytest.mark.parametrize("way", ["click", "key"])
 def test_choosing_the_first_picture(way: str) -> None:
     with shown_window(None, None) as window:
+        button = window.start_page.open_button
         if way == "click":
-            QTest.mouseClick(window.picture, Qt.MouseButton.LeftButton)
+            QTest.mouseClick(button, Qt.MouseButton.LeftButton)
         else:
-            window.picture.setFocus()
-            QTest.keyClick(window.picture, Qt.Key.Key_Space)
+            button.setFocus()
+            QTest.keyClick(button, Qt.Key.Key_Space)
         choose(window, RED)
         assert ask(window, SHAPE).answer == "triangle"
         QTest.mouseClick(window.picture, Qt.MouseButton.LeftButton)  # now it is for drawing boxes
@@ -153,15 +157,17 @@ def test_choosing_the_first_picture(way: str) -> None:
 def test_choosing_a_bundle(window: Window, golden_bundle: Bundle) -> None:
     ask(window, SHAPE)
     bundle = golden_bundle(3, "fp32")
-    assert window.panel.conversation.placeholderText() == DEMO_HINT
+    note = window.panel.note
+    assert note.isVisibleTo(note.parentWidget())
     QTest.keySequence(window, QKeySequence("Ctrl+B"))
     choose(window, str(bundle))
     assert window.windowTitle() == f"red_triangle.png - {bundle.name} - tinygptv"
-    assert window.panel.conversation.said == []  # the other model had said it
-    assert window.panel.conversation.placeholderText() == ""
+    assert not note.isVisibleTo(note.parentWidget())
+    assert [turn.answer for turn in said_of(window)] == ["triangle"]  # the other model had said it
     said = ask(window, QUESTION)
     with TinyGPTV.load(bundle) as model:
-        assert [said.answer] == answers(model, RED, QUESTION)
+        assert [said.answer] == answers(model, RED, QUESTION)  # to which that is unknown
+    assert f"From here on {bundle.name} answers" in said.divider
 
 
 # What goes wrong
@@ -174,10 +180,10 @@ def test_a_wrong_bundle_costs_nothing(window: Window, golden_bundle: Bundle, tmp
     for wrong in (tmp_path, tmp_path / "nowhere", incomplete):
         window.open_bundle(wrong)
         idle(window)
-        assert str(wrong) in window.panel.error.text()
+        assert str(wrong) in window.notice.text
     assert ask(window, "is it red?").answer == "yes"
-    assert not window.panel.error.isVisible()
-    assert len(window.panel.conversation.said) == 2
+    assert not window.notice.isVisible()
+    assert len(said_of(window)) == 2
 
 
 def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle: Bundle, tmp_path: Path) -> None:
@@ -186,17 +192,17 @@ def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle:
     spoil(broken, "decoder.onnx", lambda data: bytes(len(data)))
     window.open_bundle(broken)
     idle(window)
-    assert "decoder.onnx" in window.panel.error.text()
+    assert "decoder.onnx" in window.notice.text
     assert window.windowTitle() == "red_triangle.png - tinygptv"
     type_question(window, SHAPE)
     idle(window)
-    assert "no model is loaded" in window.panel.error.text()
-    assert window.panel.question.toPlainText() == SHAPE  # to be asked again
+    assert "no model is loaded" in window.notice.text
+    assert window.panel.composer.question.toPlainText() == SHAPE  # to be asked again
     window.open_bundle(None)
     idle(window)
-    QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
+    QTest.keyClick(window.panel.composer.question, Qt.Key.Key_Return)
     idle(window)
-    assert window.panel.conversation.said[-1].answer == "triangle"
+    assert said_of(window)[-1].answer == "triangle"
 
 
 def test_a_picture_that_is_none_costs_nothing(window: Window, tmp_path: Path) -> None:
@@ -204,29 +210,29 @@ def test_a_picture_that_is_none_costs_nothing(window: Window, tmp_path: Path) ->
     (tmp_path / "text.png").write_text("text")
     for wrong in (str(tmp_path / "text.png"), str(tmp_path / "nowhere.png"), str(tmp_path)):
         open_and_wait(window, wrong)
-        assert window.panel.error.isVisible()
+        assert window.notice.isVisible()
     assert ask(window, "is it red?").answer == "yes"
-    assert len(window.panel.conversation.said) == 2
+    assert len(said_of(window)) == 2
 
 
 def test_a_question_that_is_too_long_is_given_back(speaking: Window) -> None:
     long = "word " * 400
-    speaking.panel.question.put(long)
-    QTest.mouseClick(speaking.panel.ask_button, Qt.MouseButton.LeftButton)
+    speaking.panel.composer.question.put(long)
+    QTest.mouseClick(speaking.panel.composer.button, Qt.MouseButton.LeftButton)
     idle(speaking)
-    assert "context" in speaking.panel.error.text()
-    assert speaking.panel.question.toPlainText() == long.strip()
-    assert speaking.panel.conversation.said == []
+    assert "context" in speaking.notice.text
+    assert speaking.panel.composer.question.toPlainText() == long.strip()
+    assert said_of(speaking) == []
 
 
 def test_a_failed_question_does_not_replace_the_next(speaking: Window) -> None:
-    speaking.panel.question.put("word " * 400)
-    QTest.mouseClick(speaking.panel.ask_button, Qt.MouseButton.LeftButton)
-    speaking.panel.question.put("the next one")
+    speaking.panel.composer.question.put("word " * 400)
+    QTest.mouseClick(speaking.panel.composer.button, Qt.MouseButton.LeftButton)
+    speaking.panel.composer.question.put("the next one")
     idle(speaking)
-    assert "context" in speaking.panel.error.text()
-    assert speaking.panel.question.toPlainText() == "the next one"
-    assert speaking.panel.conversation.said[-1].note == "failed"
+    assert "context" in speaking.notice.text
+    assert speaking.panel.composer.question.toPlainText() == "the next one"
+    assert said_of(speaking)[-1].note == "failed"
 
 
 def test_names_may_be_long_and_look_like_html(window: Window, tmp_path: Path) -> None:
@@ -235,9 +241,8 @@ def test_names_may_be_long_and_look_like_html(window: Window, tmp_path: Path) ->
     shutil.copy(TEAL, path)
     open_and_wait(window, str(path))
     window.open_picture(str(path.with_suffix(".jpg")))
-    assert "<b>bold<b>" in window.status.text
     idle(window)
-    assert "<b>bold<b>" in window.panel.error.text()
+    assert "<b>bold<b>" in window.notice.text
     QTest.qWait(20)
     assert window.size() == size and window.minimumSizeHint().width() < size.width()
 
@@ -249,14 +254,14 @@ def test_the_model_before_is_gone_when_the_next_is_loaded(window: Window, monkey
     sessions = weakref.ref(window.model.worker._model._engine.sessions)
     load = window.model.worker._load
 
-    def looking(bundle: Path | None) -> TinyGPTV:
+    def looking(bundle: Path | None, **options: Any) -> TinyGPTV:
         alive.append(sessions() is not None)
-        return load(bundle)
+        return load(bundle, **options)
 
     monkeypatch.setattr(window.model.worker, "_load", looking)
     type_question(window, SHAPE)
     idle(window)
-    assert "RuntimeError" in window.panel.error.text()
+    assert "RuntimeError" in window.notice.text
     window.open_bundle(None)
     idle(window)
     assert alive == [False]
@@ -273,7 +278,7 @@ def test_a_want_of_memory_is_told(
     fail_once(monkeypatch, "Failed to allocate memory")
     type_question(window, SHAPE)
     idle(window)
-    assert "there is not enough memory: demo needs about" in window.panel.error.text()
+    assert "there is not enough memory: demo needs about" in window.notice.text
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -283,8 +288,8 @@ def test_what_nobody_expected_is_shown(
     fail_once(monkeypatch)
     type_question(window, SHAPE)
     idle(window)
-    assert "RuntimeError: a shape does not fit" in window.panel.error.text()
+    assert "RuntimeError: a shape does not fit" in window.notice.text
     assert "Traceback" in capfd.readouterr().err
-    QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
+    QTest.keyClick(window.panel.composer.question, Qt.Key.Key_Return)
     idle(window)
-    assert window.panel.conversation.said[-1].answer == "triangle"
+    assert said_of(window)[-1].answer == "triangle"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this 
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QColor, QGuiApplication, QImage, QKeySequence, QPalette
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QMenu, QPushButton
-from tinygptv.runtime.app import appearance
+from PySide6.QtWidgets import QApplication, QMenu, QWidget
+from tinygptv.runtime.app import theme
 from tinygptv.runtime.app.window import Window
-from windows import RED, TEAL, ask, drag, idle, open_and_wait, shown_window, told, type_question
+from windows import RED, TEAL, ask, drag, idle, open_and_wait, said_of, shown_window, told, type_question, wait_until
 
 SHAPE = "what shape is in the image?"
 
@@ -36,76 +37,117 @@ def test_status(window: Window) -> None:
 
 
 def test_loading_is_shown(window: Window) -> None:
+    window.panel.composer.put(SHAPE)
     window.open_bundle(None)
     assert "Loading built-in demo" in window.status.text
     assert window.status._busy.isVisible()
-    assert not window.panel.ask_button.isEnabled()
+    assert window.picture.doing == "Loading built-in demo …"
+    QTest.keyClick(window.panel.composer.question, Qt.Key.Key_Return)
+    assert window.panel.composer.question.toPlainText() == SHAPE  # which is kept until it can be asked
     idle(window)
     assert not window.status._busy.isVisible()
-    assert "Loading" not in window.status.text
+    assert "Loading" not in window.status.text and window.picture.doing == ""
 
 
 def menus_of(window: Window) -> list[QMenu]:
     found = {menu.title(): menu for menu in window.menuBar().findChildren(QMenu)}
-    return [found[name] for name in ("&File", "&Conversation", "&View")]
+    return [found[name] for name in ("&File", "&Conversation", "&View", "&Help")]
+
+
+def tabbed_through(window: Window, first: QWidget) -> list[QWidget]:
+    """What has the focus after each Tab, until it is where it was."""
+    first.setFocus()
+    reached = [first]
+    while len(reached) < 60:
+        QTest.keyClick(QApplication.focusWidget(), Qt.Key.Key_Tab)
+        if QApplication.focusWidget() is first:
+            return reached
+        reached.append(QApplication.focusWidget())
+    raise AssertionError(f"Tab never comes back: {reached}")
 
 
 def test_everything_is_reached_with_the_keyboard(window: Window) -> None:
-    window.panel.question.put("is it red?")
-    reached = []
-    for _ in range(8):
-        reached.append(QApplication.focusWidget())
-        QTest.keyClick(reached[-1], Qt.Key.Key_Tab)
-    panel = window.panel
-    assert {panel.question, panel.task, panel.ask_button, panel.conversation, window.picture} <= set(reached)
-    assert all(widget.accessibleName() or isinstance(widget, QPushButton) for widget in reached)
-    *menus, view = menus_of(window)
-    keys = [action.shortcut().toString() for menu in menus for action in menu.actions()]
-    assert len(keys) == 7 and all(keys) and len(set(keys)) == len(keys)
-    assert all("&" in action.text() for menu in (*menus, view) for action in (menu.menuAction(), *menu.actions()))
+    ask(window, "[detection] triangle")
+    open_and_wait(window, TEAL)
+    ask(window, "[detection] circle")
+    composer = window.panel.composer
+    composer.question.put("is it red?")
+    reached = tabbed_through(window, composer.question)
+    names = {widget.accessibleName() or widget.text() for widget in reached}
+    assert {composer.question, composer.button, *composer.chips, window.picture} <= set(reached)
+    assert {"Copy the answer", "Answer", "Question", "1 box on the picture", "Settings"} <= names
+    assert {"red_triangle.png", "teal_circle.png", "Open another picture"} <= names  # the thumbnails
+    assert any(name.startswith("Regenerate") for name in names) and "" not in names
+    file, conversation, *rest = menus_of(window)
+    keys = [action.shortcut().toString() for menu in (file, conversation) for action in menu.actions() if action.text()]
+    keys.remove("")  # the menu of recent pictures
+    assert len(keys) == 16 and all(keys) and len(set(keys)) == len(keys)
+    actions = [action for menu in (file, conversation, *rest) for action in (menu.menuAction(), *menu.actions())]
+    assert all("&" in action.text() for action in actions if not action.isSeparator())
+
+
+def test_the_start_page_is_reached_with_the_keyboard() -> None:
+    with shown_window(None, None) as window:
+        page = window.start_page
+        reached = tabbed_through(window, page.open_button)
+        assert set(page.samples) <= set(reached)
+        assert all(widget.accessibleName() or widget.text() for widget in reached)
+        page.samples[1].setFocus()
+        QTest.keyClick(page.samples[1], Qt.Key.Key_Space)
+        wait_until(lambda: said_of(window))
+        assert said_of(idle(window))[0].answer == "blue"
 
 
 def test_copying_the_answer(window: Window) -> None:
     ask(window, "[detection] triangle")
     QTest.keySequence(window, QKeySequence("Ctrl+Shift+C"))
     assert QGuiApplication.clipboard().text() == "red triangle"
-    window.start_over()
+    window.talk.start_over()
     idle(window)
     QGuiApplication.clipboard().setText("precious")
     window.copy_answer()  # there is none
     assert QGuiApplication.clipboard().text() == "precious"
 
 
-def contrast(window: Window) -> float:
-    """Between the text and what is behind it, as WCAG 2.1 defines it."""
-    palette = window.panel.conversation.palette()
+def contrast(one: str, other: str) -> float:
+    """Between two colours, as WCAG 2.1 defines it."""
 
     def luminance(colour: QColor) -> float:
         channels = (level / 255 for level in (colour.red(), colour.green(), colour.blue()))
         linear = [level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in channels]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    pair = (luminance(palette.color(role)) for role in (QPalette.ColorRole.Text, QPalette.ColorRole.Base))
-    low, high = sorted(pair)
+    low, high = sorted(luminance(QColor(colour)) for colour in (one, other))
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colours", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+def test_text_can_be_read(colours: theme.Tokens) -> None:
+    for ground in (colours.background, colours.card, colours.question, colours.over):
+        assert contrast(colours.ink, ground) >= 7
+    for text in (colours.dim, colours.accent, colours.error):
+        for ground in (colours.background, colours.card):
+            assert contrast(text, ground) >= 4.5
+    assert contrast(colours.dim, colours.over) >= 4.5  # a button that cannot be pressed
+    assert contrast(colours.on_accent, colours.accent) >= 4.5
 
 
 def test_light_and_dark(window: Window) -> None:
     ask(window, SHAPE)
-    *_, view = menus_of(window)
-    lightness = {}
+    view = menus_of(window)[2]
+    looks = {}
     for action in (*view.actions()[1:], view.actions()[0]):
         action.trigger()
         QTest.qWait(20)
         name = action.text().replace("&", "")
-        lightness[name] = window.palette().color(QPalette.ColorRole.Window).lightness()
-        assert contrast(window) > 7
-        written = window.panel.conversation.document().begin().begin().fragment().charFormat().foreground().color()
-        assert written == window.panel.conversation.palette().color(QPalette.ColorRole.Text)
+        picture = window.grab().toImage()
+        corner, answer = picture.pixelColor(3, window.height() // 2), window.panel.conversation.views[0].answer_text
+        looks[name] = corner.lightness()
+        assert answer.palette().color(QPalette.ColorRole.Text).name() == theme.tokens().ink
+        assert corner.name() == theme.tokens().background
         assert action.isChecked()
-    assert lightness["Dark"] < 100 < lightness["Light"]
-    assert window.panel.conversation.toPlainText() == f"{SHAPE}\ntriangle"
-    appearance.choose(Qt.ColorScheme.Unknown)
+    assert looks["Dark"] < 50 and looks["Light"] > 200
+    assert window.panel.conversation.text == f"{SHAPE}\ntriangle"
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -123,18 +165,25 @@ def test_whatever_is_done_in_whatever_order(
         lambda: QTest.keyClick(window, Qt.Key.Key_Escape),
         lambda: drag(window.picture, *(QPoint(chance.randrange(500), chance.randrange(500)) for _ in range(2))),
         lambda: window.resize(chance.randrange(400, 1400), chance.randrange(300, 900)),
+        lambda: QTest.mouseClick(chance.choice(window.start_page.samples), Qt.MouseButton.LeftButton),
+        lambda: window.session.step(chance.choice([1, -1])),
+        lambda: window.session.use(replace(window.session.settings, low_memory=chance.random() < 0.5)),
+        window.close_picture,
+        window.session.reopen,
+        window.talk.ask_again,
         window.model.cancel,
-        window.start_over,
+        window.talk.start_over,
         window.copy_answer,
     ]
-    for _ in range(120):
+    for _ in range(160):
         chance.choice(actions)()
         QTest.qWait(chance.choice([0, 1, 5]))
     idle(window)
-    window.panel.put("")
+    window.panel.composer.put("")
     open_and_wait(window, RED)
     assert ask(window, SHAPE).answer == "triangle"
-    assert len(window.panel.conversation.said) == 1
+    assert len(said_of(window)) == 1
+    assert len(window.strip.numbers) == len(window.session.sheets)
     assert "Traceback" not in capfd.readouterr().err
 
 

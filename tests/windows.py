@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
-from PySide6.QtGui import QColor, QDragEnterEvent, QDropEvent, QImage
+from PySide6.QtGui import QAction, QColor, QDragEnterEvent, QDropEvent, QImage
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QWidget
+from PySide6.QtWidgets import QApplication, QMenu, QWidget
 from tinygptv.runtime import TinyGPTV
-from tinygptv.runtime.app.conversation import Said
+from tinygptv.runtime.app.settings import Settings
+from tinygptv.runtime.app.turns import Said
 from tinygptv.runtime.app.window import Window
-from tinygptv.runtime.boxes import plain_text
+from tinygptv.runtime.boxes import Box, plain_text
 from tinygptv.runtime.language.decoder import DecoderState
 from tinygptv.runtime.vision.encoder import Vision
 
@@ -30,12 +33,12 @@ _SECONDS = 60
 
 
 @contextmanager
-def shown_window(bundle: Path | None, picture: str | None = RED) -> Iterator[Window]:
+def shown_window(bundle: Path | None, picture: str | None = RED, settings: Settings | None = None) -> Iterator[Window]:
     """A window with a model, the demo if None, that has looked at a picture."""
     os.environ["QT_QPA_PLATFORM"] = "offscreen"
     QApplication.instance() or QApplication([])
     QApplication.setAttribute(Qt.ApplicationAttribute.AA_DontUseNativeDialogs)
-    window = Window(TinyGPTV.load)
+    window = Window(TinyGPTV.load, settings)
     try:
         window.show()
         window.activateWindow()
@@ -91,16 +94,43 @@ def idle(window: Window) -> Window:
 
 
 def type_question(window: Window, text: str) -> None:
-    window.panel.question.setFocus()
-    QTest.keyClicks(window.panel.question, text)
-    QTest.keyClick(window.panel.question, Qt.Key.Key_Return)
+    field = window.panel.composer.question
+    field.setFocus()
+    QTest.keyClicks(field, text)
+    QTest.keyClick(field, Qt.Key.Key_Return)
 
 
 def ask(window: Window, text: str) -> Said:
     """Type a question, and wait for the answer."""
     type_question(window, text)
     idle(window)
-    return window.panel.conversation.said[-1]
+    return said_of(window)[-1]
+
+
+def said_of(window: Window) -> list[Said]:
+    """The conversation that is shown."""
+    return window.session.sheet.said if window.session.sheet else []
+
+
+def boxes_of(window: Window) -> list[Box]:
+    """What is drawn on the picture, in pixels of it."""
+    return [box for region in window.picture.regions for box in region.boxes]
+
+
+def drag_over(window: Window, left: float, top: float, right: float, bottom: float) -> None:
+    """Draw a box, given in fractions of the picture as it is shown."""
+    place = window.picture._place()
+
+    def at(x: float, y: float) -> QPoint:
+        return place.topLeft() + QPoint(round(place.width() * x), round(place.height() * y))
+
+    drag(window.picture, at(left, top), at(right, bottom))
+
+
+def menu_action(window: Window, title: str) -> QAction:
+    """An entry of a menu, by its text without "&"."""
+    actions = [action for menu in window.menuBar().findChildren(QMenu) for action in menu.actions()]
+    return next(action for action in actions if action.text().replace("&", "") == title)
 
 
 def open_and_wait(window: Window, source: str | QImage) -> Window:
@@ -150,7 +180,13 @@ def drag(view: QWidget, start: QPoint, end: QPoint) -> None:
     QTest.mouseRelease(view, Qt.MouseButton.LeftButton, pos=end)
 
 
+def is_colour(image: QImage, colour: QColor) -> NDArray[np.bool_]:
+    """Which pixels of a picture have a colour: [height, width]."""
+    rgb = image.convertToFormat(QImage.Format.Format_RGB888)
+    rows = np.frombuffer(rgb.constBits(), np.uint8).reshape(rgb.height(), rgb.bytesPerLine())
+    pixels = rows[:, : 3 * rgb.width()].reshape(rgb.height(), rgb.width(), 3)
+    return (pixels == (colour.red(), colour.green(), colour.blue())).all(axis=2)
+
+
 def has_colour(image: QImage, colour: QColor) -> bool:
-    return any(
-        image.pixelColor(x, y).rgb() == colour.rgb() for y in range(image.height()) for x in range(image.width())
-    )
+    return bool(is_colour(image, colour).any())

@@ -1,125 +1,93 @@
-"""What was said: questions and answers, the last one as it comes."""
+"""The conversation about a picture: turns from the oldest to the newest, which stays in sight as it grows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from PySide6.QtCore import QEvent
-from PySide6.QtGui import QFont, QPalette, QTextBlockFormat, QTextCharFormat, QTextCursor
-from PySide6.QtWidgets import QTextBrowser
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QScrollArea, QVBoxLayout, QWidget
 
-_FAINT = 0.65
-"""Opacity of notes: less would be hard to read."""
-
-
-@dataclass
-class Said:
-    """A question, and what there is of its answer."""
-
-    question: str
-    answer: str = ""
-    note: str = ""
-    """What is to be known of the answer besides, such as that it was stopped."""
+from . import theme
+from .bubbles import TurnView
+from .turns import Said
 
 
-class Conversation(QTextBrowser):
-    """Read-only; can be reached, scrolled and copied from with the keyboard."""
+class Conversation(QScrollArea):
+    """Follows the newest answer unless somebody reads further up; can be scrolled with the keyboard."""
 
-    def __init__(self) -> None:
+    again = Signal()
+    """Another answer to the last question is wanted."""
+    boxes = Signal(object)
+    """The boxes of this :class:`Said` are to be seen on the picture."""
+
+    def __init__(self, hint: QWidget) -> None:
+        """
+        Args:
+            hint: What is there before anything is said.
+        """
         super().__init__()
-        self.said: list[Said] = []
-        self._answer_begins = self._answer_ends = 0
+        self.views: list[TurnView] = []
+        self._follows = True
+        self._hint = hint
         self.setAccessibleName("Conversation")
-        self.setTabChangesFocus(True)
-        self.setOpenLinks(False)
+        self.setWidgetResizable(True)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setMinimumHeight(96)
+        inner = QWidget()
+        self._column = QVBoxLayout(inner)
+        self._column.setContentsMargins(2 * theme.SPACE, 2 * theme.SPACE, 2 * theme.SPACE, theme.SPACE)
+        self._column.setSpacing(2 * theme.SPACE)
+        self._column.addWidget(hint)
+        self._column.addStretch(1)
+        self.setWidget(inner)
+        bar = self.verticalScrollBar()
+        bar.setSingleStep(theme.LINE_HEIGHT)
+        bar.rangeChanged.connect(self._follow)
+        bar.valueChanged.connect(self._note_place)
 
     @property
-    def unanswered(self) -> bool:
-        """Whether there is nothing of the last question's answer."""
-        return bool(self.said) and not (self.said[-1].answer or self.said[-1].note)
+    def text(self) -> str:
+        """All that can be read there."""
+        return "\n".join(view.text for view in self.views)
 
-    def ask(self, question: str) -> None:
+    def show_all(self, turns: Sequence[Said]) -> None:
+        """Show another conversation, from its end."""
+        while self.views:
+            self._remove(self.views.pop())
+        self._follows = True
+        self.verticalScrollBar().setValue(0)
+        for said in turns:
+            self.add(said)
+        self._hint.setVisible(not self.views)
+
+    def add(self, said: Said) -> None:
         """Begin a turn."""
-        self.said.append(Said(question))
-        self._append(self.said[-1])
-        self._scroll_to_end()
+        if self.views:
+            self.views[-1].show_newest(False)
+        view = TurnView(said)
+        view.again.connect(self.again)
+        view.boxes.connect(lambda: self.boxes.emit(said))
+        self.views.append(view)
+        self._column.insertWidget(self._column.count() - 1, view)
+        self._hint.hide()
+        self._follows = True
+        self._follow()
 
-    def answer(self, text: str, note: str = "") -> None:
-        """Show what there is of the last question's answer by now."""
-        said = self.said[-1]
-        shown = said.answer
-        said.answer, said.note = text, note
-        bar = self.verticalScrollBar()
-        at_end = bar.value() == bar.maximum()  # else somebody reads further up
-        cursor = self.textCursor()
-        cursor.beginEditBlock()
-        # What stays is left alone, and with it what somebody has selected in it.
-        kept = shown if text.startswith(shown) else ""
-        cursor.setPosition(self._answer_ends if kept else self._answer_begins)
-        cursor.movePosition(QTextCursor.MoveOperation.End, QTextCursor.MoveMode.KeepAnchor)
-        cursor.removeSelectedText()
-        self._write_answer(cursor, said, len(kept))
-        cursor.endEditBlock()
-        if at_end:
-            self._scroll_to_end()
+    def update_of(self, said: Said, doing: str | None = None) -> None:
+        """Show what there is of an answer by now, if it is one of these; while there is nothing, what is being done."""
+        for view in self.views:
+            if view.said is said:
+                view.show_answer(doing)
 
-    def take_back(self) -> str:
-        """Remove the last turn; returns its question."""
-        said = self.said.pop()
-        self._show_all()
-        return said.question
+    def _remove(self, view: TurnView) -> None:
+        self._column.removeWidget(view)
+        view.hide()
+        view.deleteLater()
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self.said.clear()
-        self._show_all()
+    def _follow(self) -> None:
+        if self._follows and self.views:
+            bar = self.verticalScrollBar()
+            bar.setValue(bar.maximum())
 
-    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.FontChange):
-            self._show_all()
-
-    def _show_all(self) -> None:
-        self.clear()
-        for said in self.said:
-            self._append(said)
-        self._scroll_to_end()
-
-    def _append(self, said: Said) -> None:
-        cursor = self.textCursor()
-        cursor.movePosition(QTextCursor.MoveOperation.End)
-        if self.document().isEmpty():
-            cursor.setBlockFormat(_spaced(0, 2))
-        else:
-            cursor.insertBlock(_spaced(14, 2))
-        cursor.insertText(said.question, self._style(QFont.Weight.DemiBold))
-        cursor.insertBlock(_spaced(0, 0))
-        self._answer_begins = cursor.position()
-        self._write_answer(cursor, said)
-
-    def _write_answer(self, cursor: QTextCursor, said: Said, start: int = 0) -> None:
-        cursor.insertText(said.answer[start:], self._style())
-        self._answer_ends = cursor.position()
-        if said.note:
-            note = f" ({said.note})" if said.answer else f"({said.note})"
-            cursor.insertText(note, self._style(strength=_FAINT))
-
-    def _style(self, weight: QFont.Weight = QFont.Weight.Normal, strength: float = 1) -> QTextCharFormat:
-        colour = self.palette().color(QPalette.ColorRole.Text)
-        colour.setAlphaF(strength)
-        style = QTextCharFormat()
-        style.setForeground(colour)
-        style.setFontWeight(weight)
-        return style
-
-    def _scroll_to_end(self) -> None:
-        bar = self.verticalScrollBar()
-        bar.setValue(bar.maximum())
-
-
-def _spaced(above: int, below: int) -> QTextBlockFormat:
-    """A paragraph with so many pixels around it."""
-    format = QTextBlockFormat()
-    format.setTopMargin(above)
-    format.setBottomMargin(below)
-    return format
+    def _note_place(self, value: int) -> None:
+        self._follows = value >= self.verticalScrollBar().maximum() - theme.LINE_HEIGHT // 2

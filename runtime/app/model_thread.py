@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QThread, Signal
-from PySide6.QtGui import QImage
 
-from .. import Cancellation, TinyGPTV
-from .worker import Worker
+from .. import AnswerOptions, Cancellation
+from ..boxes import Region
+from ..loading import MemoryMode
+from .turns import Picture
+from .worker import Load, Request, Source, Turns, Worker
 
 
 class ModelThread(QThread):
-    """One thing at a time: what is asked for cancels what is being done. Belongs to the window's thread."""
+    """One thing at a time: what is asked for cancels what is being done, unless it goes on with that.
+
+    Every method returns the number of its request at once. Belongs to the window's thread.
+    """
 
     busy_changed = Signal(bool)
 
-    _load = Signal(object, object)
+    _load = Signal(object, object, object, str, object)
     _open = Signal(object, object)
-    _ask = Signal(str, object)
-    _reset = Signal()
-    """To the worker, with the Cancellation of what can be cancelled."""
+    _look = Signal(object, object, object)
+    _ask = Signal(object, object, str, object, object)
+    _save = Signal(object, object, object, str)
 
-    def __init__(self, load: Callable[[Path | None], TinyGPTV]) -> None:
+    def __init__(self, load: Load) -> None:
         """
         Args:
             load: Loads a bundle; called in this thread.
@@ -34,39 +39,60 @@ class ModelThread(QThread):
         self.worker.moveToThread(self)
         self._load.connect(self.worker.load)
         self._open.connect(self.worker.open)
+        self._look.connect(self.worker.look)
         self._ask.connect(self.worker.ask)
-        self._reset.connect(self.worker.reset)
+        self._save.connect(self.worker.save_picture)
         self.worker.finished.connect(self._end)
-        self._asked_for = 0
-        """What the worker has not done yet."""
-        self._cancellation = Cancellation()
-        """Of the last of it."""
+        self._number = 0
+        self._running: dict[int, Cancellation] = {}
+        """What the worker has not done yet, by its number."""
+        self._questions: set[int] = set()
 
     @property
     def busy(self) -> bool:
         """Whether the worker has anything to do."""
-        return self._asked_for > 0
+        return bool(self._running)
 
-    def load(self, bundle: Path | None) -> None:
+    @property
+    def answering(self) -> bool:
+        """Whether any of it is a question."""
+        return bool(self._questions)
+
+    def load(self, bundle: Path | None, threads: int | None, memory: MemoryMode, picture: Picture | None) -> int:
         """Load a bundle; see :meth:`.Worker.load`."""
-        self._load.emit(bundle, self._begin())
+        request = self._begin()
+        self._load.emit(request, bundle, threads, memory, picture)
+        return request.number
 
-    def open(self, source: str | QImage) -> None:
+    def open(self, source: Source) -> int:
         """Open a picture; see :meth:`.Worker.open`."""
-        self._open.emit(source, self._begin())
+        request = self._begin()
+        self._open.emit(request, source)
+        return request.number
 
-    def ask(self, question: str) -> None:
-        """Ask about it; see :meth:`.Worker.ask`."""
-        self._ask.emit(question, self._begin())
+    def look(self, picture: Picture, turns: Turns) -> int:
+        """Look at a picture again; see :meth:`.Worker.look`."""
+        request = self._begin()
+        self._look.emit(request, picture, turns)
+        return request.number
 
-    def reset(self) -> None:
-        """Begin another conversation; see :meth:`.Worker.reset`."""
-        self._begin()
-        self._reset.emit()
+    def ask(self, picture: Picture, question: str, turns: Turns, options: AnswerOptions, *, goes_on: bool) -> int:
+        """Ask about a picture; see :meth:`.Worker.ask`. ``goes_on`` lets the model look at it until the end first."""
+        request = self._begin(goes_on)
+        self._questions.add(request.number)
+        self._ask.emit(request, picture, question, turns, options)
+        return request.number
+
+    def save_picture(self, picture: Picture, regions: Sequence[Region], path: str) -> int:
+        """Write a picture, after what is being done; see :meth:`.Worker.save_picture`."""
+        request = self._begin(goes_on=True)
+        self._save.emit(request, picture, regions, path)
+        return request.number
 
     def cancel(self) -> None:
-        """End what is being done; a bundle that is being loaded is loaded all the same."""
-        self._cancellation.cancel()
+        """End all that is being done; a bundle that is being loaded is loaded all the same."""
+        for cancellation in self._running.values():
+            cancellation.cancel()
 
     def close(self) -> None:
         """End the thread; waits for what cannot be cancelled, a bundle that is being loaded."""
@@ -75,15 +101,18 @@ class ModelThread(QThread):
         self.quit()
         self.wait()
 
-    def _begin(self) -> Cancellation:
-        self._cancellation.cancel()
-        self._cancellation = Cancellation()
-        self._asked_for += 1
-        if self._asked_for == 1:
+    def _begin(self, goes_on: bool = False) -> Request:
+        if not goes_on:
+            self.cancel()
+        self._number += 1
+        request = Request(self._number, Cancellation())
+        self._running[request.number] = request.cancellation
+        if len(self._running) == 1:
             self.busy_changed.emit(True)
-        return self._cancellation
+        return request
 
-    def _end(self) -> None:
-        self._asked_for -= 1
-        if self._asked_for == 0:
+    def _end(self, number: int) -> None:
+        del self._running[number]
+        self._questions.discard(number)
+        if not self._running:
             self.busy_changed.emit(False)

@@ -1,37 +1,44 @@
-"""The picture, as large as there is room for, and a box that is drawn on it with the mouse."""
+"""The picture, as large as there is room for, with boxes over it, and a box that is drawn on it with the mouse."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import QPoint, QRect, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPalette, QPen
+from collections.abc import Sequence
+
+from PySide6.QtCore import QElapsedTimer, QPoint, QRect, QRectF, QSize, Qt, QTimer, Signal
+from PySide6.QtGui import QColor, QImage, QMouseEvent, QPainter, QPainterPath, QPaintEvent, QPen
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
+from ..boxes import Region
+from . import overlay, theme
+
 _MARGIN = 10
-_BOX_HINT = "A box that you draw on it becomes a question about what is in it"
 _LEAST_DRAG = 6
 """Pixels on the screen; less is a click with an unsteady hand."""
+_FRAME_MILLISECONDS = 50
 
 
 class PictureView(QWidget):
-    """Shows a picture whole, or a hint where there is none."""
+    """Shows a picture whole."""
 
-    wanted = Signal()
-    """Where there is no picture yet, somebody clicked, or pressed Enter or Space."""
     boxed = Signal(QRectF)
     """A box was drawn, in pixels of the picture."""
 
-    def __init__(self, hint: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._hint = hint
         self._takes_boxes = False
         self._image = QImage()
         self._scaled = QImage()
+        self._size, self._name = (1, 1), ""
+        self._regions: tuple[Region, ...] = ()
+        self._doing = ""
         self._drag: QRect | None = None
-        self.setMinimumSize(240, 180)
+        self._clock = QElapsedTimer()
+        self._frames = QTimer(self, interval=_FRAME_MILLISECONDS)
+        self._frames.timeout.connect(self.update)
+        self.setMinimumSize(120, 96)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
-        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setFocusPolicy(Qt.FocusPolicy.TabFocus)
         self.setAccessibleName("Picture")
-        self.setAccessibleDescription(hint)
         self._show_cursor()
 
     @property
@@ -39,40 +46,72 @@ class PictureView(QWidget):
         """What is shown; null before the first picture."""
         return self._image
 
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The boxes over it, in pixels of the picture."""
+        return self._regions
+
+    @property
+    def doing(self) -> str:
+        """What it says of itself."""
+        return self._doing
+
     def take_boxes(self, wanted: bool) -> None:
         """Whether boxes can be drawn: only some models can be asked about them."""
         self._takes_boxes = wanted
         self._drag = None
         self._show_cursor()
+
+    def show_image(self, image: QImage, size: tuple[int, int], name: str) -> None:
+        """Show a picture in the place of the one before; ``size`` is the picture's own, ``image`` may be smaller."""
+        self._image, self._scaled, self._size, self._name = image, QImage(), size, name
+        self._drag = None
+        self._show_cursor()
+        self.show_regions(())
+
+    def show_regions(self, regions: Sequence[Region]) -> None:
+        """Show boxes over the picture, in the place of those before."""
+        self._regions = tuple(regions)
+        self.setAccessibleDescription("; ".join([self._name, *(region.phrase or "a box" for region in regions)]))
         self.update()
 
-    def show_image(self, image: QImage) -> None:
-        """Show a picture in the place of the one before."""
-        self._image, self._scaled = image, QImage()
-        self._show_cursor()
-        self.setAccessibleDescription(f"{image.width()} by {image.height()} pixels")
+    def show_doing(self, doing: str, *, waits: bool = False) -> None:
+        """Say on the picture what the model does with it, or that it waits; nothing if empty."""
+        self._doing = doing
+        if doing and not waits:
+            self._clock.start()
+            self._frames.start()
+        else:
+            self._frames.stop()
+            self._clock.invalidate()
         self.update()
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        return QSize(520, 480)
+        return QSize(560, 480)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         painter = QPainter(self)
-        palette = self.palette()
         if self._image.isNull():
-            painter.setPen(palette.color(QPalette.ColorRole.PlaceholderText))
-            flags = Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap
-            hint = f"{self._hint}\n\n{_BOX_HINT}" if self._takes_boxes else self._hint
-            painter.drawText(self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN), flags, hint)
-        else:
-            painter.drawImage(self._place(), self._fitted())
-        if self._drag is not None and self._takes_boxes and not self._image.isNull():
-            for style, colour in ((Qt.PenStyle.SolidLine, "white"), (Qt.PenStyle.DashLine, "black")):
-                painter.setPen(QPen(QColor(colour), 1, style))
-                painter.drawRect(self._drag.normalized())
+            return
+        place = self._place()
+        painter.save()
+        if min(place.width(), place.height()) > 4 * theme.CONTROL_RADIUS:
+            round_corners = QPainterPath()
+            round_corners.addRoundedRect(QRectF(place), theme.CONTROL_RADIUS, theme.CONTROL_RADIUS)
+            painter.setClipPath(round_corners)
+        painter.drawImage(place, self._fitted())
+        painter.restore()
+        overlay.draw_regions(painter, self.size(), place, self._size, self._regions)
+        if self._drag is not None and self._takes_boxes:
+            overlay.draw_drag(painter, self._drag.normalized())
+        if self._doing:
+            passed = int(self._clock.elapsed()) if self._clock.isValid() else None
+            overlay.draw_doing(painter, self.rect(), self._doing, passed)
         if self.hasFocus():
-            painter.setPen(palette.color(QPalette.ColorRole.Highlight))
-            painter.drawRect(self.rect().adjusted(0, 0, -1, -1))
+            painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+            painter.setPen(QPen(QColor(theme.tokens().accent), 2))
+            frame = QRectF(self.rect()).adjusted(1, 1, -1, -1)
+            painter.drawRoundedRect(frame, theme.CARD_RADIUS, theme.CARD_RADIUS)
 
     def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802
         if event.button() == Qt.MouseButton.LeftButton:
@@ -90,23 +129,13 @@ class PictureView(QWidget):
         drag, self._drag = self._drag, None
         self.update()
         box = drag.normalized().intersected(self._place())
-        if self._image.isNull():
-            if self.rect().contains(event.position().toPoint()):
-                self.wanted.emit()
-        elif self._takes_boxes and min(box.width(), box.height()) >= _LEAST_DRAG:
+        if not self._image.isNull() and self._takes_boxes and min(box.width(), box.height()) >= _LEAST_DRAG:
             self.boxed.emit(self._in_picture(box))
 
-    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
-        if self._image.isNull() and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter, Qt.Key.Key_Space):
-            self.wanted.emit()
-        else:
-            super().keyPressEvent(event)
-
     def _show_cursor(self) -> None:
-        if self._image.isNull():
-            self.setCursor(Qt.CursorShape.PointingHandCursor)
-        else:
-            self.setCursor(Qt.CursorShape.CrossCursor if self._takes_boxes else Qt.CursorShape.ArrowCursor)
+        draws = self._takes_boxes and not self._image.isNull()
+        self.setCursor(Qt.CursorShape.CrossCursor if draws else Qt.CursorShape.ArrowCursor)
+        self.setToolTip("Draw a box to ask what is in it" if draws else "")
 
     def _place(self) -> QRect:
         """Where on the widget the picture is."""
@@ -127,5 +156,5 @@ class PictureView(QWidget):
 
     def _in_picture(self, box: QRect) -> QRectF:
         place = self._place()
-        x, y = self._image.width() / place.width(), self._image.height() / place.height()
+        x, y = self._size[0] / place.width(), self._size[1] / place.height()
         return QRectF((box.left() - place.left()) * x, (box.top() - place.top()) * y, box.width() * x, box.height() * y)

@@ -1,6 +1,8 @@
-"""Pictures that come by drag and drop or from the clipboard."""
+"""Pictures and saved conversations that come by drag and drop or from the clipboard."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from PySide6.QtCore import QMimeData
 from PySide6.QtGui import QImage
@@ -8,19 +10,24 @@ from PySide6.QtGui import QImage
 
 def has_picture(data: QMimeData) -> bool:
     """Whether there is something in it that may be a picture; a file is not looked into."""
-    return data.hasImage() or _file_in(data) is not None
+    return data.hasImage() or bool(_files_in(data))
 
 
-def picture_in(data: QMimeData) -> str | QImage | None:
-    """The path of the first file, or a picture's pixels.
+def pictures_in(data: QMimeData) -> list[str | QImage]:
+    """The paths of files, or a picture's pixels.
 
     What comes from a browser has pixels besides an address, which nobody here would go to.
     """
-    if path := _file_in(data):
-        return path
+    if paths := _files_in(data):
+        return list(paths)
     image = data.imageData() if data.hasImage() else None
-    return image if isinstance(image, QImage) and not image.isNull() else None
+    return [image] if isinstance(image, QImage) and not image.isNull() else []
 
 
-def _file_in(data: QMimeData) -> str | None:
-    return next((url.toLocalFile() for url in data.urls() if url.isLocalFile()), None)
+def name_of(source: str | QImage) -> str:
+    """What people call a picture."""
+    return Path(source).name if isinstance(source, str) else "pasted picture"
+
+
+def _files_in(data: QMimeData) -> list[str]:
+    return [url.toLocalFile() for url in data.urls() if url.isLocalFile()]

@@ -18,13 +18,16 @@ class Status(QStatusBar):
     def __init__(self) -> None:
         super().__init__()
         self._process = psutil.Process()
+        self._lasts = False
         self._doing, self._speed, self._memory = PlainLabel(), QLabel(), QLabel()
         self._busy = QProgressBar()
         self._busy.setRange(0, 0)  # nobody knows how long it takes: it moves, that is all
-        self._busy.setFixedWidth(120)
+        self._busy.setFixedWidth(96)
         self._busy.setTextVisible(False)
         self._busy.hide()
         self._busy.setAccessibleName("Working")
+        self.setSizeGripEnabled(False)
+        self.setContentsMargins(12, 0, 12, 4)
         self._memory.setToolTip("Resident memory of this program, the model included")
         self.addWidget(self._busy)
         self.addWidget(self._doing, 1)
@@ -35,15 +38,17 @@ class Status(QStatusBar):
         self._timer.start()
         self._show_memory()
 
-    def tell(self, text: str) -> None:
-        """Say what is being done."""
+    def tell(self, text: str, *, lasts: bool = False) -> None:
+        """Say what is being done, until it is; or, if it ``lasts``, until something else is."""
         self._doing.setText(text)
+        self._lasts = lasts
 
     def show_busy(self, busy: bool) -> None:
         """Show that something is being done, or that it is over."""
         self._busy.setVisible(busy)
         if not busy:
-            self._doing.clear()
+            if not self._lasts:
+                self._doing.setText("")
             self._show_memory()
 
     def tell_seen(self, seconds: float) -> None:

@@ -1,107 +1,170 @@
-"""The window: puts its parts together, and tells the model's thread what the user wants."""
+"""The window: puts its parts together, and shows in them what the session says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from PySide6.QtCore import QMimeData, QRectF, Qt
-from PySide6.QtGui import QCloseEvent, QDragEnterEvent, QDropEvent, QGuiApplication, QImage, QKeySequence, QShortcut
-from PySide6.QtWidgets import QFileDialog, QMainWindow, QSplitter
-
-from .. import Answer, ArgumentError, TinyGPTV
-from ..bundle.manifest import Manifest
-from ..pointing import question_about, words_of
-from .menus import Entry, add_menu, add_view_menu
-from .model_thread import ModelThread
-from .panel import Panel
-from .picture import PictureView
-from .sources import has_picture, picture_in
-from .status import Status
-from .worker import name_of
-
-DEMO_HINT = (
-    "This is the built-in demo model: it knows simple shapes and colours, and nothing else. "
-    "To ask about photos, choose the bundle of an exported model in the File menu."
+from PySide6.QtCore import QMimeData, Qt
+from PySide6.QtGui import (
+    QCloseEvent,
+    QDragEnterEvent,
+    QDragLeaveEvent,
+    QDropEvent,
+    QGuiApplication,
+    QImage,
+    QKeySequence,
+    QShortcut,
 )
+from PySide6.QtWidgets import QMainWindow, QStackedWidget, QVBoxLayout, QWidget
+
+from .. import TinyGPTVError
+from . import choosers, theme
+from .header import Header
+from .icons import program_icon
+from .menus import MainMenu
+from .notice import Notice
+from .saving import open_conversation, save_conversation
+from .session import Session
+from .settings import Settings
+from .settings_dialog import SettingsDialog
+from .sources import has_picture, name_of, pictures_in
+from .start_page import StartPage
+from .status import Status
+from .talk import Talk
+from .turns import Said, Sheet
+from .work_area import WorkArea
+from .worker import Load
+
 Key = QKeySequence.StandardKey
-PICTURES = "Pictures (*.jpg *.jpeg *.png *.webp *.bmp *.gif *.tif *.tiff)"
 
 
 class Window(QMainWindow):
-    """One bundle, one picture, one conversation about it."""
+    """One model, and the pictures that are open."""
 
-    def __init__(self, load: Callable[[Path | None], TinyGPTV]) -> None:
+    def __init__(self, load: Load, settings: Settings | None = None) -> None:
         """
         Args:
             load: Loads a bundle; called in another thread.
+            settings: To begin with; the defaults if None.
         """
         super().__init__()
-        self.picture = PictureView(
-            f"Drop a picture here, click to open one ({_keys(Key.Open)}), or paste one ({_keys(Key.Paste)})"
-        )
-        self.panel = Panel()
+        self.session = Session(load, settings or Settings())
+        self.model = self.session.model
+        self.talk = Talk(self.session)
+        self.header = Header()
+        self.notice = Notice()
+        self.start_page = StartPage(QKeySequence(Key.Paste).toString(QKeySequence.SequenceFormat.NativeText))
+        self.work = WorkArea()
+        self.picture, self.strip, self.panel = self.work.picture, self.work.strip, self.work.panel
         self.status = Status()
-        self.model = ModelThread(load)
-        self._bundle = self._picture = self._copied = ""
-        self._manifest: Manifest | None = None
+        self._stack = QStackedWidget()
+        theme.choose(self.session.settings.appearance)
         self._arrange()
+        self._menus = MainMenu(self)
+        QShortcut(QKeySequence(Key.Paste), self, self.paste_picture)  # the question field has its own
         self._connect()
-        self.model.start()
+        self._show_settings()
+        self._show_sheet()
+
+    # What can be done
 
     def open_bundle(self, bundle: Path | None) -> None:
         """Load another model, the built-in demo if None."""
-        self._begin(f"Loading {_bundle_name(bundle)} …")
-        self.model.load(bundle)
+        self.session.load(replace(self.session.settings, bundle=str(bundle) if bundle else ""))
 
     def open_picture(self, source: str | QImage) -> None:
-        """Show the model a picture, from a path or the clipboard."""
-        self._begin(f"Opening {name_of(source)} …")
-        self.model.open(source)
+        """Open a picture, from a path or the clipboard, or a conversation that was saved."""
+        if isinstance(source, str) and source.lower().endswith(".json"):
+            self.open_conversation(Path(source))
+        else:
+            self.session.open(source)
 
-    def ask(self, question: str) -> None:
-        """Ask about the picture."""
-        self._begin("Answering …")
-        self._copied = ""
-        self.panel.conversation.ask(question)
-        self.model.ask(question)
+    def open_conversation(self, path: Path) -> None:
+        """Go on with a conversation that was saved as JSON."""
+        try:
+            saved = open_conversation(path)
+        except TinyGPTVError as error:
+            self._begin("")
+            self.notice.complain(str(error))
+        else:
+            self.session.open_conversation(saved)
 
-    def start_over(self) -> None:
-        """Forget what was said about the picture."""
-        self._begin("")
-        self.model.reset()
+    def save_conversation(self, path: Path) -> None:
+        """Write the conversation that is shown."""
+        if self.session.sheet is not None:
+            self._begin("")
+            try:
+                save_conversation(self.session.sheet, path)
+            except TinyGPTVError as error:
+                self.notice.complain(str(error))
+            else:
+                self.status.tell(f"saved {path}", lasts=True)
 
     def copy_answer(self) -> None:
         """Put the last answer on the clipboard, if there is one."""
-        if self._copied:
-            QGuiApplication.clipboard().setText(self._copied)
-
-    def choose_picture(self) -> None:
-        """Ask which picture to open."""
-        dialog = QFileDialog(self, "Open a picture", filter=f"{PICTURES};;All files (*)")
-        dialog.setFileMode(QFileDialog.FileMode.ExistingFile)
-        dialog.fileSelected.connect(self.open_picture)
-        _show(dialog)
-
-    def choose_bundle(self) -> None:
-        """Ask which bundle to load."""
-        dialog = QFileDialog(self, "Choose a bundle: the folder that tinygptv-export wrote")
-        dialog.setFileMode(QFileDialog.FileMode.Directory)
-        dialog.fileSelected.connect(lambda folder: self.open_bundle(Path(folder)))
-        _show(dialog)
+        said = self.session.sheet.said if self.session.sheet else []
+        if said and (text := said[-1].answer or said[-1].text):
+            QGuiApplication.clipboard().setText(text)
 
     def paste_picture(self) -> None:
         """Open the picture on the clipboard."""
         self._take(QGuiApplication.clipboard().mimeData())
 
+    def choose_appearance(self, name: str) -> None:
+        """Take a scheme of :data:`.theme.SCHEMES`."""
+        self.session.take(replace(self.session.settings, appearance=name))
+
+    def choose_pictures(self) -> None:
+        """Ask which pictures to open."""
+        choosers.choose_pictures(self, self.open_picture)
+
+    def choose_bundle(self) -> None:
+        """Ask which model to load."""
+        choosers.choose_bundle(self, self.open_bundle)
+
+    def choose_conversation(self) -> None:
+        """Ask which saved conversation to open."""
+        choosers.choose_conversation(self, self.open_conversation)
+
+    def choose_conversation_file(self) -> None:
+        """Ask where to save the conversation, if there is one."""
+        sheet = self.session.sheet
+        if sheet is not None and sheet.said:
+            choosers.save_conversation(self, sheet.picture.name, self.save_conversation)
+
+    def choose_picture_file(self) -> None:
+        """Ask where to save the picture with its boxes."""
+        if self.session.sheet is not None:
+            choosers.save_picture(self, self.session.sheet.picture.name, self.session.save_picture)
+
+    def close_picture(self) -> None:
+        """Close the picture that is shown."""
+        if self.session.sheet is not None:
+            self.session.close(self.session.sheet.picture.number)
+
+    def show_settings(self) -> None:
+        """Ask for settings."""
+        dialog = SettingsDialog(self, self.session.settings)
+        dialog.chosen.connect(self.session.use)
+        dialog.forgotten.connect(self.session.forget)
+        choosers.show(dialog)
+
+    # What the system tells
+
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
         if has_picture(event.mimeData()) and event.possibleActions() & Qt.DropAction.CopyAction:
             event.setDropAction(Qt.DropAction.CopyAction)  # a move would cost the other program its file
             event.accept()
+            self.start_page.show_over(True)
+
+    def dragLeaveEvent(self, event: QDragLeaveEvent) -> None:  # noqa: N802
+        self.start_page.show_over(False)
 
     def dropEvent(self, event: QDropEvent) -> None:  # noqa: N802
         event.setDropAction(Qt.DropAction.CopyAction)
         event.accept()
+        self.start_page.show_over(False)
         self._take(event.mimeData())
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
@@ -109,154 +172,156 @@ class Window(QMainWindow):
         self.model.close()
         super().closeEvent(event)
 
+    # What the session tells
+
     def _take(self, data: QMimeData) -> None:
-        """Open the picture in what was dropped or pasted."""
-        if source := picture_in(data):
+        """Open the pictures in what was dropped or pasted."""
+        sources = pictures_in(data)
+        for source in sources:
             self.open_picture(source)
-        else:
-            self.panel.clear_errors()
-            self.panel.complain("there is no picture in what was pasted or dropped; expected one, or a file")
+        if not sources:
+            self._begin("")
+            self.notice.complain("there is no picture in what was pasted or dropped; expected one, or a file")
 
     def _begin(self, doing: str) -> None:
-        self.panel.clear_errors()
+        self.notice.clear()
         self.status.tell(doing)
 
-    # What the worker tells
+    def _show_sheet(self) -> None:
+        """Show the picture and the conversation that are current, or the start page."""
+        sheet = self.session.sheet
+        if sheet is None:
+            self._stack.setCurrentWidget(self.start_page)
+            self.start_page.open_button.setFocus()
+        else:
+            appears = self._stack.currentWidget() is not self.work
+            self._stack.setCurrentWidget(self.work)
+            size = (sheet.picture.width, sheet.picture.height)
+            self.picture.show_image(sheet.image, size, sheet.picture.name)
+            self.strip.choose(sheet.picture.number)
+            self.panel.conversation.show_all(sheet.said)
+            self._show_boxes()
+            if appears:
+                self.panel.composer.question.setFocus()
+        self._show_title()
+        self._show_state()
 
-    def _unloaded(self) -> None:
-        self._bundle = ""
+    def _show_boxes(self) -> None:
+        self.picture.show_regions(self.session.regions)
+
+    def _asked(self, said: Said) -> None:
+        self.panel.conversation.add(said)
+        self._show_boxes()
+        self._show_state()
+
+    def _unanswered(self, said: Said) -> None:
+        """Give a question back, unless the next one was typed meanwhile."""
+        field = self.panel.composer.question
+        if not field.toPlainText():
+            self.talk.take_back(said)
+            self.panel.composer.put(said.question)
+
+    def _show_state(self) -> None:
+        session, sheet = self.session, self.session.sheet
+        answering, looks = self.talk.answering, sheet is not None and session.looking == sheet.picture.number
+        note = ""
+        if looks:
+            note = "Looking at the picture …"
+        elif session.loading:
+            note = f"Loading {session.loading} …"
+        self.picture.show_doing(note, waits=not looks)
+        self.panel.composer.show_state(
+            ready=not session.loading and not session.opening,
+            answering=answering is not None,
+            busy=self.model.busy,
+            note="" if answering else note,
+        )
+        if answering is not None:
+            self.panel.conversation.update_of(answering, "Looking at the picture …" if looks else "Thinking …")
+        self.status.show_busy(self.model.busy)
+        self.header.show_model(session.loading or session.bundle_name, loading=bool(session.loading))
+        self.header.show_savable(sheet is not None and bool(sheet.said))
+
+    def _show_model(self) -> None:
+        manifest = self.session.manifest
+        if manifest is not None and self.session.bundle_name:
+            self.panel.composer.offer(manifest.tasks)
+            self.picture.take_boxes(manifest.boxes)
+            demo = not self.session.settings.bundle
+            self.panel.explain(demo=demo, tasks=bool(manifest.tasks), boxes=manifest.boxes)
+            self.start_page.note.setVisible(demo)
         self._show_title()
 
-    def _loaded(self, bundle: Path | None, manifest: Manifest) -> None:
-        self._bundle, self._manifest = _bundle_name(bundle), manifest
-        self.panel.offer(manifest.tasks)
-        self.picture.take_boxes(manifest.boxes)
-        self.panel.conversation.setPlaceholderText("" if bundle else DEMO_HINT)
-        self._show_new()
-
-    def _opened(self, image: QImage, name: str) -> None:
-        self._picture = name
-        self.picture.show_image(image)
-        self.status.tell(f"Looking at {self._picture} …")
-        self._show_new()
-
-    def _answered(self, answer: Answer, boxes: int) -> None:
-        assert self._manifest is not None
-        text = words_of(self._manifest, answer.text)
-        self._copied = text or answer.text
-        self.panel.conversation.answer(text, _note(answer, boxes))
-        self.status.tell_speed(answer)
-
-    def _failed(self, error: str) -> None:
-        if self.panel.conversation.unanswered:
-            if self.panel.question.toPlainText():  # the next one, typed meanwhile
-                self.panel.conversation.answer("", "failed")
-            else:
-                self.panel.put(self.panel.conversation.take_back())
-        self.panel.complain(error)
-
-    def _show_busy(self, busy: bool) -> None:
-        self.panel.show_busy(busy)
-        self.status.show_busy(busy)
-        if not busy and self.panel.conversation.unanswered:  # it was stopped while the model looked at the picture
-            self.panel.conversation.answer("", "stopped")
-
-    def _show_new(self) -> None:
-        """Nothing has been said yet."""
-        self._copied = ""
-        self.panel.conversation.forget()
-        self._show_title()
+    def _show_settings(self) -> None:
+        settings = self.session.settings
+        theme.choose(settings.appearance)
+        self._menus.show_settings(settings)
+        self.start_page.show_recent(settings.recent)
 
     def _show_title(self) -> None:
-        self.setWindowTitle(" - ".join(filter(None, (self._picture, self._bundle, "tinygptv"))))
-
-    def _ask_about(self, box: QRectF) -> None:
-        """Fill in a question about a box that was drawn."""
-        assert self._manifest is not None
-        width, height = self.picture.image.size().toTuple()
-        right, bottom = min(box.right(), width), min(box.bottom(), height)  # floats may be a little more
-        try:
-            self.panel.put(question_about(self._manifest, (box.left(), box.top(), right, bottom), width, height))
-        except ArgumentError as error:  # where the model sees nothing of the picture
-            self.panel.complain(str(error))
+        sheet = self.session.sheet
+        parts = (sheet.picture.name if sheet else "", self.session.bundle_name, "tinygptv")
+        self.setWindowTitle(" - ".join(filter(None, parts)))
 
     # Putting together
 
     def _arrange(self) -> None:
-        splitter = QSplitter()
-        splitter.addWidget(self.picture)
-        splitter.addWidget(self.panel)
-        splitter.setStretchFactor(0, 3)
-        splitter.setStretchFactor(1, 2)
-        splitter.setChildrenCollapsible(False)
-        self.setCentralWidget(splitter)
+        self._stack.addWidget(self.start_page)
+        self._stack.addWidget(self.work)
+        notice_row = QWidget()
+        row = QVBoxLayout(notice_row)
+        row.setContentsMargins(12, 0, 12, 0)
+        row.addWidget(self.notice)
+        root = QWidget()
+        rows = QVBoxLayout(root)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(4)
+        for widget in (self.header, notice_row, self._stack):
+            rows.addWidget(widget)
+        rows.setStretch(2, 1)
+        self.setCentralWidget(root)
         self.setStatusBar(self.status)
         self.setAcceptDrops(True)
-        self.setWindowTitle("tinygptv")
-        self.resize(1040, 680)
-        self._add_menus()
-        QShortcut(QKeySequence(Key.Paste), self, self.paste_picture)  # the question field has its own
-        self.panel.question.setFocus()
+        self.setWindowIcon(program_icon())
+        self.setMinimumSize(340, 420)
+        self.resize(1080, 720)
 
-    def _add_menus(self) -> None:
-        add_menu(
-            self.menuBar(),
-            "&File",
-            Entry("&Open picture …", Key.Open, self.choose_picture),
-            Entry("&Paste picture", "Ctrl+Shift+V", self.paste_picture),
-            Entry("Choose &bundle …", "Ctrl+B", self.choose_bundle),
-            Entry("&Quit", "Ctrl+Q", self.close),
-        )
-        add_menu(
-            self.menuBar(),
-            "&Conversation",
-            Entry("&Copy answer", "Ctrl+Shift+C", self.copy_answer),
-            Entry("Start &over", Key.New, self.start_over),
-            Entry("Go to the &question", "Ctrl+L", self.panel.question.setFocus),
-        )
-        add_view_menu(self.menuBar())
+    def _closed(self, sheet: Sheet) -> None:
+        self.strip.remove(sheet.picture.number)
 
     def _connect(self) -> None:
-        self.panel.asked.connect(self.ask)
-        self.panel.stopped.connect(self.model.cancel)
-        self.panel.question.given.connect(self._take)
-        self.picture.wanted.connect(self.choose_picture)
-        self.picture.boxed.connect(self._ask_about)
-        self.model.busy_changed.connect(self._show_busy)
-        worker = self.model.worker
-        worker.unloaded.connect(self._unloaded)
-        worker.loaded.connect(self._loaded)
-        worker.opened.connect(self._opened)
-        worker.seen.connect(self.status.tell_seen)
-        worker.wrote.connect(self.panel.conversation.answer)
-        worker.drawn.connect(self.picture.show_image)
-        worker.answered.connect(self._answered)
-        worker.over.connect(self._show_new)
-        worker.failed.connect(self._failed)
-
-
-def _note(answer: Answer, boxes: int) -> str:
-    """What is to be known of an answer besides its text."""
-    parts = [f"{boxes} box{'es' if boxes > 1 else ''} on the picture"] if boxes else []
-    if answer.finish_reason == "cancelled":
-        parts.append("stopped")
-    elif answer.finish_reason == "length":
-        parts.append("cut off at its greatest length")
-    elif not answer.text.strip():
-        parts.append("the model said nothing")
-    if answer.truncated_turns:
-        parts.append(f"the first {answer.truncated_turns} questions no longer fit into what the model remembers")
-    return "; ".join(parts)
-
-
-def _bundle_name(bundle: Path | None) -> str:
-    return bundle.resolve().name if bundle else "built-in demo"
-
-
-def _keys(key: QKeySequence.StandardKey) -> str:
-    return QKeySequence(key).toString(QKeySequence.SequenceFormat.NativeText)
-
-
-def _show(dialog: QFileDialog) -> None:
-    dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-    dialog.open()  # unlike exec, does not wait
+        session, talk = self.session, self.talk
+        composer, conversation = self.panel.composer, self.panel.conversation
+        self.header.model_wanted.connect(self.choose_bundle)
+        self.header.picture_wanted.connect(self.choose_pictures)
+        self.header.save_wanted.connect(self.choose_conversation_file)
+        self.header.settings_wanted.connect(self.show_settings)
+        self.start_page.picture_wanted.connect(self.choose_pictures)
+        self.start_page.sample_wanted.connect(lambda sample: session.open(str(sample.path), sample))
+        self.start_page.recent_wanted.connect(self.open_picture)
+        for note in (self.start_page.note, self.panel.note):
+            note.wanted.connect(self.choose_bundle)
+        self.strip.chosen.connect(session.show)
+        self.strip.closed.connect(session.close)
+        self.strip.wanted.connect(self.choose_pictures)
+        self.picture.boxed.connect(talk.ask_about)
+        composer.asked.connect(talk.ask)
+        composer.stopped.connect(self.model.cancel)
+        composer.question.given.connect(self._take)
+        conversation.again.connect(talk.ask_again)
+        conversation.boxes.connect(talk.show_boxes)
+        session.began.connect(self._begin)
+        session.failed.connect(self.notice.complain)
+        session.sheet_opened.connect(self.strip.add)
+        session.sheet_closed.connect(self._closed)
+        session.switched.connect(self._show_sheet)
+        talk.asked.connect(self._asked)
+        talk.unanswered.connect(self._unanswered)
+        talk.written.connect(conversation.update_of)
+        talk.boxes_changed.connect(self._show_boxes)
+        session.model_changed.connect(self._show_model)
+        session.state_changed.connect(self._show_state)
+        session.seen.connect(self.status.tell_seen)
+        talk.answered.connect(self.status.tell_speed)
+        session.saved.connect(lambda path: self.status.tell(f"saved {name_of(path)}", lasts=True))
+        session.settings_changed.connect(self._show_settings)

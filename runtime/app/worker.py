@@ -9,49 +9,86 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
-from PySide6.QtCore import QObject, QThread, Signal, Slot
+from PySide6.QtCore import QBuffer, QByteArray, QIODevice, QObject, QThread, Signal, Slot
 from PySide6.QtGui import QImage
 
-from .. import Cancellation, CancellationError, Chat, TinyGPTV, TinyGPTVError
+from .. import AnswerOptions, Cancellation, CancellationError, Chat, TinyGPTV, TinyGPTVError
 from ..boxes import Region
 from ..drawing import draw_regions
+from ..loading import MemoryMode
 from ..pointing import regions_of, words_of
+from ..system.files import write_atomically
+from .sources import name_of
+from .turns import Picture
 
 _LONGEST_SHOWN = 2048
 """Pixels of a picture's longer side on the screen; the model is shown the picture itself."""
+Turns = Sequence[tuple[str, str]]
+"""(question, answer) pairs."""
+
+
+class Load(Protocol):
+    """Loads a bundle, the demo if None, as :meth:`.TinyGPTV.load` does."""
+
+    def __call__(self, path: Path | None, /, *, threads: int | None, memory: MemoryMode) -> TinyGPTV: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the worker; its number comes back with the results."""
+
+    number: int
+    cancellation: Cancellation
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a picture comes from."""
+
+    what: str | QImage | bytes
+    """A path, the clipboard's pixels, or a file's content."""
+    number: int
+    """The picture's from now on."""
+    name: str = ""
+    """What it is called, if not after its file."""
+    turns: Turns = ()
+    """What was said about it before."""
+    size: tuple[int, int] | None = None
+    """Its width and height, if they are known."""
 
 
 class Worker(QObject):
-    """Owns the model and the conversation. Made in the window's thread, then moved to its own."""
+    """Owns the model. Made in the window's thread, then moved to its own."""
 
     unloaded = Signal()
     """The bundle that was there makes room for the next."""
     loaded = Signal(object, object)
-    """This bundle is there, the demo if None, with its :class:`~tinygptv.runtime.bundle.manifest.Manifest`, and nothing
-    said yet."""
-    opened = Signal(QImage, str)
-    """A picture of this name is there, and nothing said yet."""
-    over = Signal()
-    """What was said about the picture is forgotten."""
-    seen = Signal(float)
-    """The model has looked at the picture, in so many seconds."""
-    wrote = Signal(str)
-    """The answer so far, without boxes."""
-    answered = Signal(object, int)
-    """The complete :class:`~tinygptv.runtime.Answer`, and how many boxes it has."""
-    drawn = Signal(QImage)
-    """The picture with the answer's boxes, or without any."""
-    failed = Signal(str)
-    """One line on what went wrong."""
-    finished = Signal()
-    """One of the slots has ended, well or not."""
+    """This bundle is there, the demo if None, with its :class:`~tinygptv.runtime.bundle.manifest.Manifest`."""
+    opened = Signal(int, object, QImage)
+    """A :class:`.Picture` is open by this request, and this is what is to be shown of it."""
+    looking = Signal(int)
+    """The model begins to look at the picture of this number."""
+    seen = Signal(int, float)
+    """The model has looked at the picture of this number, in so many seconds."""
+    wrote = Signal(int, str)
+    """The answer to a request so far, without boxes."""
+    answered = Signal(int, object, object)
+    """The complete :class:`~tinygptv.runtime.Answer` to a request, and the regions that it has."""
+    saved = Signal(str)
+    """A picture was written to this path."""
+    failed = Signal(int, str)
+    """One line on what went wrong with a request."""
+    finished = Signal(int)
+    """A request has ended, well or not."""
 
-    def __init__(self, load: Callable[[Path | None], TinyGPTV]) -> None:
+    def __init__(self, load: Load) -> None:
         """
         Args:
             load: Loads a bundle; called in the worker's thread.
@@ -59,15 +96,16 @@ class Worker(QObject):
         super().__init__()
         self._load = load
         self._model: TinyGPTV | None = None
-        self._picture: Image.Image | None = None
-        self._shown: Image.Image | None = None
-        self._plain = QImage()
         self._chat: Chat | None = None
+        self._chat_of = 0
+        """The number of the picture that it is about."""
 
-    @Slot(object, object)
-    def load(self, bundle: Path | None, cancellation: Cancellation) -> None:
+    @Slot(object, object, object, str, object)
+    def load(
+        self, request: Request, bundle: Path | None, threads: int | None, memory: MemoryMode, picture: Picture | None
+    ) -> None:
         """Load a bundle, the demo if None, in the place of the one that is open, and show it the picture."""
-        with self._job():
+        with self._job(request):
             if QThread.currentThread().isInterruptionRequested():  # the window is gone
                 return
             # Looks at the files and opens no graph: a wrong folder must not cost the model that is there.
@@ -75,84 +113,111 @@ class Worker(QObject):
             self._model = self._chat = None  # two at once would not fit in memory
             self.unloaded.emit()
             gc.collect()  # an answer that failed halfway refers to itself
-            self._model = self._load(bundle)
+            self._model = self._load(bundle, threads=threads, memory=memory)
             self.loaded.emit(bundle, self._model.manifest)
-            self._draw(())
-            self._begin(cancellation)
+            if picture is not None:
+                self._begin(picture, (), request.cancellation)
 
     @Slot(object, object)
-    def open(self, source: str | QImage, cancellation: Cancellation) -> None:
-        """Open a picture, from a path or the clipboard, and let the model look at it."""
-        with self._job():
-            cancellation.check()  # it may have had to wait, and be wanted no more
-            picture = draw_regions(_as_pillow(source) if isinstance(source, QImage) else source, ())  # upright, RGB
-            self._picture, self._shown = picture, _small(picture)
-            self._plain = _as_qt(self._shown)
-            self._chat = None
-            self.opened.emit(self._plain, name_of(source))
+    def open(self, request: Request, source: Source) -> None:
+        """Open a picture, and let the model look at it."""
+        with self._job(request):
+            what = source.what
+            name = source.name or name_of("" if isinstance(what, bytes) else what)
+            # Upright and RGB. A picture's file is read twice: Pillow says more of a path than of bytes.
+            upright = draw_regions(_as_pillow(what) if isinstance(what, QImage) else what, ())
+            _check_size(name, upright.size, source.size)
+            data = what if isinstance(what, bytes) else _as_png(what) if isinstance(what, QImage) else _content(what)
+            picture = Picture(source.number, name, data, *upright.size)
+            self.opened.emit(request.number, picture, _as_qt(_small(upright)))
+            del upright
             if self._model:  # otherwise the window shows why already
-                self._begin(cancellation)
+                self._begin(picture, source.turns, request.cancellation)
 
-    @Slot(str, object)
-    def ask(self, question: str, cancellation: Cancellation) -> None:
-        """Ask about the picture, or without one."""
-        with self._job():
-            chat = self._begin(cancellation)
+    @Slot(object, object, object)
+    def look(self, request: Request, picture: Picture, turns: Turns) -> None:
+        """Look at a picture again, and know what was said about it."""
+        with self._job(request):
+            if self._model:
+                self._begin(picture, turns, request.cancellation)
+
+    @Slot(object, object, str, object, object)
+    def ask(self, request: Request, picture: Picture, question: str, turns: Turns, options: AnswerOptions) -> None:
+        """Ask about a picture, after some turns."""
+        with self._job(request):
+            chat = self._begin(picture, turns, request.cancellation)
             assert self._model is not None
             manifest = self._model.manifest
-            self._draw(())
             text = ""
-            with chat.stream(question, cancellation=cancellation) as stream:
+            with chat.stream(question, options=options, cancellation=request.cancellation) as stream:
                 for piece in stream:
                     text += piece
-                    self.wrote.emit(words_of(manifest, text))
+                    self.wrote.emit(request.number, words_of(manifest, text))
                 answer = stream.answer
-            regions = regions_of(manifest, answer.text, *self._shown.size) if self._shown else ()
-            self._draw(regions)
-            self.answered.emit(answer, sum(len(region.boxes) for region in regions))
+            regions = regions_of(manifest, answer.text, picture.width, picture.height)
+            self.answered.emit(request.number, answer, regions)
 
-    @Slot()
-    def reset(self) -> None:
-        """Forget what was said about the picture."""
-        with self._job():
-            if self._chat:
+    @Slot(object, object, object, str)
+    def save_picture(self, request: Request, picture: Picture, regions: Sequence[Region], path: str) -> None:
+        """Write a picture in its own size, with boxes drawn into it."""
+        with self._job(request):
+            drawn = draw_regions(picture.data, regions)
+            kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
+            if kind not in Image.SAVE:
+                raise TinyGPTVError(f"{path} is no name for a picture; expected it to end in .png, .jpg or .webp")
+            try:
+                write_atomically(Path(path), lambda file: drawn.save(file, kind))
+            except OSError as error:
+                raise TinyGPTVError(f"the picture cannot be saved: {error}") from error
+            self.saved.emit(path)
+
+    def _begin(self, picture: Picture, turns: Turns, cancellation: Cancellation) -> Chat:
+        """The conversation; a new one takes the time of looking at the picture, unless that was done lately."""
+        if self._model is None:
+            raise TinyGPTVError("no model is loaded; choose a bundle")
+        if self._chat is not None and self._chat_of == picture.number:
+            if list(self._chat.turns) == list(turns):
+                return self._chat
+            if not turns:
                 self._chat.reset()
-            self.over.emit()
-            self._draw(())
-
-    def _begin(self, cancellation: Cancellation) -> Chat:
-        """The conversation; a new one takes the time of looking at the picture."""
-        if self._chat is None:
-            if self._model is None:
-                raise TinyGPTVError("no model is loaded; choose a bundle")
-            self._chat = self._model.chat(self._picture, cancellation=cancellation)
-            for image in self._chat.images:
-                self.seen.emit(image.preprocess_seconds + image.encode_seconds + image.project_seconds)
+                return self._chat
+        self._chat = None
+        self.looking.emit(picture.number)
+        self._chat = self._model.chat(picture.data, turns=turns, cancellation=cancellation)
+        self._chat_of = picture.number
+        (image,) = self._chat.images
+        self.seen.emit(picture.number, image.preprocess_seconds + image.encode_seconds + image.project_seconds)
         return self._chat
 
-    def _draw(self, regions: Sequence[Region]) -> None:
-        if self._shown:
-            self.drawn.emit(_as_qt(draw_regions(self._shown, regions)) if regions else self._plain)
-
     @contextmanager
-    def _job(self) -> Iterator[None]:
+    def _job(self, request: Request) -> Iterator[None]:
         """Whatever happens, the window gets a signal when it ended."""
         try:
             yield
         except CancellationError:
             pass
         except TinyGPTVError as error:
-            self.failed.emit(str(error))
+            self.failed.emit(request.number, str(error))
         except Exception as error:
-            self.failed.emit(f"{type(error).__name__}: {error}")
+            self.failed.emit(request.number, f"{type(error).__name__}: {error}")
             traceback.print_exc()  # raised, it would be kept as the last one, and the model with it
         finally:
-            self.finished.emit()
+            self.finished.emit(request.number)
 
 
-def name_of(source: str | QImage) -> str:
-    """What people call a picture."""
-    return Path(source).name if isinstance(source, str) else "pasted picture"
+def _check_size(name: str, found: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    if expected is not None and found != expected:
+        raise TinyGPTVError(
+            f"{name} has {found[0]} by {found[1]} pixels; the conversation expects {expected[0]} by {expected[1]}: its "
+            "file was changed or is damaged, save the conversation again"
+        )
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise TinyGPTVError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _small(picture: Image.Image) -> Image.Image:
@@ -168,6 +233,15 @@ def _as_pillow(image: QImage) -> Image.Image:
     """A copy of mode RGBA."""
     rgba = image.convertToFormat(QImage.Format.Format_RGBA8888)
     return Image.frombytes("RGBA", (rgba.width(), rgba.height()), bytes(rgba.constBits()))
+
+
+def _as_png(image: QImage) -> bytes:
+    content = QByteArray()
+    buffer = QBuffer(content)
+    buffer.open(QIODevice.OpenModeFlag.WriteOnly)
+    if not image.save(buffer, "PNG"):  # type: ignore[call-overload]
+        raise TinyGPTVError("the pasted picture cannot be kept as PNG; save it as a file and open that")
+    return bytes(content.data())
 
 
 def _as_qt(picture: Image.Image) -> QImage:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import TinyGPTVError
-from ..loading import DEMO_BUNDLE
-from .options import add_model_options, bundle_of, examples, loader, require
+from ..model import TinyGPTV
+from .options import BUNDLE_VARIABLE, add_model_options, examples, require, tunes
 
 if TYPE_CHECKING:
     from .options import Commands
 
-EXAMPLES = examples("tinygptv app", "tinygptv app photo.jpg --bundle ~/models/tinygptv")
+EXAMPLES = examples("tinygptv app", "tinygptv app photo.jpg other.jpg --bundle ~/models/tinygptv")
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +27,7 @@ def add(commands: Commands) -> None:
         description="Open a window: drop, open or paste a picture, ask about it, and watch the answer come.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="picture to begin with")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures to begin with, or saved conversations")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -45,5 +47,6 @@ def run(options: argparse.Namespace) -> int:
             f"Qt cannot be loaded ({error}); it needs libraries that desktops have, such as Debian's libegl1, libgl1, "
             "libxkbcommon0 and libdbus-1-3"
         ) from error
-    bundle = bundle_of(options.bundle)
-    return start(loader(options), None if bundle == DEMO_BUNDLE else bundle, options.image)
+    named = options.bundle or os.environ.get(BUNDLE_VARIABLE)
+    load = partial(TinyGPTV.load, tune=tunes(options))
+    return start(load, Path(named) if named else None, options.threads, options.memory, options.images)

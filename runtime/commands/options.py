@@ -141,10 +141,20 @@ def bundle_of(given: Path | None) -> Path:
     return DEMO_BUNDLE
 
 
+def tunes(options: argparse.Namespace) -> bool:
+    """Whether a bundle is to be tuned before it is loaded."""
+    return bool(options.tune) or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
+
+
 def loader(options: argparse.Namespace, background: bool = False) -> Callable[[Path | None], TinyGPTV]:
     """A function that loads a bundle with the options of :func:`add_model_options`."""
-    tune = options.tune or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
-    return partial(TinyGPTV.load, threads=options.threads, memory=options.memory, tune=tune, background=background)
+    return partial(
+        TinyGPTV.load,
+        threads=options.threads,
+        memory=options.memory,
+        tune=tunes(options),
+        background=background,
+    )
 
 
 def load(options: argparse.Namespace, bundle: Path | None = None, *, background: bool = False) -> TinyGPTV:

@@ -1,0 +1,7 @@
+"""Pictures that are part of the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "artwork"

@@ -1,0 +1,82 @@
+"""Text that can be selected, in a field as high as it needs."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QEvent, QSize, Qt
+from PySide6.QtGui import QTextBlockFormat, QTextCursor, QTextOption, QWheelEvent
+from PySide6.QtWidgets import QFrame, QSizePolicy, QTextEdit
+
+from . import theme
+
+
+class FittedText(QTextEdit):
+    """Text as high as it is, at most as wide as there is room; it grows without losing what is selected in it."""
+
+    def __init__(self, name: str, highest: int = 1 << 20) -> None:
+        """
+        Args:
+            name: For screen readers.
+            highest: Pixels; text that needs more scrolls.
+        """
+        super().__init__()
+        self._highest = highest
+        self._shown = ""
+        self.setAccessibleName(name)
+        self.setReadOnly(True)
+        self.setTextInteractionFlags(
+            Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
+        )
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setStyleSheet("background: transparent; border: none;")
+        self.setWordWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+        self.setTabChangesFocus(True)
+        self.document().setDocumentMargin(0)
+        self.document().setUndoRedoEnabled(False)
+        self.viewport().setAutoFillBackground(False)
+        self.document().documentLayout().documentSizeChanged.connect(self._fit)
+
+    def put(self, text: str) -> None:
+        """Show a text; where it only grew, what was there stays as it is, and with it what somebody selected."""
+        cursor = QTextCursor(self.document())
+        cursor.beginEditBlock()
+        kept = self._shown if self._shown and text.startswith(self._shown) else ""
+        if not kept:
+            cursor.select(QTextCursor.SelectionType.Document)
+            cursor.removeSelectedText()
+            spaced = QTextBlockFormat()
+            spaced.setLineHeight(theme.LINE_HEIGHT, QTextBlockFormat.LineHeightTypes.MinimumHeight.value)
+            cursor.setBlockFormat(spaced)
+        cursor.movePosition(QTextCursor.MoveOperation.End)
+        cursor.insertText(text[len(kept) :])
+        cursor.endEditBlock()
+        self._shown = text
+        self.updateGeometry()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        self.ensurePolished()
+        width = self.fontMetrics().size(0, self._shown).width()
+        return QSize(width + 4, self.minimumHeight())
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        return QSize(24, theme.LINE_HEIGHT)
+
+    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
+        if self.verticalScrollBar().maximum() == 0:
+            event.ignore()  # it is the conversation that scrolls
+        else:
+            super().wheelEvent(event)
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
+            self.updateGeometry()
+
+    def _fit(self) -> None:
+        wanted = max(theme.LINE_HEIGHT, round(self.document().size().height()))
+        scrolls = wanted > self._highest
+        policy = Qt.ScrollBarPolicy.ScrollBarAsNeeded if scrolls else Qt.ScrollBarPolicy.ScrollBarAlwaysOff
+        self.setVerticalScrollBarPolicy(policy)
+        self.setFixedHeight(self._highest if scrolls else wanted)
