@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..bundle.manifest import Manifest
+from ..bundle.manifest import Manifest, read_manifest
 from ..errors import (
     ArgumentError,
     BundleError,
@@ -23,6 +23,7 @@ from ..errors import (
     ImageError,
     MemoryShortageError,
 )
+from ..loading import DEMO_BUNDLE
 from .limits import Guard, drain, read_body
 from .page import page
 from .queue import AnswerQueue, Finished, Job
@@ -44,6 +45,7 @@ def make_app(queue: AnswerQueue, manifest: Manifest, token: str | None, max_body
     name = manifest.name
     model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "tinygptv"}
     model |= {"family": manifest.family, "tasks": list(manifest.tasks), "boxes": manifest.boxes}
+    model |= {"fit": manifest.image.fit, "demo": manifest == read_manifest(DEMO_BUNDLE)}
 
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": [model]})
