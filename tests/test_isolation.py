@@ -186,7 +186,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         for path in (ROOT / part).rglob("*.py")
     }
     assert len(wanted) > 30
-    for data in ("runtime/demo", "export/calibration"):
+    for data in ("runtime/demo", "runtime/server/web", "export/calibration"):
         files = (path for path in (ROOT / data).rglob("*") if path.is_file())
         wanted |= {f"tinygptv/{data}/{path.relative_to(ROOT / data).as_posix()}" for path in files}
     wanted |= {
@@ -195,7 +195,6 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         "tinygptv/runtime/py.typed",
         "tinygptv/export/py.typed",
         "tinygptv/export/costs.json",
-        "tinygptv/runtime/server/page.html",
     }
     assert {name for name in held if ".dist-info/" not in name} == wanted  # no tests, no benchmarks
     assert any(name.endswith("/LICENSE") for name in held)

@@ -1,166 +1,302 @@
-"""The page at ``/`` in a real browser: Chromium, without a window."""
+"""The page at ``/`` in a real browser: asking, and what is seen of pictures and answers."""
 
 from __future__ import annotations
 
 import base64
-import os
-import shutil
-from collections.abc import Callable, Iterator
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browsing import (
+    COMPLETIONS,
+    DROP,
+    NARROW,
+    OpenPage,
+    answered,
+    ask,
+    asked,
+    colour_count,
+    drag,
+    drop,
+    ramble,
+    sent,
+    type_question,
+)
 from conftest import bundle_with
-from served import IMAGES, Served, serving
+from served import IMAGES, Served, serving, wait_until
 from tinygptv.runtime.boxes import plain_text
+from tinygptv.runtime.drawing import PALETTE, _contrasting
 from tinygptv.runtime.loading import DEMO_BUNDLE
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+pytest_plugins = "browsing"
 TOKEN = "a-word-that-nobody-guesses"
-
-DROP = """
-async ([name, base64]) => {
-  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const data = new DataTransfer();
-  data.items.add(new File([bytes], name, { type: "image/png" }));
-  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
-}
-"""
-COUNT = """
-(wanted) => {
-  const canvas = document.getElementById("picture");
-  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  let count = 0;
-  for (let at = 0; at < data.length; at += 4) {
-    count += wanted.every((value, channel) => Math.abs(data[at + channel] - value) < 8);
-  }
-  return count;
-}
-"""
-VERMILLION = [0xD5, 0x5E, 0x00]
-"""Of the first box that is drawn."""
-
-OpenPage = Callable[..., Any]
+Viewport = dict[str, int]
+SCROLLER = "document.getElementById('scroller')"
+BELOW = f"{SCROLLER}.scrollHeight - {SCROLLER}.clientHeight - {SCROLLER}.scrollTop"
+"""Pixels of the conversation that are below what is in sight."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        own = Path(playwright.chromium.executable_path)
-        found = own if own.is_file() else next(filter(None, map(shutil.which, PROGRAMS)), None)
-        if found is None:
-            pytest.skip("no Chromium here: install one (apt install chromium, or playwright install chromium)")
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # whom Chromium's sandbox does not serve
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] * root)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("page")) as running:
-        yield running
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Opens the page; afterwards nothing may have gone wrong in it, and nothing have been asked of other servers."""
-    contexts: list[Any] = []
-    wrong: list[str] = []
-
-    def open_it(served: Served, **options: Any) -> Any:
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        own = (f"{served.url}/", "data:")
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
-        page.goto(served.url)
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    # Browsers themselves remark on the answer that asks for a token.
-    assert [line for line in wrong if "401" not in line] == []
-
-
-def drop(page: Any, image: str) -> None:
-    page.evaluate(DROP, [image, base64.b64encode((IMAGES / image).read_bytes()).decode()])
-    page.get_by_text(image, exact=True).wait_for()
-
-
-def ask(page: Any, question: str) -> str:
-    """By the keyboard alone; returns the answer once it is whole."""
-    page.get_by_label("Question").fill(question)
-    page.keyboard.press("Enter")
-    page.locator("#send:enabled").wait_for()
-    return page.locator("#talk .answer").last.inner_text()
-
-
-def test_a_picture_is_dropped_and_asked_about(served: Served, open_page: OpenPage) -> None:
-    page = open_page(served)
+def test_a_picture_is_dropped_and_asked_about(served: Served, open_page: OpenPage, viewport: Viewport) -> None:
+    page = open_page(served, viewport=viewport)
     page.get_by_text("demo", exact=True).wait_for()
     drop(page, "red_triangle.png")
     assert ask(page, "[caption]") == "a red triangle"
     assert ask(page, "[vqa] is a triangle present?") == "yes"
-    assert page.evaluate(COUNT, VERMILLION) == 0
+    assert colour_count(page) == 0
     assert ask(page, "[detection] triangle") == "red triangle"
-    assert page.evaluate(COUNT, VERMILLION) > 500
+    assert colour_count(page) > 200
+    assert asked(page) == ["Caption", "Short answer is a triangle present?", "Find triangle"]
     label = page.locator("#picture").get_attribute("aria-label")
     assert label.startswith("red_triangle.png; red triangle at ")
     left, top, right, bottom = map(int, label.rpartition(" ")[2].split(","))
     assert [left, top, right, bottom] == pytest.approx([16, 5, 39, 25], abs=2)
-    page.get_by_role("button", name="Start over").click()
-    assert page.locator("#talk li").count() == 0
-    assert page.evaluate(COUNT, VERMILLION) == 0
 
 
-def test_a_file_is_chosen_and_another_after_it(served: Served, open_page: OpenPage) -> None:
+def test_boxes_of_an_earlier_answer(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
-    for image, expected in (("teal_circle.png", "a teal circle"), ("red_triangle.png", "a red triangle")):
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Choose a picture").press("Enter")
-        chooser.value.set_files(IMAGES / image)
-        page.get_by_text(image, exact=True).wait_for()
-        assert ask(page, "[caption]") == expected
-        assert page.locator("#talk li").count() == 2
-    page.get_by_role("button", name="Remove it").click()
-    assert page.locator("#picture").is_hidden()
-    assert ask(page, "hi")
+    drop(page, "red_triangle.png")
+    assert ask(page, "[refer] triangle") == "Shown on the picture"
+    ask(page, "what shape is it?")
+    assert colour_count(page) == 0
+    page.get_by_role("button", name="1 box").click()
+    assert colour_count(page) > 500
+
+
+def test_the_question_box_stays_in_sight(served: Served, open_page: OpenPage, viewport: Viewport) -> None:
+    page = open_page(served, viewport=viewport)
+    page.get_by_text("demo", exact=True).wait_for()
+    field, picture = page.get_by_label("Question", exact=True), page.locator("#stage")
+
+    def in_sight() -> bool:
+        area = field.bounding_box()
+        across = page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+        return across and area["y"] >= 0 and area["y"] + area["height"] <= viewport["height"]
+
+    assert in_sight()
+    drop(page, "red_triangle.png")
+    before = picture.bounding_box()["height"]
+    assert in_sight()
+    for number in range(5):
+        ask(page, f"what shape is it? ({number})")
+        assert in_sight()
+    if viewport["width"] < 800:
+        small = picture.bounding_box()["height"]
+        assert small < 0.75 * before
+        page.get_by_role("button", name="Enlarge").click()
+        assert picture.bounding_box()["height"] > 1.5 * small
+        assert in_sight()
+    page.get_by_label("Question", exact=True).fill("\n".join("abcdefghijklmnop"))
+    assert in_sight()
+
+
+def test_it_follows_an_answer(tmp_path: Path, open_page: OpenPage, viewport: Viewport) -> None:
+    with serving(tmp_path, slowly=0.02) as steady:
+        page = open_page(steady, viewport=viewport | {"height": 420})
+        text = page.locator("#talk .answer .text").nth(1)
+        page.route(COMPLETIONS, ramble)
+        drop(page, "red_triangle.png")
+        ask(page, "what is this?")
+        assert page.evaluate(BELOW) < 2
+        assert page.locator("#newest").is_hidden()
+        type_question(page, "and what else?")
+        text.wait_for()
+        wait_until(lambda: len(text.inner_text()) > 40)
+        assert page.evaluate(BELOW) < 2
+        page.locator("#scroller").hover()
+        page.mouse.wheel(0, -150)
+        page.locator("#newest").wait_for()
+        length = len(text.inner_text())
+        wait_until(lambda: len(text.inner_text()) > length + 60)
+        assert page.evaluate(BELOW) > 30
+        page.get_by_role("button", name="Jump to newest").click()
+        answered(page, 2)
+        assert page.evaluate(BELOW) < 2
+        assert page.locator("#newest").is_hidden()
+
+
+def test_first_it_looks_and_then_it_writes(slow: Served, open_page: OpenPage) -> None:
+    page = open_page(slow)
+    drop(page, "red_triangle.png")
+    type_question(page, "[grounding] what do you see?")
+    foot = page.locator("#talk .answer .foot")
+    foot.get_by_text("Looking").wait_for()
+    assert page.locator("#badge").is_visible()
+    assert page.locator("#status").inner_text() == "Looking …"
+    foot.get_by_text("Writing").wait_for()
+    assert page.locator("#badge").is_hidden()
+    assert "{" not in page.locator("#talk .answer .text").inner_text()
+    assert answered(page, 1) == "a red triangle"
+
+
+def test_stopping(slow: Served, open_page: OpenPage) -> None:
+    page = open_page(slow)
+    before = slow.health()["cancelled"]
+    drop(page, "red_triangle.png")
+    for way in ("button", "escape"):
+        count = page.locator("#talk .answer").count() + 1
+        type_question(page, "[detection] triangle")
+        page.locator("#talk .answer .text").nth(count - 1).get_by_text("red").wait_for()  # its first words
+        type_question(page, "is it red?")
+        page.get_by_text("An answer is being written").wait_for()
+        page.get_by_role("button", name="Stop").click() if way == "button" else page.keyboard.press("Escape")
+        page.locator("#talk .answer .foot").nth(count - 1).get_by_text("Stopped").wait_for()
+        assert page.get_by_label("Question", exact=True).input_value() == "is it red?"
+    assert ask(page, "[caption]") == "a red triangle"
+    assert slow.health()["cancelled"] == before + 2
+
+
+def test_several_lines_and_earlier_questions(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    drop(page, "red_triangle.png")
+    field = page.get_by_label("Question", exact=True)
+    ask(page, "is it red?")
+    ask(page, "[detection] triangle")
+    low = field.bounding_box()["height"]
+    field.fill("what shape")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("is it?")
+    assert field.input_value() == "what shape\nis it?"
+    assert field.bounding_box()["height"] > low + 15
+    page.keyboard.press("ArrowUp")  # to the line above, not to a question before
+    assert field.input_value() == "what shape\nis it?"
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowUp")
+    assert field.input_value() == "triangle"
+    assert page.get_by_role("button", name="Find").get_attribute("aria-pressed") == "true"
+    page.keyboard.press("ArrowUp")
+    assert field.input_value() == "is it red?"
+    assert page.get_by_role("button", name="Find").get_attribute("aria-pressed") == "false"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert field.input_value() == "what shape\nis it?"
+
+
+def test_tasks(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, viewport=NARROW)
+    page.get_by_text("demo", exact=True).wait_for()
+    chips = page.get_by_role("group", name="Kind of question").get_by_role("button")
+    names = ["Caption", "Short answer", "Describe with boxes", "Find", "Where is", "What is in this box"]
+    assert chips.all_inner_texts() == names
+    assert not any(chip.is_enabled() for chip in chips.all()), "there is nothing to ask about yet"
+    drop(page, "red_triangle.png")
+    page.get_by_label("Question", exact=True).fill("is it blue?")
+    with page.expect_request(COMPLETIONS) as request:
+        chips.nth(0).click()  # needs no words
+    assert sent(request.value) == [("user", "[picture] [caption]")]
+    assert answered(page, 1) == "a red triangle"
+    assert page.get_by_label("Question", exact=True).input_value() == "is it blue?"
+    chips.nth(3).click()
+    assert chips.nth(3).get_attribute("aria-pressed") == "true"
+    with page.expect_request(COMPLETIONS) as request:
+        type_question(page, "shape")
+    assert sent(request.value)[-1] == ("user", "[detection] shape")
+    assert answered(page, 2) == "red triangle"
+    assert chips.nth(3).get_attribute("aria-pressed") == "false", "the next question is free again"
+    assert asked(page) == ["Caption", "Find shape"]
+
+
+def test_a_box_is_drawn_and_asked_about(served: Served, open_page: OpenPage, viewport: Viewport) -> None:
+    page = open_page(served, viewport=viewport)
+    drop(page, "red_triangle.png")
+    ask(page, "is it red?")
+    with page.expect_request(COMPLETIONS) as request:
+        drag(page, 0.25, 0.08, 0.61, 0.39)
+    assert answered(page, 2) == "a red triangle"
+    task, _, box = sent(request.value)[-1][1].partition(" {")
+    assert task == "[identify] what is this"
+    assert [int(edge) for edge in box.strip("<>}").split("><")] == pytest.approx([25, 8, 61, 39], abs=1)
+    assert asked(page)[-1] == "What is in this box"
+    assert page.locator("#talk .question canvas").count() == 1
+    assert colour_count(page) > 200, "it stays"
+    assert "a red triangle at" in page.locator("#picture").get_attribute("aria-label")
+
+
+def test_a_box_is_drawn_by_the_keyboard(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    drop(page, "red_triangle.png")
+    page.get_by_role("button", name="What is in this box").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "picture"
+    for key in ("ArrowUp", "ArrowUp", "ArrowLeft", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    assert colour_count(page) > 200
+    with page.expect_request(COMPLETIONS) as request:
+        page.keyboard.press("Enter")
+    assert sent(request.value)[-1][1] == "[picture] [identify] what is this {<28><26><68><68>}"
+    assert answered(page, 1) == "a red triangle"
+
+
+def test_a_task_that_needs_a_box_says_so(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    drop(page, "red_triangle.png")
+    type_question(page, "[identify] what color is this")
+    page.get_by_text("Draw a box on the picture").wait_for()
+    assert page.get_by_label("Question", exact=True).input_value() == "[identify] what color is this"
+    assert ask(page, "[identify] what is this {<25><8><61><39>}") == "a red triangle"
+    assert asked(page) == ["What is in this box what is this"]
+
+
+def test_samples(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    page.get_by_text("This is the built-in demo.").wait_for()
+    edges = "[118, 100, 302, 260]", "", "[116, 112, 284, 250]"  # of what was drawn, in pixels
+    for number, (question, expected) in enumerate(
+        (
+            ("Describe with boxes", "a red triangle"),
+            ("What color is the circle?", "blue"),
+            ("Find rectangle", "teal rectangle"),
+        )
+    ):
+        page.locator(".sample").nth(number).click()
+        assert answered(page, 1) == expected
+        assert asked(page) == [question]
+        if edges[number]:
+            label = page.locator("#picture").get_attribute("aria-label")
+            found = [int(edge) for edge in label.rpartition(" ")[2].split(",")]
+            assert found == pytest.approx(json.loads(edges[number]), abs=12)
+        page.get_by_role("button", name="Remove").click()
+        page.get_by_role("button", name="Remove and start over").click()
+
+
+def test_without_a_picture(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    page.get_by_text("demo", exact=True).wait_for()
+    type_question(page, "is a circle round?")
+    page.get_by_text("There is no picture yet").wait_for()
+    assert page.get_by_label("Question", exact=True).input_value() == "is a circle round?"
+    with page.expect_request(COMPLETIONS) as request:
+        page.get_by_role("button", name="Ask without a picture").click()
+    assert sent(request.value) == [("user", "is a circle round?")]
+    assert answered(page, 1)
 
 
 def test_what_is_no_picture(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     page.evaluate(DROP, ["notes.txt", base64.b64encode(b"hello").decode()])
-    page.get_by_text("notes.txt is no picture that this browser can show").wait_for()
+    page.get_by_text("notes.txt is not a picture that this browser can show").wait_for()
 
 
 def test_it_is_all_reached_by_tab(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     drop(page, "red_triangle.png")
+    ask(page, "[detection] triangle")
+    page.get_by_label("Question", exact=True).fill("is it red?")
     reached = []
-    page.locator("#choose").focus()
-    for _ in range(4):
-        reached.append(page.evaluate("document.activeElement.id"))
+    page.locator("#fresh").focus()
+    for _ in range(15):
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         page.keyboard.press("Tab")
-    assert reached == ["choose", "remove", "question", "send"]
+    chips = ["Caption", "Short answer", "Describe with boxes", "Find", "Where is", "What is in this box"]
+    sides = ["fresh", "picture", "replace", "remove", "scroller", "Copy", "1 box"]
+    assert reached == [*sides, *chips, "question", "send"]
 
 
-def test_stopping(tmp_path: Path, open_page: OpenPage) -> None:
-    with serving(tmp_path, slowly=0.4) as slow:
-        page = open_page(slow)
-        drop(page, "red_triangle.png")
-        page.get_by_label("Question").fill("[detection] triangle")
-        page.keyboard.press("Enter")
-        page.locator("#talk .answer", has_text="red").wait_for()  # the first words of it
-        page.get_by_role("button", name="Stop").click()
-        page.get_by_text("Stopped").wait_for()
-        assert page.locator("#stop").is_hidden()
-        assert ask(page, "[caption]") == "a red triangle"
-        assert slow.health()["cancelled"] == 1
+def test_copying(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, permissions=["clipboard-read", "clipboard-write"])
+    drop(page, "red_triangle.png")
+    ask(page, "[detection] triangle")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "red triangle"
 
 
 def test_a_token_is_asked_for(tmp_path: Path, open_page: OpenPage) -> None:
@@ -187,26 +323,40 @@ def test_boxes_are_taken_out_of_the_words(served: Served, open_page: OpenPage) -
         assert shown == plain_text(answer[:end]).strip()
 
 
+def test_colours_are_those_of_drawn_pictures(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    assert page.evaluate("COLOURS") == ["#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE]
+    assert page.evaluate("INKS") == ["#fff" if _contrasting(colour)[0] else "#000" for colour in PALETTE]
+
+
 def test_a_model_without_boxes(tmp_path: Path, open_page: OpenPage) -> None:
     """What would be boxes elsewhere is text: the demo's answers, under a manifest that knows no boxes."""
-    plain = bundle_with(DEMO_BUNDLE, tmp_path / "plain", name="plain", family="bunny", tasks=(), boxes=False)
+    plain = bundle_with(DEMO_BUNDLE, tmp_path / "plain", name="demo", family="bunny", tasks=(), boxes=False)
     with serving(tmp_path, "--bundle", str(plain)) as running:
         page = open_page(running)
-        page.get_by_text("plain", exact=True).wait_for()
+        page.get_by_text("demo", exact=True).wait_for()
+        assert page.locator(".sample").count() == 0, "it is not the demo, whatever its name"
         drop(page, "red_triangle.png")
+        assert page.get_by_role("group", name="Kind of question").is_hidden()
+        drag(page, 0.2, 0.2, 0.6, 0.6)
+        assert page.locator("#talk li").count() == 0
         assert ask(page, "[detection] triangle") == "<p>red triangle</p> {<25><8><61><39>}"
-        assert page.evaluate(COUNT, VERMILLION) == 0
+        assert asked(page) == ["[detection] triangle"]
+        assert colour_count(page) == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark(scheme: str, served: Served, open_page: OpenPage) -> None:
-    page = open_page(served, color_scheme=scheme)
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    bright = min(int(part) for part in colour.strip("rgb()").split(",")) > 128
-    assert bright == (scheme == "light")
+def test_light_and_dark(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        bright = min(int(part) for part in colour.strip("rgb()").split(",")) > 128
+        assert bright == (scheme == "light")
 
 
-def test_it_fits_a_phone(served: Served, open_page: OpenPage) -> None:
-    page = open_page(served, viewport={"width": 360, "height": 640})
+def test_a_picture_of_few_pixels_is_shown_at_the_resolution_of_the_screen(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served, device_scale_factor=2)
     drop(page, "red_triangle.png")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    width = page.locator("#picture").bounding_box()["width"]
+    assert width > 300, f"{IMAGES} has pictures of 64 pixels"
+    assert page.evaluate("document.getElementById('picture').width") == pytest.approx(2 * width, abs=2)

@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ..bundle.manifest import read_manifest
+from ..loading import DEMO_BUNDLE
 from ..model import TinyGPTV
 from . import ollama
 from .asked import Reply
@@ -56,6 +58,7 @@ def make_app(
     listed |= {"context_length": manifest.contract.context, "max_model_len": manifest.contract.context}
     listed |= {"vision": True, "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text"]}}
     listed |= {"family": manifest.family, "tasks": list(manifest.tasks), "boxes": manifest.boxes}
+    listed |= {"fit": manifest.image.fit, "demo": manifest == read_manifest(DEMO_BUNDLE)}
 
     def answering(path: str, read: Callable[..., Reply | dict[str, object]]) -> Route:
         chosen = partial(read, manifest=manifest, schemas=schemas)

@@ -1,0 +1,66 @@
+// Pictures that the demo understands: it knows one plain shape on a pale ground. Drawn here, so nothing is fetched.
+const SIZE = 384;
+const SAMPLES = [
+  {
+    name: "red triangle", task: "[grounding]", words: "", colour: "#f00", ground: "#eef4fb",
+    trace: (path) => { path.moveTo(210, 100); path.lineTo(302, 260); path.lineTo(118, 260); },
+  },
+  {
+    name: "blue circle", task: "", words: "What color is the circle?", colour: "#00f", ground: "#fbf3ea",
+    trace: (path) => path.arc(176, 200, 84, 0, 2 * Math.PI),
+  },
+  {
+    name: "teal rectangle", task: "[detection]", words: "rectangle", colour: "#008080", ground: "#f0f7ee",
+    trace: (path) => path.rect(116, 112, 168, 138),
+  },
+];
+
+function sampleCanvas({ colour, ground, trace }) {
+  const canvas = make("canvas", { width: SIZE, height: SIZE });
+  canvas.setAttribute("aria-hidden", "true");
+  const pen = canvas.getContext("2d");
+  const path = new Path2D();
+  trace(path);
+  pen.fillStyle = ground;
+  pen.fillRect(0, 0, SIZE, SIZE);
+  pen.fillStyle = colour;
+  pen.fill(path);
+  return canvas;
+}
+
+function sampleButton(sample, open) {
+  const canvas = sampleCanvas(sample);
+  const question = sample.words && !sample.task ? sample.words : `${taskName(sample.task)} ${sample.words && `“${sample.words}”`}`.trim();
+  const act = async () => open(await pictureOf(canvas.toDataURL("image/png"), sample.name), sample);
+  const made = button(canvas, act, { className: "sample" });
+  made.append(make("span", {}, question));
+  made.setAttribute("aria-label", `${question}: a sample, ${sample.name}`);
+  return made;
+}
+
+// What is there before the first question.
+function welcome() {
+  const parts = [];
+  if (model && !turns.length) {
+    const sentence = (text) => make("p", { className: "note" }, text);
+    if (!picture && !missing && model.demo) {
+      parts.push(sentence("No picture at hand? Try one of these:"));
+      parts.push(make("div", { className: "samples" }, ...SAMPLES.map((sample) => sampleButton(sample, openSample))));
+    }
+    if (picture) {
+      const questions = model.demo ? ["What shape is it?", "What color is it?", "Is there a circle in the image?"] : ["What is in this picture?", "Describe this picture.", "What colors do you see?"];
+      parts.push(sentence("Ask in your own words, or try:"));
+      parts.push(make("div", { className: "suggestions" }, ...questions.map((words) => button(words, () => ask({ task: "", words })))));
+    } else if (model.demo) {
+      const about = make("p", { className: "aside" }, make("strong", {}, "This is the built-in demo."));
+      about.append(" It knows circles, rectangles and triangles in plain colors, one a picture, and nothing else. To ask about photos, serve an exported model: ", make("code", {}, "tinygptv serve --bundle FOLDER"));
+      parts.push(about);
+    } else {
+      parts.push(make("p", { className: "aside" }, `${model.id} answers questions about pictures on the machine that serves this page. Each answer builds on those before it.`));
+    }
+  }
+  const key = parts.map((part) => part.textContent).join("|");
+  if (key === $("welcome").dataset.key) return; // what has the focus stays
+  $("welcome").dataset.key = key;
+  $("welcome").replaceChildren(...parts);
+}
