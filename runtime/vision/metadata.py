@@ -177,7 +177,8 @@ def _without_cut_values(file: BinaryIO, size: int, order: str, offset: str, numb
             continue
         if tag < _TIFF_PRIVATE and tag not in _TIFF_DESCRIPTIONS:
             raise ValueError(f"the file ends before the values of its tag {tag}")
-        yield from ((done, at + position + 4), bytes(width))
+        yield done, at + position + 4
+        yield bytes(width)
         done = at + position + 4 + width
     yield done, size
 
@@ -191,7 +192,7 @@ def _unpacked(file: BinaryIO, format: str) -> int:
 def _joined(parts: list[Part]) -> list[Part]:
     joined: list[Part] = []
     for part in parts:
-        last = joined[-1] if joined else b""
+        last: Part = joined[-1] if joined else b""
         if isinstance(part, tuple) and isinstance(last, tuple) and last[1] == part[0]:
             joined[-1] = (last[0], part[1])
         elif part:
