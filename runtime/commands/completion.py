@@ -67,7 +67,8 @@ def completions(typed: str, commands: Sequence[str], tasks: Sequence[str]) -> li
 
 def _last_path(rest: str) -> str:
     """The last of several paths, blanks with a backslash included."""
-    return re.findall(r"(?:\\.|[^\\ ])*$", rest)[0]
+    last: str = re.findall(r"(?:\\.|[^\\ ])*$", rest)[0]
+    return last
 
 
 def _paths(typed: str) -> list[str]:

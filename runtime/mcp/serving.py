@@ -61,7 +61,7 @@ class Located:
     regions: list[Region]
 
 
-async def _roots(context: Context) -> ListRoots | None:  # type: ignore[type-arg]
+async def _roots(context: Context) -> ListRoots | None:
     """Ask a client that has them for its roots."""
     capabilities = context.client_capabilities
     return ListRoots() if capabilities is not None and capabilities.roots is not None else None

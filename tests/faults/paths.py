@@ -235,13 +235,14 @@ class Caption(WritePath):
             shutil.copy2(source, folder / "pictures" / name)
 
     def command(self, folder: Path, again: bool = False) -> list[str]:
-        places = ["pictures", "-o", str(folder / "captions.jsonl")]  # as each trial has it
+        places = [str(folder / "pictures"), "-o", str(folder / "captions.jsonl")]
         return [*TINYGPTV, "caption", *places, "--threads", "1", "--batch-size", "2", *self.more]
 
     def is_kept(self, folder: Path, finished: Path) -> bool:
         """The first lines, of which the last may be cut; texts beside pictures only of those that have a line."""
         there = folder / "captions.jsonl"
         found, whole = there.read_bytes() if there.exists() else b"", (finished / "captions.jsonl").read_bytes()
+        whole = whole.replace(*(json.dumps(str(place / "pictures")).encode() for place in (finished, folder)))
         if not whole.startswith(found):
             return False
         texts = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.txt") if _is_visible(path)}
