@@ -61,31 +61,31 @@ def main() -> int:
 
 def take_all(window: Window) -> None:
     """All states at the usual resolution."""
-    window.open_bundle(None)
+    window.files.open_bundle(None)
     QTest.qWait(1)
     take(window, "app_loading")
     wait_for(window)
     take(window, "app_empty")
     with_gate(window)
-    window.open_picture(RED)
+    window.files.open(RED)
     wait_for(window)
     for question in ("what shape is in the image?", "is it red?", "[detection] triangle"):
         ask(window, question)
     take(window, "app")
     with_slow_answer(window)
-    window.open_picture(GREEN)
+    window.files.open(GREEN)
     wait_for(window)
     draw_box(window, 0.02, 0.22, 0.66, 0.8)
     take(window, "app_box")
     window.session.show(window.strip.numbers[1])
     wait_for(window)
-    window.choose_appearance("dark")
+    window.menus.choose_appearance("dark")
     take(window, "app_dark")
-    window.show_settings()
+    window.menus.show_settings()
     take(window.findChild(QDialog), "app_settings")
     window.findChild(QDialog).reject()
-    window.choose_appearance("light")
-    window.open_picture("/home/you/notes.txt")
+    window.menus.choose_appearance("light")
+    window.files.open("/home/you/notes.txt")
     wait_for(window)
     take(window, "app_error")
     window.notice.clear()
@@ -93,7 +93,7 @@ def take_all(window: Window) -> None:
     take(window, "app_narrow")
     window.resize(*SIZE)
     panorama = QImage(TEAL).scaled(2400, 200)
-    window.open_picture(panorama)
+    window.files.open(panorama)
     wait_for(window)
     ask(window, "[grounding] what do you see?")
     take(window, "app_panorama")
@@ -102,8 +102,8 @@ def take_all(window: Window) -> None:
 def take_hidpi(window: Window) -> None:
     """A picture of 64 pixels, with boxes, on a screen of two pixels to the point."""
     window.resize(820, 520)
-    window.open_bundle(None)
-    window.open_picture(QImage(RED).scaled(64, 64, mode=Qt.TransformationMode.SmoothTransformation))
+    window.files.open_bundle(None)
+    window.files.open(QImage(RED).scaled(64, 64, mode=Qt.TransformationMode.SmoothTransformation))
     wait_for(window)
     ask(window, "[detection] triangle")
     take(window, "app_hidpi")
@@ -118,7 +118,7 @@ def with_gate(window: Window) -> None:
         return look(*arguments)
 
     Vision.image_features = waiting  # type: ignore[method-assign]
-    window.open_picture(BLUE)
+    window.files.open(BLUE)
     while not window.session.looking:
         QTest.qWait(5)
     window.talk.ask("what color is the shape?")
@@ -137,7 +137,7 @@ def with_slow_answer(window: Window) -> None:
         time.sleep(0.5)
         return run(*arguments, **named)
 
-    window.open_picture(TEAL)
+    window.files.open(TEAL)
     wait_for(window)
     ask(window, "what shape is in the image?")
     DecoderState.run = slow  # type: ignore[method-assign]

@@ -137,7 +137,7 @@ def test_stopping_an_answer(speaking: Window, monkeypatch: pytest.MonkeyPatch, w
 
 def test_stopping_while_the_model_looks(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gate_before_looking(monkeypatch)
-    window.open_picture(TEAL)
+    window.files.open(TEAL)
     wait_until(lambda: "teal" in window.windowTitle() and window.picture.doing)
     assert window.picture.doing == "Looking at the picture …"
     looked = told(window.model.worker.seen)
@@ -151,7 +151,7 @@ def test_stopping_while_the_model_looks(window: Window, monkeypatch: pytest.Monk
 
 def test_stopping_a_question_for_which_the_model_looks_first(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gate_before_looking(monkeypatch)
-    window.open_picture(TEAL)
+    window.files.open(TEAL)
     wait_until(lambda: "teal" in window.windowTitle())
     window.model.cancel()
     gate.set()
@@ -181,10 +181,10 @@ def test_another_picture_in_the_middle_of_an_answer(speaking: Window, monkeypatc
 def test_of_several_pictures_the_last_one_is_looked_at(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = gate_before_looking(monkeypatch)
     opened, looked = told(window.model.worker.opened), told(window.model.worker.seen)
-    window.open_picture(TEAL)
+    window.files.open(TEAL)
     wait_until(lambda: opened)
     for path in (RED, TEAL, RED):
-        window.open_picture(path)
+        window.files.open(path)
     gate.set()
     idle(window)
     assert [picture.name[:3] for _, picture, _ in opened] == ["tea", "red", "tea", "red"]
@@ -304,7 +304,7 @@ def test_a_question_while_the_model_looks_is_answered_after_that(
     window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = gate_before_looking(monkeypatch)
-    window.open_picture(TEAL)
+    window.files.open(TEAL)
     wait_until(lambda: window.session.looking)
     looked = told(window.model.worker.seen)
     type_question(window, SHAPE)
@@ -332,7 +332,7 @@ def test_another_answer_that_is_stopped_at_once_costs_nothing(window: Window, mo
     said = ask(window, "[refer] triangle")
     boxes = boxes_of(window)
     gate = gate_before_looking(monkeypatch)
-    window.open_bundle(None)
+    window.files.open_bundle(None)
     wait_until(lambda: window.session.looking)
     window.talk.ask_again()
     assert boxes_of(window) == []
@@ -381,7 +381,7 @@ def test_boxes_alone(window: Window) -> None:
     said = ask(window, "[refer] triangle")
     assert (said.answer, said.note) == ("", "")
     assert window.panel.conversation.text.endswith("1 box on the picture")
-    window.copy_answer()
+    window.talk.copy_answer()
     with TinyGPTV.load() as model:
         assert QGuiApplication.clipboard().text() == model.ask(RED, "[refer] triangle").text
 

@@ -56,7 +56,7 @@ def used(steps: str, *arguments: str, home: Path, **environment: str) -> dict:
 
 def test_it_is_used_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """No file, Qt's own notes on visited folders included; no connection."""
-    ask, choose = ASK, "lambda window: window.choose_pictures(), choose"
+    ask, choose = ASK, "lambda window: window.files.choose_pictures(), choose"
     report = used(f"[{ask}, say, {choose}, {ask}, say, lambda window: window.close()]", RED, home=tmp_path)
     assert report == {"status": 0, "said": [["red triangle", 1]] * 2, "events": []}
     # Fonts are looked for by the system's library, whose cache is no business of a program.

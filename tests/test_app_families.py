@@ -68,10 +68,10 @@ def test_what_is_offered_changes_with_the_bundle(plain: Path) -> None:
         assert sorted(tasks_of(window)) == sorted(read_manifest(DEMO_BUNDLE).tasks)
         assert tasks_of(window)[0] == "[caption]"  # whatever the manifest's order
         window.panel.composer.choose("[vqa]")
-        window.open_bundle(plain)
+        window.files.open_bundle(plain)
         idle(window)
         assert tasks_of(window) == [] and window.panel.composer.task is None
-        window.open_bundle(None)
+        window.files.open_bundle(None)
         idle(window)
         assert "[vqa]" in tasks_of(window)
         ask(window, DETECT)

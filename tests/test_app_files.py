@@ -104,7 +104,7 @@ def test_pasting_a_copied_file_and_text(window: Window) -> None:
     QGuiApplication.clipboard().setText("is it red?")
     QTest.keySequence(window.panel.composer.question, QKeySequence(QKeySequence.StandardKey.Paste))
     assert window.panel.composer.question.toPlainText() == "is it red?"
-    window.paste_picture()
+    window.files.paste()
     assert "no picture" in window.notice.text
     assert window.windowTitle().startswith("teal_circle.png")
 
@@ -178,7 +178,7 @@ def test_a_wrong_bundle_costs_nothing(window: Window, golden_bundle: Bundle, tmp
     incomplete = shutil.copytree(golden_bundle(4, "int8"), tmp_path / "incomplete")
     (incomplete / "decoder.onnx").unlink()
     for wrong in (tmp_path, tmp_path / "nowhere", incomplete):
-        window.open_bundle(wrong)
+        window.files.open_bundle(wrong)
         idle(window)
         assert str(wrong) in window.notice.text
     assert ask(window, "is it red?").answer == "yes"
@@ -190,7 +190,7 @@ def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle:
     """Its files have the right size: it is noticed when the one before is gone already."""
     broken = shutil.copytree(golden_bundle(4, "int8"), tmp_path / "broken")
     spoil(broken, "decoder.onnx", lambda data: bytes(len(data)))
-    window.open_bundle(broken)
+    window.files.open_bundle(broken)
     idle(window)
     assert "decoder.onnx" in window.notice.text
     assert window.windowTitle() == "red_triangle.png - tinygptv"
@@ -198,7 +198,7 @@ def test_a_bundle_that_cannot_be_loaded_after_all(window: Window, golden_bundle:
     idle(window)
     assert "no model is loaded" in window.notice.text
     assert window.panel.composer.question.toPlainText() == SHAPE  # to be asked again
-    window.open_bundle(None)
+    window.files.open_bundle(None)
     idle(window)
     QTest.keyClick(window.panel.composer.question, Qt.Key.Key_Return)
     idle(window)
@@ -240,7 +240,7 @@ def test_names_may_be_long_and_look_like_html(window: Window, tmp_path: Path) ->
     path = tmp_path / f"{'long' * 50}<b>bold<b>.png"
     shutil.copy(TEAL, path)
     open_and_wait(window, str(path))
-    window.open_picture(str(path.with_suffix(".jpg")))
+    window.files.open(str(path.with_suffix(".jpg")))
     idle(window)
     assert "<b>bold<b>" in window.notice.text
     QTest.qWait(20)
@@ -262,7 +262,7 @@ def test_the_model_before_is_gone_when_the_next_is_loaded(window: Window, monkey
     type_question(window, SHAPE)
     idle(window)
     assert "RuntimeError" in window.notice.text
-    window.open_bundle(None)
+    window.files.open_bundle(None)
     idle(window)
     assert alive == [False]
 

@@ -48,7 +48,7 @@ def test_the_newest_answer_stays_in_sight(window: Window) -> None:
         window.resize(*size)
         QTest.qWait(20)
         assert in_sight(window, newest), size
-    window.open_picture("nowhere.png")  # an error takes room
+    window.files.open("nowhere.png")  # an error takes room
     idle(window)
     QTest.qWait(20)
     assert in_sight(window, newest)
@@ -171,7 +171,7 @@ def test_nothing_else_appears_on_the_screen(window: Window) -> None:
     QApplication.instance().installEventFilter(watch)
     ask(window, "[detection] triangle")
     open_and_wait(window, TEAL)
-    window.open_picture("nowhere.png")
+    window.files.open("nowhere.png")
     ask(idle(window), SHAPE)
     QApplication.instance().removeEventFilter(watch)
     assert shown == []

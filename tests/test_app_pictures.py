@@ -128,19 +128,19 @@ def test_closing_a_picture_in_the_middle_of_an_answer(
         type_question(window, QUESTION)
         said = said_of(window)[0]
         wait_until(lambda: said.answer)
-        window.close_picture()
+        window.session.close_shown()
         idle(window)
         assert said.note == "stopped" and window.start_page.isVisible()
 
 
 def test_dropping_several_files(window: Window) -> None:
     data = QMimeData()
-    data.setUrls([QUrl.fromLocalFile(path) for path in (TEAL, RED, "/nowhere.png", TEAL)])
+    data.setUrls([QUrl.fromLocalFile(path) for path in ("/a.json", "/b.json", TEAL, RED, "/nowhere.png", TEAL)])
     looked = told(window.model.worker.seen)
     assert drop(window, data)
     idle(window)
     assert [sheet.picture.name[:3] for sheet in window.session.sheets.values()] == ["red", "tea", "red", "tea"]
-    assert "nowhere.png" in window.notice.text
+    assert all(name in window.notice.text for name in ("/a.json", "/b.json", "/nowhere.png"))
     assert len(looked) == 1
     assert ask(window, SHAPE).answer == "circle"
 
@@ -163,7 +163,7 @@ def test_one_click_on_a_sample_opens_it_and_asks(index: int, answer: str, boxes:
 
 def test_a_sample_while_the_model_is_being_loaded() -> None:
     with shown_window(None, None) as window:
-        window.open_bundle(None)
+        window.files.open_bundle(None)
         QTest.mouseClick(window.start_page.samples[1], Qt.MouseButton.LeftButton)
         assert said_of(idle(window))[0].answer == "blue"
 
@@ -175,7 +175,7 @@ def test_samples_for_a_model_without_tasks(tmp_path: Path) -> None:
             QTest.mouseClick(card, Qt.MouseButton.LeftButton)
             idle(window)
             assert said_of(window)[0].question == card.sample.plain
-            window.close_picture()
+            window.session.close_shown()
         assert not window.start_page.note.isVisible()  # this is not the demo
 
 

@@ -83,7 +83,7 @@ def test_a_conversation_is_saved_and_opened_again(window: Window, tmp_path: Path
 
 
 def test_a_conversation_is_dropped_on_the_window(window: Window, tmp_path: Path) -> None:
-    window.save_conversation(tmp_path / "talk.json")
+    window.files.save_conversation(tmp_path / "talk.json")
     with shown_window(None) as other:
         assert drop(other, file_data(str(tmp_path / "talk.json")))
         idle(other)
@@ -93,9 +93,9 @@ def test_a_conversation_is_dropped_on_the_window(window: Window, tmp_path: Path)
 def test_another_model_goes_on_with_it(
     window: Window, tmp_path: Path, golden_bundle: Callable[[int, str], Path]
 ) -> None:
-    window.save_conversation(tmp_path / "talk.json")
+    window.files.save_conversation(tmp_path / "talk.json")
     with shown_window(golden_bundle(4, "int8"), None) as other:
-        other.open_picture(str(tmp_path / "talk.json"))
+        other.files.open(str(tmp_path / "talk.json"))
         idle(other)
         assert len(said_of(other)) == 2 and other.session.sheet.known() == []
         assert "does not know what was said above" in ask(other, SHAPE).divider
@@ -104,9 +104,9 @@ def test_another_model_goes_on_with_it(
 def test_a_box_of_the_users_own_is_saved(window: Window, tmp_path: Path) -> None:
     drag_over(window, 0.2, 0.1, 0.7, 0.5)
     idle(window)
-    window.save_conversation(tmp_path / "talk.json")
+    window.files.save_conversation(tmp_path / "talk.json")
     with shown_window(None, None) as other:
-        other.open_picture(str(tmp_path / "talk.json"))
+        other.files.open(str(tmp_path / "talk.json"))
         idle(other)
         other.talk.show_boxes(said_of(other)[-1])
         assert boxes_of(other) == boxes_of(window)
@@ -116,7 +116,7 @@ def test_markdown(window: Window, tmp_path: Path) -> None:
     drag_over(window, 0.2, 0.1, 0.7, 0.5)
     idle(window)
     path = tmp_path / "talk.md"
-    window.save_conversation(path)
+    window.files.save_conversation(path)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line]
     assert lines[:3] == ["# dreieck ü.png", "64 by 64 pixels. Answers of tinygptv.", "Model: built-in demo"]
     assert lines[3] == f"> {SHAPE}"
@@ -132,7 +132,7 @@ def test_markdown(window: Window, tmp_path: Path) -> None:
 def test_the_picture_is_saved_with_its_boxes(window: Window, tmp_path: Path) -> None:
     QTest.keySequence(window, QKeySequence("Ctrl+Shift+S"))
     enter(window, tmp_path / "boxes")
-    assert "saved boxes.png" in window.status.text
+    assert f"saved {tmp_path / 'boxes.png'}" in window.status.text
     with Image.open(tmp_path / "boxes.png") as saved:
         expected = draw_regions(RED, said_of(window)[1].regions)
         assert saved.size == (64, 64) and ImageChops.difference(saved.convert("RGB"), expected).getbbox() is None
@@ -164,7 +164,7 @@ def test_nothing_is_saved_where_there_is_nothing(tmp_path: Path) -> None:
 
 def test_a_conversation_that_cannot_be_saved(window: Window, tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text("precious")
-    window.save_conversation(tmp_path / "talk.json" / "below a file.json")
+    window.files.save_conversation(tmp_path / "talk.json" / "below a file.json")
     assert "the conversation cannot be saved" in window.notice.text
     assert (tmp_path / "talk.json").read_text() == "precious"
 
@@ -196,11 +196,11 @@ def test_a_damaged_conversation_is_refused(
     window: Window, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     path = tmp_path / "talk.json"
-    window.save_conversation(path)
+    window.files.save_conversation(path)
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
     path.write_text(json.dumps(document))
-    window.open_picture(str(path))
+    window.files.open(str(path))
     idle(window)
     assert message in window.notice.text
     assert len(window.session.sheets) == 1 and len(said_of(window)) == 2
@@ -210,22 +210,22 @@ def test_a_damaged_conversation_is_refused(
 def test_another_file_is_no_conversation(window: Window, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    window.open_picture(str(path))
+    window.files.open(str(path))
     assert str(path) in window.notice.text and "expected" in window.notice.text
-    window.open_picture(str(tmp_path / "nowhere.json"))
+    window.files.open(str(tmp_path / "nowhere.json"))
     assert "nowhere.json cannot be read" in window.notice.text
 
 
 def test_a_conversation_with_another_picture_in_it(window: Window, tmp_path: Path) -> None:
     """Whose boxes would be somewhere else."""
     path = tmp_path / "talk.json"
-    window.save_conversation(path)
+    window.files.save_conversation(path)
     document = json.loads(path.read_text(encoding="utf-8"))
     open_and_wait(window, QImage(TEAL).scaled(32, 32))
     ask(window, SHAPE)
-    window.save_conversation(tmp_path / "other.json")
+    window.files.save_conversation(tmp_path / "other.json")
     document["picture"] = json.loads((tmp_path / "other.json").read_text(encoding="utf-8"))["picture"]
     path.write_text(json.dumps(document))
-    window.open_picture(str(path))
+    window.files.open(str(path))
     idle(window)
     assert "32 by 32" in window.notice.text and len(window.session.sheets) == 2

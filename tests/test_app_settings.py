@@ -72,7 +72,7 @@ def test_length_and_temperature(
     window: Window, golden_bundle: Callable[[int, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = told(window.model.worker.loaded)
-    window.open_bundle(golden_bundle(3, "fp32"))
+    window.files.open_bundle(golden_bundle(3, "fp32"))
     idle(window)
     dialog = dialog_of(window)
     dialog.length.setValue(4)
@@ -125,13 +125,13 @@ def test_appearance(window: Window) -> None:
     dialog.appearance.setCurrentIndex(dialog.appearance.findData("dark"))
     press(dialog)
     assert theme.tokens() == theme.DARK
-    window.choose_appearance("light")
+    window.menus.choose_appearance("light")
     assert theme.tokens() == theme.LIGHT
 
 
 def test_nothing_is_written_unless_it_is_wanted(window: Window, config: Path) -> None:
     open_and_wait(window, TEAL)
-    window.choose_appearance("light")
+    window.menus.choose_appearance("light")
     dialog = dialog_of(window)
     assert not dialog.remember.isChecked()
     dialog.temperature.setValue(0.5)
@@ -219,7 +219,7 @@ def test_a_model_that_was_chosen_is_the_last_one_loaded(
     window: Window, golden_bundle: Callable[[int, str], Path]
 ) -> None:
     window.session.take(replace(window.session.settings, remember=True))
-    window.open_bundle(golden_bundle(4, "int8"))
+    window.files.open_bundle(golden_bundle(4, "int8"))
     idle(window)
     assert read_settings().folder == golden_bundle(4, "int8")
     dialog = dialog_of(window)

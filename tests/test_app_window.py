@@ -38,7 +38,7 @@ def test_status(window: Window) -> None:
 
 def test_loading_is_shown(window: Window) -> None:
     window.panel.composer.put(SHAPE)
-    window.open_bundle(None)
+    window.files.open_bundle(None)
     assert "Loading built-in demo" in window.status.text
     assert window.status._busy.isVisible()
     assert window.picture.doing == "Loading built-in demo …"
@@ -105,7 +105,7 @@ def test_copying_the_answer(window: Window) -> None:
     window.talk.start_over()
     idle(window)
     QGuiApplication.clipboard().setText("precious")
-    window.copy_answer()  # there is none
+    window.talk.copy_answer()  # there is none
     assert QGuiApplication.clipboard().text() == "precious"
 
 
@@ -159,8 +159,8 @@ def test_whatever_is_done_in_whatever_order(
     pictures = [RED, TEAL, QImage(TEAL), "nowhere.png", __file__]
     questions = ["[detection] triangle", SHAPE, "word " * 500, " "]
     actions = [
-        lambda: window.open_picture(chance.choice(pictures)),
-        lambda: window.open_bundle(chance.choice([None, tmp_path])),
+        lambda: window.files.open(chance.choice(pictures)),
+        lambda: window.files.open_bundle(chance.choice([None, tmp_path])),
         lambda: type_question(window, chance.choice(questions)),
         lambda: QTest.keyClick(window, Qt.Key.Key_Escape),
         lambda: drag(window.picture, *(QPoint(chance.randrange(500), chance.randrange(500)) for _ in range(2))),
@@ -168,12 +168,12 @@ def test_whatever_is_done_in_whatever_order(
         lambda: QTest.mouseClick(chance.choice(window.start_page.samples), Qt.MouseButton.LeftButton),
         lambda: window.session.step(chance.choice([1, -1])),
         lambda: window.session.use(replace(window.session.settings, low_memory=chance.random() < 0.5)),
-        window.close_picture,
+        window.session.close_shown,
         window.session.reopen,
         window.talk.ask_again,
         window.model.cancel,
         window.talk.start_over,
-        window.copy_answer,
+        window.talk.copy_answer,
     ]
     for _ in range(160):
         chance.choice(actions)()
@@ -191,8 +191,8 @@ def test_closing_while_it_loads(window: Window) -> None:
     """What has not begun to load is not loaded."""
     loaded = told(window.model.worker.loaded)
     for _ in range(4):
-        window.open_bundle(None)
-    window.open_picture(RED)
+        window.files.open_bundle(None)
+    window.files.open(RED)
     window.close()
     assert window.model.isFinished()
     assert len(loaded) <= 1

@@ -43,9 +43,9 @@ def shown_window(bundle: Path | None, picture: str | None = RED, settings: Setti
         window.show()
         window.activateWindow()
         QTest.qWaitForWindowActive(window)
-        window.open_bundle(bundle)
+        window.files.open_bundle(bundle)
         if picture:
-            window.open_picture(picture)
+            window.files.open(picture)
         yield idle(window)
     finally:
         window.close()
@@ -134,7 +134,7 @@ def menu_action(window: Window, title: str) -> QAction:
 
 
 def open_and_wait(window: Window, source: str | QImage) -> Window:
-    window.open_picture(source)
+    window.files.open(source)
     return idle(window)
 
 

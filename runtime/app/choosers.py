@@ -12,11 +12,11 @@ PICTURES = "Pictures (*.jpg *.jpeg *.png *.webp *.bmp *.gif *.tif *.tiff)"
 _MARKDOWN, _JSON = "Markdown, to read (*.md)", "JSON, to open again (*.json)"
 
 
-def choose_pictures(parent: QWidget, do: Callable[[str], object]) -> None:
+def choose_pictures(parent: QWidget, do: Callable[..., object]) -> None:
     """Ask which pictures to open."""
     dialog = QFileDialog(parent, "Open pictures", filter=f"{PICTURES};;All files (*)")
     dialog.setFileMode(QFileDialog.FileMode.ExistingFiles)
-    dialog.filesSelected.connect(lambda paths: [do(path) for path in paths])
+    dialog.filesSelected.connect(lambda paths: do(*paths))
     show(dialog)
 
 
@@ -28,11 +28,11 @@ def choose_bundle(parent: QWidget, do: Callable[[Path], object]) -> None:
     show(dialog)
 
 
-def choose_conversation(parent: QWidget, do: Callable[[Path], object]) -> None:
+def choose_conversation(parent: QWidget, do: Callable[[str], object]) -> None:
     """Ask which saved conversation to open."""
     dialog = QFileDialog(parent, "Open a conversation", filter=f"{_JSON};;All files (*)")
     dialog.setFileMode(QFileDialog.FileMode.ExistingFile)
-    dialog.fileSelected.connect(lambda path: do(Path(path)))
+    dialog.fileSelected.connect(do)
     show(dialog)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from PySide6.QtGui import QAction, QActionGroup, QKeySequence
-from PySide6.QtWidgets import QMenu, QMenuBar
+from PySide6.QtWidgets import QMainWindow, QMenu, QMenuBar, QWidget
 
 from . import choosers
 from .dialogs import about_dialog, help_dialog
+from .files import Files
+from .session import Session
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from .window import Window
+from .settings_dialog import SettingsDialog
+from .talk import Talk
 
 Key = QKeySequence.StandardKey
 
@@ -31,29 +33,33 @@ class Entry(NamedTuple):
 class MainMenu:
     """All that the window can do."""
 
-    def __init__(self, window: Window) -> None:
-        self._window = window
-        session, talk, bar = window.session, window.talk, window.menuBar()
+    def __init__(self, window: QMainWindow, session: Session, talk: Talk, files: Files, question: QWidget) -> None:
+        """
+        Args:
+            window: Whose menus these are.
+            session: What is open.
+            talk: What is said about it.
+            files: What is opened and saved.
+            question: Where the next question is typed.
+        """
+        self._window, self._session, self._files = window, session, files
+        bar = window.menuBar()
         file = _add_menu(
             bar,
             "&File",
-            Entry("&Open pictures …", Key.Open, window.choose_pictures),
-            Entry("&Paste picture", "Ctrl+Shift+V", window.paste_picture),
-            Entry("&Close picture", "Ctrl+W", window.close_picture),
+            Entry("&Open pictures …", Key.Open, files.choose_pictures),
+            Entry("&Paste picture", "Ctrl+Shift+V", files.paste),
+            Entry("&Close picture", "Ctrl+W", session.close_shown),
             Entry("&Reopen what was closed", "Ctrl+Shift+T", session.reopen),
             Entry("Ne&xt picture", "Ctrl+PgDown", partial(session.step, 1)),
             Entry("Pre&vious picture", "Ctrl+PgUp", partial(session.step, -1)),
             Entry(""),
-            Entry(
-                "Open con&versation …",
-                "Ctrl+Shift+O",
-                window.choose_conversation,
-            ),
-            Entry("&Save conversation …", Key.Save, window.choose_conversation_file),
-            Entry("Save picture with &boxes …", "Ctrl+Shift+S", window.choose_picture_file),
+            Entry("Open con&versation …", "Ctrl+Shift+O", files.choose_conversation),
+            Entry("&Save conversation …", Key.Save, files.choose_conversation_file),
+            Entry("Save picture with &boxes …", "Ctrl+Shift+S", files.choose_picture_file),
             Entry(""),
-            Entry("Choose &model …", "Ctrl+B", window.choose_bundle),
-            Entry("S&ettings …", "Ctrl+,", window.show_settings),
+            Entry("Choose &model …", "Ctrl+B", files.choose_bundle),
+            Entry("S&ettings …", "Ctrl+,", self.show_settings),
             Entry("&Quit", "Ctrl+Q", window.close),
         )
         self._recent = file.addMenu("Recent pic&tures")
@@ -61,13 +67,13 @@ class MainMenu:
         _add_menu(
             bar,
             "&Conversation",
-            Entry("&Copy answer", "Ctrl+Shift+C", window.copy_answer),
+            Entry("&Copy answer", "Ctrl+Shift+C", talk.copy_answer),
             Entry("&Regenerate answer", "Ctrl+R", talk.ask_again),
             Entry("Start &over", Key.New, talk.start_over),
-            Entry("Go to the &question", "Ctrl+L", window.panel.composer.question.setFocus),
+            Entry("Go to the &question", "Ctrl+L", question.setFocus),
         )
         names = {"system": "As the &system", "light": "&Light", "dark": "&Dark"}
-        choose = {name: Entry(text, "", partial(window.choose_appearance, name)) for name, text in names.items()}
+        choose = {name: Entry(text, "", partial(self.choose_appearance, name)) for name, text in names.items()}
         self._appearance = _Choice(_add_menu(bar, "&View"), choose)
         about = lambda: choosers.show(about_dialog(window, session.bundle_name, session.manifest))  # noqa: E731
         _add_menu(
@@ -77,12 +83,23 @@ class MainMenu:
             Entry("&About tinygptv", "", about),
         )
 
-    def show_settings(self, settings: Settings) -> None:
+    def choose_appearance(self, name: str) -> None:
+        """Take a scheme of :data:`.theme.SCHEMES`."""
+        self._session.take(replace(self._session.settings, appearance=name))
+
+    def show_settings(self) -> None:
+        """Ask for settings."""
+        dialog = SettingsDialog(self._window, self._session.settings)
+        dialog.chosen.connect(self._session.use)
+        dialog.forgotten.connect(self._session.forget)
+        choosers.show(dialog)
+
+    def update(self, settings: Settings) -> None:
         """Check what is chosen, and list recent pictures."""
         self._appearance.check(settings.appearance)
         self._recent.clear()
         for path in settings.recent:
-            do = partial(self._window.open_picture, path)
+            do = partial(self._files.open, path)
             _add_entry(self._recent, Entry(path.replace("&", "&&"), do=do))
         self._recent.setEnabled(bool(settings.recent))
 

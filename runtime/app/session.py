@@ -49,7 +49,7 @@ class Session(QObject):
     seen = Signal(float)
     """The model has looked at the picture that is shown, in so many seconds."""
     saved = Signal(str)
-    """The picture was written to this path."""
+    """Something was written to this path."""
     settings_changed = Signal()
 
     def __init__(self, load: Load, settings: Settings) -> None:
@@ -173,6 +173,11 @@ class Session(QObject):
             self._switch(None)
             if others := list(self.sheets):
                 self.show(others[min(place, len(others) - 1)])
+
+    def close_shown(self) -> None:
+        """Close the picture that is shown."""
+        if self.sheet is not None:
+            self.close(self.sheet.picture.number)
 
     def reopen(self) -> None:
         """Open again what was closed or begun anew last."""

@@ -61,9 +61,9 @@ def start(load: Load, bundle: Path | None, threads: int | None, memory: MemoryMo
         window = Window(load, settings)
         app.styleHints().colorSchemeChanged.connect(lambda: theme.choose(window.session.settings.appearance))
         window.show()
-        window.open_bundle(settings.folder)
-        for picture in pictures:
-            window.open_picture(picture)
+        window.files.open_bundle(settings.folder)
+        if pictures:
+            window.files.open(*pictures)
         if error:
             window.notice.complain(error)
         if interrupted:

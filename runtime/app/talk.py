@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from PySide6.QtCore import QObject, QRectF, Signal
+from PySide6.QtGui import QGuiApplication
 
 from .. import Answer, ArgumentError
 from ..boxes import Box, Region
@@ -121,6 +122,12 @@ class Talk(QObject):
         assert self._session.sheet is not None
         self._session.sheet.shown = said
         self.boxes_changed.emit()
+
+    def copy_answer(self) -> None:
+        """Put the last answer on the clipboard, if there is one."""
+        said = self._session.sheet.said if self._session.sheet else []
+        if said and (text := said[-1].answer or said[-1].text):
+            QGuiApplication.clipboard().setText(text)
 
     # What the worker tells
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-from PySide6.QtCore import QMimeData, Qt
+from PySide6.QtCore import Qt
 from PySide6.QtGui import (
     QCloseEvent,
     QDragEnterEvent,
     QDragLeaveEvent,
     QDropEvent,
-    QGuiApplication,
-    QImage,
     QKeySequence,
     QShortcut,
 )
 from PySide6.QtWidgets import QMainWindow, QStackedWidget, QVBoxLayout, QWidget
 
-from .. import TinyGPTVError
-from . import choosers, theme
+from . import theme
+from .files import Files
 from .header import Header
 from .icons import program_icon
 from .menus import MainMenu
 from .notice import Notice
-from .saving import open_conversation, save_conversation
 from .session import Session
 from .settings import Settings
-from .settings_dialog import SettingsDialog
-from .sources import has_picture, name_of, pictures_in
+from .sources import has_picture
 from .start_page import StartPage
 from .status import Status
 from .talk import Talk
@@ -52,6 +45,7 @@ class Window(QMainWindow):
         self.session = Session(load, settings or Settings())
         self.model = self.session.model
         self.talk = Talk(self.session)
+        self.files = Files(self, self.session)
         self.header = Header()
         self.notice = Notice()
         self.start_page = StartPage(QKeySequence(Key.Paste).toString(QKeySequence.SequenceFormat.NativeText))
@@ -61,94 +55,11 @@ class Window(QMainWindow):
         self._stack = QStackedWidget()
         theme.choose(self.session.settings.appearance)
         self._arrange()
-        self._menus = MainMenu(self)
-        QShortcut(QKeySequence(Key.Paste), self, self.paste_picture)  # the question field has its own
+        self.menus = MainMenu(self, self.session, self.talk, self.files, self.panel.composer.question)
+        QShortcut(QKeySequence(Key.Paste), self, self.files.paste)  # the question field has its own
         self._connect()
         self._show_settings()
         self._show_sheet()
-
-    # What can be done
-
-    def open_bundle(self, bundle: Path | None) -> None:
-        """Load another model, the built-in demo if None."""
-        self.session.load(replace(self.session.settings, bundle=str(bundle) if bundle else ""))
-
-    def open_picture(self, source: str | QImage) -> None:
-        """Open a picture, from a path or the clipboard, or a conversation that was saved."""
-        if isinstance(source, str) and source.lower().endswith(".json"):
-            self.open_conversation(Path(source))
-        else:
-            self.session.open(source)
-
-    def open_conversation(self, path: Path) -> None:
-        """Go on with a conversation that was saved as JSON."""
-        try:
-            saved = open_conversation(path)
-        except TinyGPTVError as error:
-            self._begin("")
-            self.notice.complain(str(error))
-        else:
-            self.session.open_conversation(saved)
-
-    def save_conversation(self, path: Path) -> None:
-        """Write the conversation that is shown."""
-        if self.session.sheet is not None:
-            self._begin("")
-            try:
-                save_conversation(self.session.sheet, path)
-            except TinyGPTVError as error:
-                self.notice.complain(str(error))
-            else:
-                self.status.tell(f"saved {path}", lasts=True)
-
-    def copy_answer(self) -> None:
-        """Put the last answer on the clipboard, if there is one."""
-        said = self.session.sheet.said if self.session.sheet else []
-        if said and (text := said[-1].answer or said[-1].text):
-            QGuiApplication.clipboard().setText(text)
-
-    def paste_picture(self) -> None:
-        """Open the picture on the clipboard."""
-        self._take(QGuiApplication.clipboard().mimeData())
-
-    def choose_appearance(self, name: str) -> None:
-        """Take a scheme of :data:`.theme.SCHEMES`."""
-        self.session.take(replace(self.session.settings, appearance=name))
-
-    def choose_pictures(self) -> None:
-        """Ask which pictures to open."""
-        choosers.choose_pictures(self, self.open_picture)
-
-    def choose_bundle(self) -> None:
-        """Ask which model to load."""
-        choosers.choose_bundle(self, self.open_bundle)
-
-    def choose_conversation(self) -> None:
-        """Ask which saved conversation to open."""
-        choosers.choose_conversation(self, self.open_conversation)
-
-    def choose_conversation_file(self) -> None:
-        """Ask where to save the conversation, if there is one."""
-        sheet = self.session.sheet
-        if sheet is not None and sheet.said:
-            choosers.save_conversation(self, sheet.picture.name, self.save_conversation)
-
-    def choose_picture_file(self) -> None:
-        """Ask where to save the picture with its boxes."""
-        if self.session.sheet is not None:
-            choosers.save_picture(self, self.session.sheet.picture.name, self.session.save_picture)
-
-    def close_picture(self) -> None:
-        """Close the picture that is shown."""
-        if self.session.sheet is not None:
-            self.session.close(self.session.sheet.picture.number)
-
-    def show_settings(self) -> None:
-        """Ask for settings."""
-        dialog = SettingsDialog(self, self.session.settings)
-        dialog.chosen.connect(self.session.use)
-        dialog.forgotten.connect(self.session.forget)
-        choosers.show(dialog)
 
     # What the system tells
 
@@ -165,7 +76,7 @@ class Window(QMainWindow):
         event.setDropAction(Qt.DropAction.CopyAction)
         event.accept()
         self.start_page.show_over(False)
-        self._take(event.mimeData())
+        self.files.take(event.mimeData())
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         self.hide()  # at once, although a bundle that is being loaded has to be waited for
@@ -173,15 +84,6 @@ class Window(QMainWindow):
         super().closeEvent(event)
 
     # What the session tells
-
-    def _take(self, data: QMimeData) -> None:
-        """Open the pictures in what was dropped or pasted."""
-        sources = pictures_in(data)
-        for source in sources:
-            self.open_picture(source)
-        if not sources:
-            self._begin("")
-            self.notice.complain("there is no picture in what was pasted or dropped; expected one, or a file")
 
     def _begin(self, doing: str) -> None:
         self.notice.clear()
@@ -255,7 +157,7 @@ class Window(QMainWindow):
     def _show_settings(self) -> None:
         settings = self.session.settings
         theme.choose(settings.appearance)
-        self._menus.show_settings(settings)
+        self.menus.update(settings)
         self.start_page.show_recent(settings.recent)
 
     def _show_title(self) -> None:
@@ -292,22 +194,22 @@ class Window(QMainWindow):
     def _connect(self) -> None:
         session, talk = self.session, self.talk
         composer, conversation = self.panel.composer, self.panel.conversation
-        self.header.model_wanted.connect(self.choose_bundle)
-        self.header.picture_wanted.connect(self.choose_pictures)
-        self.header.save_wanted.connect(self.choose_conversation_file)
-        self.header.settings_wanted.connect(self.show_settings)
-        self.start_page.picture_wanted.connect(self.choose_pictures)
+        self.header.model_wanted.connect(self.files.choose_bundle)
+        self.header.picture_wanted.connect(self.files.choose_pictures)
+        self.header.save_wanted.connect(self.files.choose_conversation_file)
+        self.header.settings_wanted.connect(self.menus.show_settings)
+        self.start_page.picture_wanted.connect(self.files.choose_pictures)
         self.start_page.sample_wanted.connect(lambda sample: session.open(str(sample.path), sample))
-        self.start_page.recent_wanted.connect(self.open_picture)
+        self.start_page.recent_wanted.connect(self.files.open)
         for note in (self.start_page.note, self.panel.note):
-            note.wanted.connect(self.choose_bundle)
+            note.wanted.connect(self.files.choose_bundle)
         self.strip.chosen.connect(session.show)
         self.strip.closed.connect(session.close)
-        self.strip.wanted.connect(self.choose_pictures)
+        self.strip.wanted.connect(self.files.choose_pictures)
         self.picture.boxed.connect(talk.ask_about)
         composer.asked.connect(talk.ask)
         composer.stopped.connect(self.model.cancel)
-        composer.question.given.connect(self._take)
+        composer.question.given.connect(self.files.take)
         conversation.again.connect(talk.ask_again)
         conversation.boxes.connect(talk.show_boxes)
         session.began.connect(self._begin)
@@ -323,5 +225,5 @@ class Window(QMainWindow):
         session.state_changed.connect(self._show_state)
         session.seen.connect(self.status.tell_seen)
         talk.answered.connect(self.status.tell_speed)
-        session.saved.connect(lambda path: self.status.tell(f"saved {name_of(path)}", lasts=True))
+        session.saved.connect(lambda path: self.status.tell(f"saved {path}", lasts=True))
         session.settings_changed.connect(self._show_settings)
