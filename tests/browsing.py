@@ -1,21 +1,17 @@
-"""The server's page in a real browser, and a user's hands for it: Chromium, without a window."""
+"""A user's hands for the server's page."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from served import IMAGES, RAMBLING, Served, serving
+from served import IMAGES, RAMBLING
 from tinygptv.runtime.drawing import PALETTE
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 COMPLETIONS = "**/v1/chat/completions"
 
@@ -40,61 +36,6 @@ COUNT = """
 """
 
 OpenPage = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        own = Path(playwright.chromium.executable_path)
-        found = own if own.is_file() else next(filter(None, map(shutil.which, PROGRAMS)), None)
-        if found is None:
-            pytest.skip("no Chromium here: install one (apt install chromium, or playwright install chromium)")
-        root = hasattr(os, "geteuid") and os.geteuid() == 0  # whom Chromium's sandbox does not serve
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] * root)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("page")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Each token takes a while, so that one sees an answer being written."""
-    with serving(tmp_path_factory.mktemp("slow page"), slowly=0.1) as running:
-        yield running
-
-
-@pytest.fixture(params=[WIDE, NARROW], ids=["wide", "narrow"])
-def viewport(request: pytest.FixtureRequest) -> dict[str, int]:
-    return request.param
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Opens the page; afterwards nothing may have gone wrong in it, and nothing have been asked of other servers."""
-    contexts: list[Any] = []
-    wrong: list[str] = []
-
-    def open_it(served: Served, **options: Any) -> Any:
-        contexts.append(browser.new_context(**({"viewport": WIDE} | options)))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        own = (f"{served.url}/", "data:")
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
-        page.goto(served.url)
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    # Browsers themselves remark on requests that fail, as some do here on purpose.
-    assert [line for line in wrong if "Failed to load resource" not in line] == []
 
 
 def drop(page: Any, image: str) -> None:
@@ -140,7 +81,7 @@ def sent(request: Any) -> list[tuple[str, str]]:
 
 def ramble(route: Any) -> None:
     """What is asked is answered at great length."""
-    route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | RAMBLING | {"max_tokens": 80}))
+    route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | RAMBLING | {"max_tokens": 250}))
 
 
 def colour_count(page: Any, region: int = 0) -> int:

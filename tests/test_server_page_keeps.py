@@ -11,7 +11,7 @@ from browsing import COMPLETIONS, OpenPage, answered, ask, asked, colour_count, 
 from PIL import Image
 from served import IMAGES, Served, wait_until
 
-pytest_plugins = "browsing"
+pytest_plugins = "browser_fixtures"
 
 
 def choose(page: Any, name: str, picture: Path) -> None:

@@ -2,6 +2,9 @@
 let model = null; // as /v1/models describes it
 let token = "";
 let running = null; // {turn, control}
+let leaving = false; // a reload ends requests before it ends the page
+const LEFT = "The page was left before this answer was complete";
+const UNREACHABLE = "The server does not answer. Is it still running?";
 const headers = () => ({ "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) });
 
 async function connect() {
@@ -70,7 +73,8 @@ async function answer(turn, step) {
   } catch (error) {
     if (turn.end) return; // complete, whatever the connection did then
     turn.end = error.name === "AbortError" ? "stopped" : "failed";
-    turn.note = turn.end === "stopped" ? "Stopped" : error instanceof TypeError ? "The server does not answer. Is it still running?" : error.message;
+    const failure = error instanceof TypeError ? (leaving ? LEFT : UNREACHABLE) : error.message;
+    turn.note = turn.end === "stopped" ? "Stopped" : failure;
   } finally {
     if (running?.turn === turn) {
       running = null;

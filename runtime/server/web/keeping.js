@@ -56,7 +56,7 @@ async function recover() {
     for (const turn of talk.turns) {
       if (turn.end) continue;
       turn.end = "failed";
-      turn.note = "The page was left before this answer was complete";
+      turn.note = LEFT;
     }
     return { ...talk, kept };
   } catch {

@@ -233,6 +233,10 @@ document.addEventListener("drop", (event) => {
   openFile(event.dataTransfer.files[0]);
 });
 window.addEventListener("pagehide", save);
+window.addEventListener("beforeunload", () => {
+  leaving = true;
+  setTimeout(() => { leaving = false; }, 3000); // where it was but a download
+});
 new ResizeObserver(draw).observe($("stage"));
 letDraw(canDraw, (box) => ask({ task: "[identify]", words: task === "[identify]" ? question.value.trim() : "", box }));
 followTalk();
