@@ -32,6 +32,9 @@ DEMO_BUNDLE = Path(__file__).parent / "demo"
 
 MemoryMode = Literal["default", "low"]
 
+THREADS_VARIABLE = "TINYGPTV_THREADS"
+"""How many threads a model computes with where its program does not say."""
+
 
 def load_engine(
     folder: Path,
@@ -43,6 +46,8 @@ def load_engine(
     progress: Callable[[float], object] | None = None,
 ) -> Engine:
     """Open a bundle; arguments and errors as for :meth:`.TinyGPTV.load`."""
+    if threads is None:
+        threads = _threads_of_environment()
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads is {threads}; expected at least 1")
     cores = os.cpu_count() or 1
@@ -113,3 +118,13 @@ class _Opener:
                     raise
                 self._tuned = now
         raise AssertionError
+
+
+def _threads_of_environment() -> int | None:
+    """What the variable says; None where it is not set."""
+    text = os.environ.get(THREADS_VARIABLE)
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentError(f"{THREADS_VARIABLE} is {text!r}; expected a number of threads, at least 1")
+    return int(text)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers whose threads spin would wait for each other; torch reads its variable when it is imported.
+    os.environ |= {"OMP_NUM_THREADS": "1", "TINYGPTV_THREADS": "1"}
+
+import hashlib
 import shutil
 import subprocess
 import sys

@@ -74,7 +74,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, and how it is loaded: for :func:`load`."""
     parser.add_argument("--bundle", type=Path, metavar="DIR", help=f"model to use {_USUAL_BUNDLE}")
     parser.add_argument(
-        "--threads", type=positive, metavar="N", help="threads to compute with (default: physical cores)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads to compute with (default: TINYGPTV_THREADS, or one for each physical core)",
     )
     parser.add_argument(
         "--memory",
