@@ -46,9 +46,8 @@ class Prepared:
 
     def sampler(self) -> Callable[[Float32Array], int]:
         """A function that samples the answer's tokens, one after the other, from logits, float32 [vocabulary]."""
-        options, record = self.options, None
-        if options.top_logprobs is not None:
-            record = functools.partial(self.writer.record, count=options.top_logprobs)
+        options, count = self.options, self.options.top_logprobs
+        record = None if count is None else functools.partial(self.writer.record, count=count)
         processor = None if options.logits_processor is None else options.logits_processor()
         return sampler(options.sampling, processor, record)
 

@@ -70,7 +70,7 @@ def sampler(
         processor: Changes the logits before.
         record: Called with each token that was sampled, and the logits that the model gave.
     """
-    sample = most_probable if sampling == GREEDY else _Sampler(sampling)
+    sample: Callable[[NDArray[np.float32]], int] = most_probable if sampling == GREEDY else _Sampler(sampling)
     return sample if processor is None and record is None else _Hooks(sample, processor, record)
 
 

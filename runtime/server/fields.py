@@ -148,7 +148,7 @@ class Fields:
             return Sampling(
                 temperature=self.number("temperature", 0.0),
                 top_p=self.number("top_p", 1.0),
-                top_k=0 if top_k in (None, -1) else top_k,
+                top_k=0 if top_k is None or top_k == -1 else top_k,
                 repetition_penalty=self.number(penalty, 1.0),
                 seed=None if seed == -1 else seed,
             )

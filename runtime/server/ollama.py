@@ -165,12 +165,10 @@ class OllamaReply:
         yield line({"error": str(refusal)})
 
     def _part(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
-        part: dict[str, object] = {"role": "assistant", "content": text}
-        document = {
-            **_head(self.manifest),
-            **({"message": part} if self.is_chat else {"response": text}),
-            "done": False,
-        }
+        said: dict[str, object] = {"response": text}
+        if self.is_chat:
+            said = {"message": {"role": "assistant", "content": text}}
+        document = {**_head(self.manifest), **said, "done": False}
         return document | ({"logprobs": logprob_documents(logprobs)} if logprobs else {})
 
     def _end(self, result: Answered) -> dict[str, object]:
