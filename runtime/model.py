@@ -73,8 +73,8 @@ class TinyGPTV:
 
         Args:
             path: The bundle's folder; the built-in demo model's if None.
-            threads: Threads to compute with; if None, as many as ``TINYGPTV_THREADS`` says, or one for each physical core. More than there are cores are not
-                used, and a warning says so.
+            threads: Threads to compute with; if None, as many as ``TINYGPTV_THREADS`` says, or one for each physical
+                core. More than there are cores are not used, and a warning says so.
             memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be

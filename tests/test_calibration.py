@@ -119,7 +119,7 @@ def test_more_pictures_than_are_of_use(refusal: Refusal, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("b.PNG", b"no picture", "is not an image"),
+        ("b.PNG", b"no picture", "is text, not a picture"),
         ("b.PNG", b"", "is empty"),
         ("c.Txt", b"", "is empty"),
         ("c.Txt", b" \n\n", "is empty"),

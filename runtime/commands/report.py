@@ -11,6 +11,7 @@ from ..system.process import anonymous_rss, peak_rss
 def document(answer: Answer) -> dict[str, object]:
     """An answer for ``json.dumps``."""
     found = dataclasses.asdict(answer)
+    del found["logprobs"]  # no command asks for them
     found["peak_rss_bytes"] = peak_rss()
     found["anonymous_bytes"] = anonymous_rss()  # at the end of the answer, which is about its most
     return found
