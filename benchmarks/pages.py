@@ -59,7 +59,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
         yield page, "fidelity", fidelity
     yield FAITHFULNESS, "verify-bounds", verify_bounds()
     yield FAITHFULNESS, "verified", verified()
-    for section in (reliability.fuzz, reliability.soak, reliability.faults):
+    for section in (reliability.fuzz, reliability.soak, reliability.faults, reliability.large_pictures):
         yield RELIABILITY, section.__name__, section(_read(f"reliability/{section.__name__}.json"))
 
 

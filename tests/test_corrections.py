@@ -101,9 +101,11 @@ def test_the_transparent_colour_of_a_16_bit_png() -> None:
     """All 16 bits count: of three colours that look the same one is transparent."""
     colours = [(0x1234, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD), (0x1235, 0x5678, 0x9ABC), (0xFFFF, 0, 0)]
     rows = png_rows(np.array([colours]).reshape(1, -1), 16)
-    data = png(4, 1, 16, 2, rows, (b"tRNS", struct.pack(">3H", *colours[0])))
+    transparent = (b"tRNS", struct.pack(">3H", *colours[0]))
     visible = [0x12, 0x56, 0x9A]
-    assert np.asarray(open_image(data)).tolist() == [[[255, 255, 255], visible, visible, [255, 0, 0]]]
+    for height in (1, 150):
+        found = np.asarray(open_image(png(4, height, 16, 2, rows * height, transparent)))
+        assert found.tolist() == [[[255, 255, 255], visible, visible, [255, 0, 0]]] * height
 
 
 def test_a_dark_16_bit_pgm_stays_dark() -> None:

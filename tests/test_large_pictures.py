@@ -172,12 +172,13 @@ print(peak_rss() - before)
         ("colours.tif", "RGB", 4.8, {"compression": "tiff_lzw"}),
         ("photo.jpg", "RGB", 1.4, {}),
         ("progressive.jpg", "RGB", 7.2, {"progressive": True, "subsampling": 0}),
+        ("cmyk.jpg", "CMYK", 8.2, {"progressive": True, "subsampling": 0}),
         ("palette.gif", "P", 1.6, {}),
         ("picture.webp", "RGB", 16.5, {"method": 0}),
     ],
 )
 def test_bytes_a_pixel(name: str, mode: str, most: float, options: dict[str, object], tmp_path: Path) -> None:
-    """The figures of ``MAX_PIXELS``, for 51 million pixels, besides 150 MB for what is converted at a time."""
+    """Of 51 million pixels, as docs/reliability.md has it; besides, 150 MB for what is converted at a time."""
     Image.new(mode, (8_000, 6_400), (1, 2, 3) if mode == "RGB" else 1).save(tmp_path / name, **options)
     command = [sys.executable, "-c", PEAK, str(tmp_path / name)]
     done = subprocess.run(command, capture_output=True, env=plain_environment(tmp_path), timeout=120, check=False)

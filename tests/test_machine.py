@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import plain_environment
 from tinygptv.runtime.system import machine, process
 from tinygptv.runtime.system.machine import SystemMemory, int8_kernels, processor, system_memory
 from tinygptv.runtime.system.process import anonymous_rss, peak_rss, return_freed_memory
@@ -208,6 +211,17 @@ def test_memory_of_this_process() -> None:
     anonymous = anonymous_rss()
     assert anonymous is None or anonymous > 1_000_000
     return_freed_memory()
+
+
+@linux
+def test_memory_of_this_process_is_not_its_parent_s(tmp_path: Path) -> None:
+    """Which is what getrusage tells there of one that a large process has started."""
+    large = np.ones(200_000_000, np.uint8)
+    command = "from tinygptv.runtime.system.process import peak_rss; print(peak_rss())"
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, env=plain_environment(tmp_path), check=True
+    )
+    assert 10_000_000 < int(done.stdout) < large.nbytes < peak_rss()
 
 
 def test_memory_of_this_machine() -> None:

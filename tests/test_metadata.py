@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from picture_files import png, png_rows
+from picture_files import png, png_rows, tiff
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 from tinygptv.runtime.errors import ImageError
 from tinygptv.runtime.vision.image import open_image
@@ -170,6 +170,73 @@ def test_metadata_of_other_formats_do_not_decide(format: str) -> None:
     else:
         image.save(buffer, format, tiffinfo={700: MUCH, 34665: 0xFFFFFFF0}, icc_profile=MUCH)
     assert np.asarray(open_image(buffer.getvalue())).reshape(-1, 3).tolist() == [[9, 8, 7]] * 20
+
+
+@pytest.mark.parametrize("animated", [False, True])
+@pytest.mark.parametrize("metadata", [{"xmp": bytes(41)}, {"exif": TURNED}, {"exif": TURNED, "xmp": XMP}])
+def test_metadata_behind_a_webp_picture_may_be_cut_off(metadata: dict[str, bytes], animated: bool) -> None:
+    buffer = io.BytesIO()
+    more = {"save_all": True, "append_images": [Image.new("RGB", (3, 2))] * 2} if animated else {}
+    Image.fromarray(COLOURS.astype(np.uint8)).save(buffer, "WEBP", lossless=True, **metadata, **more)
+    whole = buffer.getvalue()
+    pixels = whole.index(b"ANMF" if animated else b"VP8L")
+    end = pixels + 8 + int.from_bytes(whole[pixels + 4 : pixels + 8], "little")
+    assert end < len(whole) - 20
+    turned_from = whole.find(b"EXIF") + 8 + len(TURNED) if "exif" in metadata else len(whole)
+    for size in range(end, len(whole)):
+        assert upright(whole[:size]) == (size < turned_from)
+    for size in (end - 1, pixels + 8, pixels, 20, 13):
+        with pytest.raises(ImageError):
+            open_image(whole[:size])
+
+
+def without_values(data: bytes, tag: int, order: str = "<", big: bool = False) -> bytes:
+    """A TIFF that ends before all values of this tag are there."""
+    entry, offset = (struct.Struct(f"{order}HHQQ"), "Q") if big else (struct.Struct(f"{order}HHII"), "I")
+    (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    at = start + (8 if big else 2)
+    while entry.unpack_from(data, at)[0] != tag:
+        at += entry.size
+    _, kind, count, _ = entry.unpack_from(data, at)
+    return data[:at] + entry.pack(tag, kind, count, len(data) - 3) + data[at + entry.size :]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("tag", [270, 282, 305, 700, 34675, 65000])
+@pytest.mark.filterwarnings("error")
+def test_values_behind_the_end_of_a_tiff_do_not_decide(tag: int, deflate: bool, order: str) -> None:
+    """Not of tags that describe; those behind them still count: the second and fourth sample are no alpha, 32 bits
+    are floats, and the picture is turned.
+    """
+    text = {tag: ("B", bytes(40))}
+    planes = [plane.astype(np.uint8).tobytes() for plane in COLOURS.transpose(2, 0, 1)]
+    assert upright(without_values(tiff(3, 2, planes, [8] * 3, 2, order, text, deflate), tag, order))
+    turned = tiff(3, 2, COLOURS.astype(np.uint8).tobytes(), [8] * 3, 2, order, {**text, 274: ("H", [6])}, deflate)
+    assert not upright(without_values(turned, tag, order))
+    samples = np.concatenate([COLOURS, np.zeros((2, 3, 1))], 2).astype(np.uint8)
+    padded = tiff(3, 2, samples.tobytes(), [8] * 4, 2, order, {**text, 338: ("H", [0])}, deflate)
+    assert upright(without_values(padded, tag, order))
+    levels = np.linspace(0, 1, 6).astype(f"{order}f4").reshape(2, 3)
+    floats = tiff(3, 2, levels.tobytes(), [32], 1, order, {**text, 339: ("H", [3])}, deflate)
+    found = np.asarray(open_image(without_values(floats, tag, order)))
+    assert found[..., 0].tolist() == [[0, 51, 102], [153, 204, 255]]
+
+
+@pytest.mark.parametrize("tag", [258, 273, 320, 339])
+def test_values_that_say_how_pixels_are_stored_must_be_there(tag: int) -> None:
+    more = {258: ("H", [8] * 3), 320: ("H", bytes(768)), 339: ("H", [1] * 3)}
+    planes = [plane.astype(np.uint8).tobytes() for plane in COLOURS.transpose(2, 0, 1)]
+    with pytest.raises(ImageError, match=rf"the file ends before the values of its tag {tag}.*copy it again"):
+        open_image(without_values(tiff(3, 2, planes, [8] * 3, 2, "<", {tag: more[tag]} if tag in more else {}), tag))
+
+
+def test_a_big_tiff_likewise() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS.astype(np.uint8)).save(buffer, "TIFF", big_tiff=True, tiffinfo={270: "text" * 9})
+    if not buffer.getvalue().startswith(b"II+"):
+        pytest.skip("Pillow writes no BigTIFF before its version 11.1")
+    assert upright(without_values(buffer.getvalue(), 270, big=True))
 
 
 def test_pillow_s_settings_are_those_of_the_program() -> None:

@@ -24,7 +24,7 @@ def make_root(root: Path, checkout: Path, versions: Sequence[str], qemu: Path) -
     """Make the folder, or bring only this checkout's package in one that is there up to date.
 
     Args:
-        root: The folder; about 450 MB.
+        root: The folder; about 500 MB.
         checkout: This repository.
         versions: Requirements that pin what pip would choose the newest of, such as ``numpy==2.4.6``.
         qemu: The emulator, linked statically: it is copied in.
@@ -38,7 +38,10 @@ def make_root(root: Path, checkout: Path, versions: Sequence[str], qemu: Path) -
         for package in sorted((root / "var" / "cache" / "apt" / "archives").glob("*.deb")):
             with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacked:
                 subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", root], stdin=unpacked.stdout, check=True)
-    (root / "mnt").mkdir(exist_ok=True)  # a package makes it where it is configured
+    if (root / "proc").is_symlink():  # debootstrap's, to /proc: a loop in the folder, which onnxruntime meets
+        (root / "proc").unlink()
+    for name in ("proc", "mnt"):  # packages make them where they are configured
+        (root / name).mkdir(exist_ok=True)
     shutil.copy(qemu, root / "usr" / "bin")
     copy, wheels = root / "tmp" / "checkout", root / "tmp" / "wheels"
     for folder in (copy, wheels, root / SITE):

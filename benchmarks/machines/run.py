@@ -150,7 +150,7 @@ def version_of(qemu: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the arm64 root and all else (500 MB)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the arm64 root and all else (600 MB)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="results file")
     parser.add_argument("--only", metavar="TEXT", default="", help="machines with it in their names; others' rows stay")
     given = parser.parse_args()

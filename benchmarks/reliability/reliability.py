@@ -1,4 +1,4 @@
-"""What the long runs of the fuzzer, of the soak and of the fault tests found, as tables in Markdown."""
+"""What the long runs of the fuzzer, the soak, the fault tests and the largest pictures found, as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -46,4 +46,22 @@ def faults(document: dict[str, Any]) -> str:
     for name, one in document["paths"].items():
         cells = [one["calls"], one["points"], *(one["runs"].get(kind, 0) for kind in kinds), len(one["findings"])]
         lines.append(f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def large_pictures(document: dict[str, Any]) -> str:
+    """A row for each kind of picture."""
+    kinds = document["kinds"]
+    most = {what: max(one[f"{what}_bytes"] for one in kinds.values()) / 1e9 for what in ("prepare", "whole")}
+    lines = [
+        f"{document['date']}, Pillow {document['pillow']}: at most {most['prepare']:.1f} GB to prepare a picture, "
+        f"{most['whole']:.1f} GB until it is there as RGB.",
+        "",
+        "| the largest | megapixels | to prepare it, GB | bytes a pixel | as RGB, GB |",
+        "| --- | --: | --: | --: | --: |",
+    ]
+    for name, one in kinds.items():
+        prepared = one["prepare_bytes"]
+        cells = (f"{one['pixels'] / 1e6:.0f}", f"{prepared / 1e9:.2f}", f"{prepared / one['pixels']:.1f}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {one['whole_bytes'] / 1e9:.2f} |")
     return "\n".join(lines)

@@ -34,10 +34,13 @@ def peak_rss() -> int:
         if not kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
             raise ctypes.WinError()
         return int(counters.PeakWorkingSetSize)
+    peak = _from_status("VmHWM")
+    if peak is not None:
+        return peak
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # where it is Linux's: that of a larger parent, too
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def anonymous_rss() -> int | None:
@@ -45,11 +48,16 @@ def anonymous_rss() -> int | None:
 
     Linux alone does.
     """
+    return _from_status("RssAnon")
+
+
+def _from_status(field: str) -> int | None:
+    """Bytes that Linux tells of this process; None elsewhere."""
     try:
         status = (PROC / "self" / "status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
 
 

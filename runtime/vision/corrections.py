@@ -93,7 +93,11 @@ def _other_low_bytes(image: Image.Image, colour: tuple[int, int, int]) -> Image.
     _unpack_as(image, "RGB;16L")  # which takes the second byte of two
     image.load()
     image.info["transparency"] = tuple(value & 255 for value in colour)
-    return image.convert("RGBA").getchannel("A")
+    other = Image.new("L", image.size)
+    for top in range(0, image.height, 64):  # the whole as RGBA would be another copy of a large picture
+        rows = image.crop((0, top, image.width, min(top + 64, image.height)))
+        other.paste(rows.convert("RGBA").getchannel("A"), (0, top))
+    return other
 
 
 def _unpack_as(image: ImageFile.ImageFile, rawmode: str) -> None:

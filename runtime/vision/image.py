@@ -27,9 +27,8 @@ MAX_PIXELS = 178_956_970
 """Largest picture read, width times height: where Pillow itself, at its default settings, stops decoding for fear of
 a decompression bomb. Photos of 50 to 100 million pixels stay below it.
 
-Pillow's decoders take, in bytes a pixel: GIF 1.5, PNG 4.5 (16-bit grey 2.6), TIFF 4.7 (8 if it is to be turned), JPEG
-1.3 where a fraction is enough (progressive 7), WebP 16. To prepare the largest takes up to 1.5 GB so; to return it from
-``open_image`` as RGB, up to 0.7 GB more while both are there."""
+To prepare the largest takes up to 1.5 GB; to return it from ``open_image`` as RGB, up to 0.7 GB more while both are
+there. docs/reliability.md has what was measured for each kind."""
 MAX_WEBP_PIXELS = MAX_PIXELS // 2
 """Largest WebP picture, whose decoder holds it four times."""
 DRAFT_OVERSIZE = 4

@@ -1,7 +1,7 @@
-"""PNG and JPEG files as Pillow is shown them: without metadata, which it would refuse readable pictures for.
+"""Picture files as Pillow is shown them: without metadata for which it would refuse or misread them.
 
 Pillow reads all of a file's metadata before its pixels, and gives up where they are damaged or larger than it takes.
-Only what says how pixels are to be shown is left in.
+Of PNG and JPEG, only what says how pixels are to be shown is left in; of WebP and TIFF, all that is not cut off.
 """
 
 from __future__ import annotations
@@ -14,11 +14,30 @@ from typing import BinaryIO, cast
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
+TIFF_STARTS = {
+    b"II*\0": ("<", "I", "H"),
+    b"MM\0*": (">", "I", "H"),
+    b"II+\0": ("<", "Q", "Q"),
+    b"MM\0+": (">", "Q", "Q"),
+}
+"""The byte order, and types of an offset and of the number of tags: BigTIFF has longer ones."""
 MOST_TEXT = 1 << 20
 """Longest text that is looked at for an orientation, in bytes; Pillow's own limit."""
+MOST_TAGS = 1 << 16
+"""As many of a TIFF are looked at; one that is no BigTIFF cannot have more."""
 
 Range = tuple[int, int]
 """Where a part of a file begins and ends."""
+Part = Range | bytes
+"""Of what Pillow is shown: from the file, or in place of what stands there."""
+
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Of a value, by its type; all others have one byte."""
+_TIFF_DESCRIPTIONS = {*range(269, 273), 282, 283, *range(285, 292), 301, 305, 306, 315, 316, 318, 319, 321, 330, 333}
+_TIFF_DESCRIPTIONS |= {336, 337, 340, 341}
+"""Tags below ``_TIFF_PRIVATE`` that say nothing of how pixels are stored: names, resolution, calibration, printing."""
+_TIFF_PRIVATE = 700
+"""From here on none does."""
 
 
 def without_metadata(file: BinaryIO, size: int) -> BinaryIO:
@@ -30,13 +49,21 @@ def without_metadata(file: BinaryIO, size: int) -> BinaryIO:
 
     Returns:
         A file that reads what is left, or ``file`` itself at its start, if that is all or it is of another format.
+
+    Raises:
+        ValueError: It is a TIFF that ends before what says how its pixels are stored.
     """
-    start = file.read(len(PNG_START))
-    kept: list[Range] = []
-    if start == PNG_START:
-        kept = _joined([(0, len(PNG_START)), *_png_chunks(file, size)])
+    start = file.read(12)
+    kept: list[Part] = []
+    if start.startswith(PNG_START):
+        kept = [(0, len(PNG_START)), *_png_chunks(file, size)]
     elif start.startswith(JPEG_START):
-        kept = _joined([(0, 2), *_jpeg_segments(file, size)])
+        kept = [(0, 2), *_jpeg_segments(file, size)]
+    elif start[:4] == b"RIFF" and start[8:] == b"WEBP" and 8 + int.from_bytes(start[4:8], "little") > size:
+        kept = _whole_webp_chunks(file, size)
+    elif start[:4] in TIFF_STARTS:
+        kept = list(_without_cut_values(file, size, *TIFF_STARTS[start[:4]]))
+    kept = _joined(kept)
     file.seek(0)
     if not kept or kept == [(0, size)]:
         return file
@@ -119,22 +146,67 @@ def _decides(marker: int, data: bytes) -> bool:
     return marker == 0xEE and data.startswith(b"Adobe") and len(data) >= 12
 
 
-def _joined(ranges: list[Range]) -> list[Range]:
-    joined: list[Range] = []
-    for start, end in ranges:
-        if joined and joined[-1][1] == start:
-            start = joined.pop()[0]
-        joined.append((start, end))
+def _whole_webp_chunks(file: BinaryIO, size: int) -> list[Part]:
+    """A file that says it is longer, up to where a chunk is cut off: its decoder takes none with a part of a chunk."""
+    chunks: list[Part] = []
+    at = 12
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        end = at + 8 + int.from_bytes(head[4:], "little")
+        if len(head) < 8 or end > size:
+            break
+        chunks += [(at, end), bytes(end % 2)]  # each begins at an even place
+        at = end + end % 2
+    return [(0, 4), (at - 8).to_bytes(4, "little"), (8, 12), *chunks]
+
+
+def _without_cut_values(file: BinaryIO, size: int, order: str, offset: str, number: str) -> Iterator[Part]:
+    """A TIFF whose descriptions have no values where these are cut off: Pillow reads no tag behind such a one."""
+    entry = struct.Struct(f"{order}HH{offset}{offset}")
+    width = struct.calcsize(offset)
+    file.seek(width)
+    file.seek(_unpacked(file, order + offset))
+    count = _unpacked(file, order + number)
+    at, done = file.tell(), 0
+    entries = file.read(entry.size * min(count, MOST_TAGS))
+    for position in range(0, len(entries) - entry.size + 1, entry.size):
+        tag, kind, values, place = entry.unpack_from(entries, position)
+        length = values * _TIFF_BYTES.get(kind, 1)
+        if length <= width or place + length <= size:
+            continue
+        if tag < _TIFF_PRIVATE and tag not in _TIFF_DESCRIPTIONS:
+            raise ValueError(f"the file ends before the values of its tag {tag}")
+        yield done, at + position + 4
+        yield bytes(width)
+        done = at + position + 4 + width
+    yield done, size
+
+
+def _unpacked(file: BinaryIO, format: str) -> int:
+    """A number; 0 at the end of the file."""
+    length = struct.calcsize(format)
+    return int(struct.unpack(format, file.read(length).ljust(length, b"\0"))[0])
+
+
+def _joined(parts: list[Part]) -> list[Part]:
+    joined: list[Part] = []
+    for part in parts:
+        last: Part = joined[-1] if joined else b""
+        if isinstance(part, tuple) and isinstance(last, tuple) and last[1] == part[0]:
+            joined[-1] = (last[0], part[1])
+        elif part:
+            joined.append(part)
     return joined
 
 
 class _Parts(io.RawIOBase):
-    """Parts of a file, one behind the other, as a file to read."""
+    """Parts, one behind the other, as a file to read."""
 
-    def __init__(self, file: BinaryIO, parts: list[Range]) -> None:
+    def __init__(self, file: BinaryIO, parts: list[Part]) -> None:
         self._file = file
         self._parts = parts
-        self._size = sum(end - start for start, end in parts)
+        self._size = sum(map(_length, parts))
         self._at = 0
 
     def readable(self) -> bool:
@@ -150,12 +222,20 @@ class _Parts(io.RawIOBase):
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
         """From one part, which may be less than was asked for; 0 at the end."""
         skipped = self._at
-        for start, end in self._parts:
-            if skipped < end - start:
-                self._file.seek(start + skipped)
-                data = self._file.read(min(len(buffer), end - start - skipped))
+        for part in self._parts:
+            if skipped < (length := _length(part)):
+                wanted = min(len(buffer), length - skipped)
+                if isinstance(part, bytes):
+                    data = part[skipped : skipped + wanted]
+                else:
+                    self._file.seek(part[0] + skipped)
+                    data = self._file.read(wanted)
                 buffer[: len(data)] = data
                 self._at += len(data)
                 return len(data)
-            skipped -= end - start
+            skipped -= length
         return 0
+
+
+def _length(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else part[1] - part[0]
