@@ -253,7 +253,8 @@ def test_candidates_of_4_bits() -> None:
         assert schemes == (GroupWise(128, bits=4), GroupWise(32, bits=4), GroupWise(64))
         assert [scheme.close_enough for scheme in schemes] == [0.02, 0.02, 3e-4]
         assert candidates("int4", 64)[DECODER](f"model.layers.2.{name}") == (GroupWise(64, bits=4), GroupWise(64))
-    for graph, name in ((DECODER, "lm_head"), (PROJECTOR, "llama_proj"), (VISION_ENCODER, "visual.blocks.1.mlp.fc1")):
+    assert of[DECODER]("lm_head") == (GroupWise(32),) and of_int8[DECODER]("lm_head") == (GroupWise(16),)
+    for graph, name in ((PROJECTOR, "llama_proj"), (VISION_ENCODER, "visual.blocks.1.mlp.fc1")):
         assert of[graph](name) == of_int8[graph](name)
 
 
