@@ -184,7 +184,7 @@ def put_box(box: list[Any]) -> Callable[[dict[str, Any]], None]:
         (put("version", 2), "update tinygptv"),
         (put("turns", 3), "turns: found 3"),
         (put("picture", "@@@"), "is damaged"),
-        (put("picture", "AAAA"), "is not an image"),
+        (put("picture", "AAAA"), "is not a picture"),
         (put("known_from", 9), "known_from is 9"),
         (put_box([0, 0, 65, 10]), "is not within 64 x 64 pixels"),
         (put_box([0, 0, 10]), "boxes"),

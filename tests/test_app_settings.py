@@ -187,10 +187,10 @@ def test_no_settings_are_the_defaults() -> None:
         (b"\xff", "cannot be read"),
         (b"nonsense", "holds no settings"),
         (b"[" * 5000, "holds no settings"),
-        (b"[]", "found list"),
+        (b"[]", "found a list"),
         (json.dumps({"threads": 0}).encode(), "threads is 0"),
         (json.dumps({"temperature": -1}).encode(), "temperature is -1"),
-        (json.dumps({"max_new_tokens": "many"}).encode(), "found 'many'"),
+        (json.dumps({"max_new_tokens": "many"}).encode(), 'found "many"'),
         (json.dumps({"appearance": "pink"}).encode(), "'pink'"),
     ],
 )

@@ -186,7 +186,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         for path in (ROOT / part).rglob("*.py")
     }
     assert len(wanted) > 30
-    for data in ("runtime/demo", "runtime/server/web", "export/calibration"):
+    for data in ("runtime/demo", "runtime/server/web", "runtime/app/artwork", "export/calibration"):
         files = (path for path in (ROOT / data).rglob("*") if path.is_file())
         wanted |= {f"tinygptv/{data}/{path.relative_to(ROOT / data).as_posix()}" for path in files}
     wanted |= {
@@ -196,7 +196,9 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         "tinygptv/export/py.typed",
         "tinygptv/export/costs.json",
     }
-    assert {name for name in held if ".dist-info/" not in name} == wanted  # no tests, no benchmarks
+    assert {
+        name for name in held if ".dist-info/" not in name and ".data/data/share/" not in name
+    } == wanted  # no tests, no benchmarks
     assert any(name.endswith("/LICENSE") for name in held)
 
 

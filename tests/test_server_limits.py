@@ -41,7 +41,7 @@ def post(served: Served, body: object, **headers: str) -> httpx.Response:
     [
         ("https://example.com/cat.png", "fetches nothing"),
         ("data:image/png;base64,!!", "not valid base64"),
-        ("data:image/png;base64,aGVsbG8=", "not an image"),
+        ("data:image/png;base64,aGVsbG8=", "not a picture"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -259,7 +259,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_options, "find_spec", lambda name: None)
     with pytest.raises(
         TinyGPTVError,
-        match=r'^starlette and uvicorn not installed; run: pip install "tinygptv\[serve\]" \(in .*"\.\[serve\]"\)$',
+        match=r'^starlette and uvicorn not installed; run: pip install .*\[serve\]"$',
     ):
         command.run(argparse.Namespace())
 

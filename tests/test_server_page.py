@@ -25,7 +25,7 @@ from browsing import (
 from conftest import bundle_with
 from served import IMAGES, Served, serving, wait_until
 from tinygptv.runtime.boxes import plain_text
-from tinygptv.runtime.drawing import PALETTE, _contrasting
+from tinygptv.runtime.drawing import PALETTE, contrasting
 from tinygptv.runtime.loading import DEMO_BUNDLE
 
 pytest_plugins = "browser_fixtures"
@@ -336,7 +336,7 @@ def test_boxes_are_taken_out_of_the_words(served: Served, open_page: OpenPage) -
 def test_colours_are_those_of_drawn_pictures(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     assert page.evaluate("COLOURS") == ["#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE]
-    assert page.evaluate("INKS") == ["#fff" if _contrasting(colour)[0] else "#000" for colour in PALETTE]
+    assert page.evaluate("INKS") == ["#fff" if contrasting(colour)[0] else "#000" for colour in PALETTE]
 
 
 def test_a_model_without_boxes(tmp_path: Path, open_page: OpenPage) -> None:

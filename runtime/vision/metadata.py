@@ -40,6 +40,10 @@ _TIFF_PRIVATE = 700
 """From here on none does."""
 
 
+class CutValuesError(ValueError):
+    """A file ends before values that say how its pixels are stored; the message names the tag."""
+
+
 def without_metadata(file: BinaryIO, size: int) -> BinaryIO:
     """The same picture with less around it.
 
@@ -176,7 +180,7 @@ def _without_cut_values(file: BinaryIO, size: int, order: str, offset: str, numb
         if length <= width or place + length <= size:
             continue
         if tag < _TIFF_PRIVATE and tag not in _TIFF_DESCRIPTIONS:
-            raise ValueError(f"the file ends before the values of its tag {tag}")
+            raise CutValuesError(f"the file ends before the values of its tag {tag}")
         yield done, at + position + 4
         yield bytes(width)
         done = at + position + 4 + width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .metadata import CutValuesError
+
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Of ISO/IEC 23008-12, in the box that such a file begins with; ``mif1`` may hold AVIF as well."""
 
@@ -53,6 +55,8 @@ def described(start: bytes) -> str:
 
 def why_undecodable(error: Exception) -> str:
     """Why a picture's pixels cannot be read, from what Pillow or a plugin of it raised."""
+    if isinstance(error, CutValuesError):
+        return str(error)
     said = str(error).lower()
     if isinstance(error, EOFError) or any(word in said for word in ("truncated", "not enough", "unexpected end")):
         return "it ends too early"
