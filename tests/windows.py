@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtCore import QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QAction, QColor, QDragEnterEvent, QDropEvent, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
@@ -49,6 +49,8 @@ def shown_window(bundle: Path | None, picture: str | None = RED, settings: Setti
         yield idle(window)
     finally:
         window.close()
+        window.deleteLater()  # a window that is closed only would be styled with all later ones
+        QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 def slow_down(monkeypatch: pytest.MonkeyPatch) -> None:

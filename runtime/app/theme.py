@@ -79,9 +79,12 @@ def choose(name: str) -> None:
     colours = DARK if scheme is Qt.ColorScheme.Dark else LIGHT
     application = QApplication.instance()
     assert isinstance(application, QApplication)
+    sheet = _style_sheet(colours)
+    if application.styleSheet() == sheet:
+        return  # Qt would style every widget of every window again
     application.setStyle("Fusion")
     application.setPalette(_palette(colours))
-    application.setStyleSheet(_style_sheet(colours))
+    application.setStyleSheet(sheet)
 
 
 def _palette(colours: Tokens) -> QPalette:
