@@ -18,9 +18,11 @@ def install(commands: Sequence[str], tasks: Sequence[str]) -> None:
         commands: Such as ``/image``.
         tasks: Tags that the model knows.
     """
+    if sys.platform == "win32":
+        return  # Python has no readline there; the console has arrow keys and history of its own
     try:
         import readline
-    except ImportError:  # Windows' own console has arrow keys and history
+    except ImportError:  # Python was built without it
         return
     readline.set_completer_delims(" ")
     readline.set_completer(_Completer(readline.get_line_buffer, readline.get_endidx, commands, tasks))
