@@ -338,7 +338,7 @@ def test_progress_at_a_terminal(folder: Path, output: Path, tmp_path: Path) -> N
         assert f"\r{text}" in said
     for done in range(6):
         assert re.search(rf"\rcaptioning: +{done * 20}%.* {done}/5 \[", said)
-    assert re.search(r" 5/5 \[\d\d:\d\d<00:00, [\d.]+(img/s|s/img)\]", said)
+    assert re.search(r" 5/5 \[\d\d:\d\d<00:00, +[\d.]+(img/s|s/img)\]", said)
     demo, *complaints, summary, end = seen(said)
     assert "demo" in demo and summary.startswith("5 pictures: 4 captioned, 0 done before, 1 failed; ") and end == ""
     (bad,) = (line for line in complaints if "bad.png" in line)

@@ -99,4 +99,4 @@ def test_the_frozen_app_is_used(site: Path, tmp_path_factory: pytest.TempPathFac
     assert {"tinygptv.png", "red_triangle.png", "decoder.onnx"} <= files
     assert not {"torch", "onnx", "transformers"} & files
     size = sum(path.stat().st_size for path in program.parent.rglob("*") if path.is_file())
-    assert size < 450e6
+    assert size < 500e6  # links counted as files; 26 MB of it reads a phone's HEIC
