@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from tinygptv.runtime import (
     Answer,
     AnswerStream,
+    ArgumentError,
     BundleError,
     EncodedImage,
     ImageError,
@@ -136,6 +138,22 @@ def test_more_threads_than_there_are_cores(golden_bundle: Callable[[int, str], P
     with pytest.warns(RuntimeWarning, match="threads is 100000, and this machine has") as told:
         TinyGPTV.load(golden_bundle(3, "int8"), threads=100_000).close()
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "many"])
+def test_threads_of_the_environment_are_checked(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYGPTV_THREADS", threads)
+    with pytest.raises(ArgumentError, match=rf"^TINYGPTV_THREADS is '{threads}'; expected a number of threads"):
+        TinyGPTV.load()
+
+
+def test_threads_of_the_environment_are_used_where_none_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYGPTV_THREADS", "100000")
+    with pytest.warns(RuntimeWarning, match="threads is 100000, and this machine has"):
+        TinyGPTV.load().close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TinyGPTV.load(threads=1).close()
 
 
 def test_the_number_of_threads_does_not_change_the_answer(
