@@ -38,8 +38,13 @@ COUNT = """
 OpenPage = Callable[..., Any]
 
 
-def drop(page: Any, image: str) -> None:
+def give(page: Any, image: str) -> None:
     page.evaluate(DROP, [image, base64.b64encode((IMAGES / image).read_bytes()).decode()])
+
+
+def drop(page: Any, image: str) -> None:
+    """Waits until it is shown."""
+    give(page, image)
     page.locator("#name", has_text=image).wait_for(state="attached")
     page.locator("#stage").wait_for()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import COMPLETIONS, OpenPage, answered, ask, asked, colour_count, drag, drop, ramble, sent, type_question
+from browsing import COMPLETIONS, OpenPage, answered, ask, asked, colour_count, drag, drop, give, ramble, sent, type_question
 from PIL import Image
 from served import IMAGES, Served, wait_until
 
@@ -90,6 +90,24 @@ def test_a_reload_while_an_answer_is_written(slow: Served, open_page: OpenPage) 
     page.get_by_role("button", name="Try again").click()
     assert answered(page, 1) == "red triangle"
     assert asked(page) == ["Find triangle"]
+
+
+def test_a_user_faster_than_the_server(served: Served, open_page: OpenPage) -> None:
+    page = open_page(served)
+    page.get_by_label("Question", exact=True).fill("a draft")
+    held: list[Any] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    wait_until(lambda: page.title() and len(held) == 1)
+    give(page, "red_triangle.png")
+    type_question(page, "is it red?")
+    page.keyboard.press("Enter")
+    assert page.locator("#talk .answer").count() == 0
+    held[0].continue_()
+    assert answered(page, 1) == "yes"
+    assert asked(page) == ["is it red?"]
+    assert page.locator("#name").inner_text() == "red_triangle.png"
+    assert page.get_by_label("Question", exact=True).input_value() == ""
 
 
 def test_a_picture_too_large_to_keep(served: Served, open_page: OpenPage, tmp_path: Path) -> None:

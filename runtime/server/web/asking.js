@@ -2,6 +2,7 @@
 let model = null; // as /v1/models describes it
 let token = "";
 let running = null; // {turn, control}
+let arriving = null; // a promise: what was kept and the server's model, then each picture that is opened
 let leaving = false; // a reload ends requests before it ends the page
 const LEFT = "The page was left before this answer was complete";
 const UNREACHABLE = "The server does not answer. Is it still running?";

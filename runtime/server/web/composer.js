@@ -51,7 +51,9 @@ function recall(step) {
   return true;
 }
 
-function submit() {
+// A question can be typed faster than a picture or the server's model arrives.
+async function submit() {
+  await arriving;
   const typed = readQuestion(question.value, model?.tasks ?? []);
   if (typed.task || typed.words) ask(typed.task ? typed : { task, words: typed.words });
 }

@@ -131,7 +131,10 @@ async function openPicture(next) {
   return true;
 }
 
-async function openFile(file) {
+const openFile = (file) => (arriving = openAfter(arriving, file));
+
+async function openAfter(before, file) {
+  await before;
   if (!file) return tell("There is no picture in that", { bad: true });
   let next;
   try {
@@ -182,7 +185,7 @@ async function begin() {
     missing = picture ? null : before.picture;
   }
   await start();
-  if (before) put(before.draft);
+  if (before && !question.value) put(before.draft);
 }
 
 $("access").addEventListener("submit", async (event) => {
@@ -241,4 +244,4 @@ new ResizeObserver(draw).observe($("stage"));
 letDraw(canDraw, (box) => ask({ task: "[identify]", words: task === "[identify]" ? question.value.trim() : "", box }));
 followTalk();
 refresh();
-begin();
+arriving = begin();
