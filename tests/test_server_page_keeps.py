@@ -7,7 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import COMPLETIONS, OpenPage, answered, ask, asked, colour_count, drag, drop, give, ramble, sent, type_question
+from browsing import (
+    COMPLETIONS,
+    OpenPage,
+    answered,
+    ask,
+    asked,
+    colour_count,
+    drag,
+    drop,
+    give,
+    ramble,
+    sent,
+    type_question,
+)
 from PIL import Image
 from served import IMAGES, Served, wait_until
 
