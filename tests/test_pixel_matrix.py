@@ -19,7 +19,17 @@ from PIL import Image
 from tinygptv.runtime.errors import ImageError
 from tinygptv.runtime.vision.image import open_image
 
-CONVERT = shutil.which("magick") or shutil.which("convert")
+
+def imagemagick() -> str | None:
+    """The program, if it is installed; on Windows and elsewhere another is called convert, too."""
+    for name in filter(None, map(shutil.which, ("magick", "convert"))):
+        said = subprocess.run([name, "-version"], capture_output=True, text=True, check=False)
+        if said.stdout.startswith("Version: ImageMagick"):
+            return name
+    return None
+
+
+CONVERT = imagemagick()
 WIDTH, HEIGHT = 24, 18
 MISREAD = ("0 1x2 ", "0 1x4 ", "jpeg RGBA")
 """By ImageMagick 6: grey of 2 and 4 bits whose white is 0, which libtiff's own tiff2rgba reads as we do, and a TIFF."""
