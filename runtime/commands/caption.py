@@ -20,6 +20,7 @@ from ..errors import ArgumentError, reason_of
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
 from ..options import AnswerOptions
 from ..system.files import sha256_of, write_atomically
+from . import caption_ray
 from .caption_record import Caption
 from .captions import STDOUT, Captions, OutputError, open_captions
 from .folder import Picture, Unreadable, pictures_in, sidecar_ending, sidecars
@@ -43,6 +44,7 @@ EXAMPLES = examples(
     "tinygptv caption ~/Pictures /media/card -o captions.csv --sidecar",
     'tinygptv caption scans -o kinds.parquet --question "[vqa] what kind of document is this?"',
     "tinygptv caption scans -o - | grep -i invoice",
+    "tinygptv caption s3://archive/photos -o s3://archive/captions --ray head:6379",
 )
 
 
@@ -56,13 +58,10 @@ def add(commands: Commands) -> None:
         "A picture that cannot be read is reported on stderr (exit status 1 at the end), and tried again next time.",
         epilog=EXAMPLES,
     )
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="hidden files and folders in it are skipped"
-    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="hidden files and folders in it are skipped")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
         required=True,
         metavar="OUTPUT",
         help="JSON Lines, CSV or Parquet by its ending (.jsonl, .csv, .parquet), or - for JSON Lines on stdout; a "
@@ -92,6 +91,7 @@ def add(commands: Commands) -> None:
     add_answer_options(parser)
     add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object")
+    caption_ray.add_options(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -111,8 +111,11 @@ class _Run:
 
 def run(options: argparse.Namespace) -> int:
     """Caption what has no caption yet."""
-    folders: list[Path] = options.folders
-    output: Path = options.output
+    caption_ray.check(options)
+    if options.ray is not None:
+        return caption_ray.run(options)
+    options.folders = folders = [Path(folder) for folder in options.folders]
+    output = Path(options.output)
     if options.json and output == STDOUT:
         options.parser.error("--json and -o - would both print on stdout; choose one")
     if options.overwrite and not options.sidecar:

@@ -1,0 +1,152 @@
+"""Pictures read from where they are: the tasks that feed the model's actors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ArgumentError, reason_of
+from .places import is_local, persistently, place_of, read_bytes
+from .sources import Unit
+
+if TYPE_CHECKING:
+    import pyarrow
+
+USUAL_COLUMNS = ("image", "jpg", "png", "bytes", "path", "file", "url")
+"""Where tables have their pictures if nobody says; the first that is there."""
+_AT_ONCE = 16
+"""Pictures that are handed on together."""
+
+
+def schema() -> pyarrow.Schema:
+    """Of what :func:`read` gives; ``image`` or ``error`` is null."""
+    import pyarrow
+
+    text = pyarrow.string()
+    return pyarrow.schema(
+        [
+            ("number", pyarrow.int64()),
+            ("source", text),
+            ("row", pyarrow.int64()),
+            ("name", text),
+            ("image", pyarrow.large_binary()),
+            ("error", text),
+        ]
+    )
+
+
+def read(unit: Unit, column: str | None) -> Iterator[pyarrow.Table]:
+    """Read pictures.
+
+    Args:
+        unit: Which ones.
+        column: Of a table: where its pictures are.
+
+    Yields:
+        Some of them, as :func:`schema` says. What cannot be read has an error, and costs the others nothing.
+    """
+    import pyarrow
+
+    ways = {"files": _files, "shard": _members, "table": _rows}
+    found: Iterable[tuple[Any, ...]] = ways[unit.kind](unit, column)
+    rows = []
+    for row in found:
+        rows.append(dict(zip(schema().names, row, strict=True)))
+        if len(rows) == _AT_ONCE:
+            yield pyarrow.Table.from_pylist(rows, schema())
+            rows = []
+    if rows:
+        yield pyarrow.Table.from_pylist(rows, schema())
+
+
+def _files(unit: Unit, _: str | None) -> Iterator[tuple[Any, ...]]:
+    for number, uri in zip(unit.numbers, unit.items, strict=True):
+        yield number, uri, None, None, *_tried(uri)
+
+
+def _tried(uri: str) -> tuple[bytes | None, str | None]:
+    try:
+        return read_bytes(uri), None
+    except (OSError, ArgumentError) as error:
+        return None, f"it cannot be read: {reason_of(error)}"
+
+
+def _members(unit: Unit, _: str | None) -> Iterator[tuple[Any, ...]]:
+    for number, row, (name, start, size) in zip(unit.numbers, unit.rows, unit.items, strict=True):
+        try:
+            data, error = (
+                persistently(partial(_part, unit.uri, start, size), local=is_local(unit.uri)),
+                None,
+            )
+        except OSError as failure:
+            data, error = None, f"it cannot be read: {reason_of(failure)}"
+        yield number, unit.uri, row, name, data, error
+
+
+def _part(uri: str, start: int, size: int) -> bytes:
+    file_system, path = place_of(uri)
+    with file_system.open_input_file(path) as file:
+        data: bytes = file.read_at(size, start)
+    if len(data) != size:
+        raise OSError("it ends too early")
+    return data
+
+
+def _rows(unit: Unit, column: str | None) -> Iterator[tuple[Any, ...]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    wanted, at = dict(zip(unit.items, zip(unit.numbers, unit.rows, strict=True), strict=True)), 0
+    try:
+        file_system, path = place_of(unit.uri)
+        with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
+            chosen = column_of(table.schema_arrow.names, column)
+            for batch in table.iter_batches(_AT_ONCE, row_groups=[unit.group], columns=[chosen]):
+                for value in batch.column(0):
+                    if at in wanted:
+                        number, row = wanted.pop(at)
+                        yield number, unit.uri, row, *_value(value.as_py(), unit.uri)
+                    at += 1
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        for number, row in wanted.values():
+            yield number, unit.uri, row, None, None, f"the table cannot be read: {reason_of(error)}"
+
+
+def column_of(names: list[str], column: str | None) -> str:
+    """The column with the pictures.
+
+    Raises:
+        ValueError: There is none of this name, or of the usual ones.
+    """
+    found = [name for name in ([column] if column else USUAL_COLUMNS) if name in names]
+    if not found:
+        looked = column or f"of the usual names ({', '.join(USUAL_COLUMNS)})"
+        raise ValueError(f"no column {looked}; it has {', '.join(names)}: choose with --column")
+    return found[0]
+
+
+def _value(value: object, uri: str) -> tuple[str | None, bytes | None, str | None]:
+    """Name, bytes and error of what a column holds: bytes, a path, or both, as Hugging Face's datasets have them."""
+    match value:
+        case bytes(data):
+            return None, data, None
+        case str(path):
+            return path, *_tried(_beside(path, uri))
+        case {"bytes": bytes(data), "path": str() | None as path, **_more}:
+            return path, data, None
+        case {"path": str(path), **_more}:
+            return path, *_tried(_beside(path, uri))
+        case None:
+            return None, None, "the row has no picture"
+    return None, None, f"the column holds {type(value).__name__}; expected bytes or a path"
+
+
+def _beside(path: str, uri: str) -> str:
+    """A path in a table is relative to the table's folder, if it is not absolute."""
+    if not is_local(path) or os.path.isabs(path):
+        return path
+    if is_local(uri):
+        return os.path.join(os.path.dirname(uri), path)
+    return f"{uri.rsplit('/', 1)[0]}/{path}"

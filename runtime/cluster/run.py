@@ -1,0 +1,197 @@
+"""A run over many pictures: listed, read, captioned and written, each exactly once, whatever dies on the way."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import TinyGPTVError
+from .output import Output
+from .reading import read, schema
+from .sources import Container, Found, Unit, look_through, units_of, units_of_files
+
+if TYPE_CHECKING:
+    import pyarrow
+    from ray.data import Dataset
+
+_BLOCK_BYTES = 250_000
+"""Of pictures that Ray hands on together: one large picture, or some small ones."""
+_READERS = 4
+"""Tasks that read at a time, at least; they take no core from the actors."""
+UNIT = "unit"
+
+
+@dataclass
+class Counts:
+    """Of pictures."""
+
+    pictures: int = 0
+    skipped: int = 0
+    """Done before."""
+    captioned: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do."""
+
+    units: list[Unit]
+    failed: list[dict[str, Any]]
+    """Rows of what cannot even be looked at."""
+    is_done: np.ndarray[Any, np.dtype[np.bool_]]
+    """By a picture's number."""
+
+
+def plan(found: Found, done: pyarrow.Table) -> Work:
+    """Number all pictures, and find those that have no row yet.
+
+    Args:
+        found: What there is; tables and shards are looked through on the cluster's nodes.
+        done: Columns ``source`` and ``row`` of the rows that are there.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    files = pyarrow.array(found.files, pyarrow.string())
+    of_files = done.filter(compute.is_null(done.column("row"))).column("source").combine_chunks()
+    is_done = [compute.is_in(files, value_set=of_files).to_numpy(zero_copy_only=False)]
+    units = list(units_of_files([(int(number), found.files[number]) for number in np.flatnonzero(~is_done[0])]))
+    failed: list[dict[str, Any]] = []
+    count = len(files)
+
+    def fail(source: str, row: int, error: str, known: set[Any]) -> None:
+        nonlocal count
+        is_known = row in known
+        is_done.append(np.array([is_known]))
+        if not is_known:
+            failed.append({"number": count, "source": source, "row": row, "error": error})
+        count += 1
+
+    rows_of: dict[str, set[int]] = {}
+    for batch in done.filter(compute.is_valid(done.column("row"))).to_batches():
+        for source, row in zip(*(batch.column(name).to_pylist() for name in ("source", "row")), strict=True):
+            rows_of.setdefault(source, set()).add(row)
+    for container in _looked_through(found.containers):
+        known = rows_of.get(container.uri, set())
+        units.extend(units_of(container, count, known))
+        mask = np.zeros(container.count, bool)
+        mask[[row for row in known if row < container.count]] = True
+        is_done.append(mask)
+        count += container.count
+        if container.error is not None:
+            fail(container.uri, container.count, container.error, known)
+    for name, error in found.unreadable:
+        fail(name, 0, error, rows_of.get(name, set()))
+    return Work(units, failed, np.concatenate(is_done))
+
+
+def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
+    if not uris:
+        return
+    import ray
+
+    look: Any = ray.remote(num_cpus=0, max_retries=-1)(look_through)
+    ahead = 64
+    waiting = [look.remote(uri) for uri in uris[:ahead]]
+    for place in range(len(uris)):
+        yield ray.get(waiting[place])
+        waiting[place] = None
+        if len(waiting) < len(uris):
+            waiting.append(look.remote(uris[len(waiting)]))
+
+
+def pictures_of(units: Sequence[Unit], column: str | None) -> Dataset:
+    """A dataset of the pictures, read as there is room for them; see :func:`.reading.schema`.
+
+    Args:
+        units: At least one.
+        column: Of tables: where the pictures are.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = _BLOCK_BYTES
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        rows = [{UNIT: pickle.dumps(unit)} for unit in units]
+        listed = ray.data.from_items(rows, override_num_blocks=len(rows))
+        readers = max(_READERS, len(ray.nodes()))
+        return listed.map_batches(
+            _read,
+            fn_args=(column,),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(size=min(readers, len(rows))),
+        )
+
+
+def _read(rows: pyarrow.Table, column: str | None) -> Iterator[pyarrow.Table]:
+    for data in rows.column(UNIT).to_pylist():
+        yield from read(pickle.loads(data), column)
+
+
+def write(
+    work: Work,
+    captions: Dataset | None,
+    output: Output,
+    counts: Counts,
+    step: Callable[[list[tuple[str, str]]], object],
+) -> None:
+    """Compute and write all rows.
+
+    Args:
+        work: From :func:`plan`.
+        captions: Of the pictures of its units.
+        output: Where they go.
+        counts: The account.
+        step: Called whenever it has changed, with the sources of pictures that cannot be read, and why.
+
+    Raises:
+        OSError: The output cannot be written.
+        TinyGPTVError: A picture is missing at the end, or what an actor failed with.
+    """
+    import pyarrow
+    from pyarrow import compute
+
+    is_done = work.is_done
+    counts.pictures, counts.skipped = len(is_done), int(is_done.sum())
+
+    def keep(rows: pyarrow.Table) -> None:
+        numbers, first = np.unique(rows.column("number").to_numpy(), return_index=True)
+        is_new = ~is_done[numbers]
+        rows = rows.take(first[is_new])
+        is_done[numbers] = True
+        errors = rows.filter(compute.is_valid(rows.column("error"))).select(["source", "error"]).to_pylist()
+        output.add(rows.drop_columns(["number"]))
+        counts.failed += len(errors)
+        counts.captioned += len(rows) - len(errors)
+        step([(row["source"], row["error"]) for row in errors])
+
+    if work.failed:
+        keep(pyarrow.Table.from_pylist(work.failed, schema()))
+    if captions is not None:
+        for rows in _computed(captions):
+            keep(rows)
+    if missing := int((~is_done).sum()):
+        raise TinyGPTVError(f"{missing} pictures came back without a row; the same command makes them again")
+
+
+def _computed(captions: Dataset) -> Iterator[pyarrow.Table]:
+    from ray.exceptions import RayError
+
+    try:
+        yield from captions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    except RayError as error:
+        causes = [error]
+        while cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__:
+            causes.append(cause)
+        for cause in causes:
+            if isinstance(cause, TinyGPTVError):
+                raise cause from None
+        raise TinyGPTVError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error

@@ -1,0 +1,275 @@
+"""Pictures wherever they are, listed: files, rows of Parquet tables, members of WebDataset shards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..commands.folder import SUFFIXES, Unreadable, pictures_in
+from ..errors import ArgumentError, reason_of
+from .places import absolute, is_local, persistently, place_of
+
+Kind = Literal["files", "table", "shard"]
+
+FILES_A_UNIT = 256
+"""Read by one task, which hands them on as it reads."""
+NOT_UNICODE = "its name is not Unicode, which Parquet cannot hold: rename it"
+TABLES = (".parquet", ".pq")
+SHARDS = (".tar",)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file with many pictures, looked through."""
+
+    uri: str
+    kind: Kind
+    groups: tuple[int, ...] = ()
+    """Of a table: rows of each of its row groups."""
+    members: tuple[tuple[str, int, int], ...] = ()
+    """Of a shard: each picture's name, and its place and size in bytes."""
+    error: str | None = None
+    """Why nothing more can be read of it."""
+
+    @property
+    def count(self) -> int:
+        """Of pictures."""
+        return sum(self.groups) + len(self.members)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task reads."""
+
+    kind: Kind
+    uri: str
+    """The container; empty for files."""
+    group: int
+    """Of a table: which row group."""
+    numbers: list[int]
+    """Of the pictures, among all of a run."""
+    items: list[Any]
+    """Files: the URI of each. A table: its row in the group. A shard: name, place and size."""
+    rows: list[int]
+    """The row of each in its container; none for files."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that there is."""
+
+    files: list[str]
+    containers: list[str]
+    """URIs of tables and shards that are to be looked through."""
+    unreadable: list[tuple[str, str]]
+    """Names that are not even looked at, and why."""
+
+
+def find(sources: Sequence[str], *, is_table: bool) -> Found:
+    """List what a user named.
+
+    Args:
+        sources: Files, folders and globs (``*``, ``?``, ``[]``, ``**``), as paths or URIs. In a folder, hidden names
+            (``.``, ``_``) are passed over, and what counts are its pictures; if there are none, its shards; if there
+            are none of these either, its tables.
+        is_table: Whether folders are of tables.
+
+    Raises:
+        ArgumentError: One of them is not there, cannot be read, or has no pictures.
+    """
+    found = Found([], [], [])
+    for source in sources:
+        uri = absolute(source)
+        before = _count(found)
+        try:
+            for name in _expand(uri):
+                _add(name, found, is_table)
+        except OSError as error:
+            raise ArgumentError(f"{source} cannot be read: {reason_of(error)}") from error
+        if _count(found) == before:
+            raise ArgumentError(
+                f"{source} has no pictures; expected files such as .jpg, .png or .webp, .parquet tables, or .tar shards"
+            )
+    twice = len(found.files) - len(set(found.files)) + len(found.containers) - len(set(found.containers))
+    if twice:
+        raise ArgumentError(f"{twice} files are in more than one SOURCE; name each once")
+    return found
+
+
+def _count(found: Found) -> int:
+    return len(found.files) + len(found.containers) + len(found.unreadable)
+
+
+def _expand(uri: str) -> Iterator[str]:
+    """Files and folders that a glob stands for."""
+    if not glob.has_magic(uri) or (is_local(uri) and os.path.exists(uri)):
+        yield uri
+        return
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    file_system, path = place_of(uri)
+    head = "" if is_local(uri) else uri[: len(uri) - len(path)]
+    for name in sorted(ArrowFSWrapper(file_system).glob(path)):
+        if not _is_hidden(name[len(os.path.commonpath([name, path])) :]):
+            yield head + name
+
+
+def _add(uri: str, found: Found, is_table: bool) -> None:
+    from pyarrow.fs import FileType
+
+    file_system, path = place_of(uri)
+    (info,) = file_system.get_file_info([path])
+    if info.type == FileType.NotFound:
+        raise ArgumentError(f"{uri} does not exist; expected a folder, a file, a glob, or a URI such as s3://")
+    if info.type != FileType.Directory:
+        ending = os.path.splitext(uri)[1].lower()
+        if ending in (*TABLES, *SHARDS):
+            found.containers.append(uri)
+        elif ending in SUFFIXES:
+            found.files.append(uri)
+        else:
+            raise ArgumentError(
+                f"{uri} is no picture, .parquet table or .tar shard, by its ending"
+                + (": unpack shards that are compressed" if uri.endswith((".tar.gz", ".tgz", ".tar.zst")) else "")
+            )
+        return
+    kept = _count(found)
+    names = _names(uri)
+    if not is_table and is_local(uri):
+        _add_folder(uri, found)
+    elif not is_table:
+        found.files.extend(uri.rstrip("/") + name for name in names if _ends(name, SUFFIXES))
+    for endings in [TABLES] if is_table else [SHARDS, TABLES]:
+        if _count(found) == kept:
+            found.containers.extend(uri.rstrip("/") + name for name in names if _ends(name, endings))
+
+
+def _names(uri: str) -> list[str]:
+    """Files in a folder and those below it, each as what follows the folder's name."""
+    from pyarrow.fs import FileSelector, FileType
+
+    if is_local(uri):
+        top = uri.rstrip("/\\")
+        below = (os.path.join(folder, name)[len(top) :] for folder, _, names in os.walk(top) for name in names)
+    else:
+        file_system, path = place_of(uri)
+        found = file_system.get_file_info(FileSelector(path, recursive=True))
+        below = (info.path[len(path) :] for info in found if info.type == FileType.File)
+    return sorted(name for name in below if not _is_hidden(name))
+
+
+def _add_folder(uri: str, found: Found) -> None:
+    """Pictures of a folder of this machine, as ``tinygptv caption`` finds them."""
+    for picture in pictures_in([Path(uri)]):
+        name = os.path.join(uri, *picture.file.split("/"))
+        if isinstance(picture, Unreadable):
+            found.unreadable.append((_unicode(name), picture.error))
+        elif _unicode(name) != name:
+            found.unreadable.append((_unicode(name), NOT_UNICODE))
+        else:
+            found.files.append(name)
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    return os.path.splitext(name)[1].lower() in endings
+
+
+def _is_hidden(below: str) -> bool:
+    return any(part.startswith((".", "_")) for part in below.replace(os.sep, "/").split("/"))
+
+
+def _unicode(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def look_through(uri: str) -> Container:
+    """Count a table's rows or find a shard's pictures, without reading these.
+
+    Args:
+        uri: Of a ``.parquet`` or ``.tar`` file.
+
+    Returns:
+        What there is, as far as the file can be read.
+    """
+    if _ends(uri, SHARDS):
+        return _look_through_shard(uri)
+    import pyarrow
+    from pyarrow import parquet
+
+    def read() -> Container:
+        file_system, path = place_of(uri)
+        with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
+            found = table.metadata
+            rows = tuple(found.row_group(group).num_rows for group in range(found.num_row_groups))
+            return Container(uri, "table", groups=rows)
+
+    try:
+        return persistently(read, local=is_local(uri))
+    except (OSError, pyarrow.ArrowException) as error:
+        return Container(uri, "table", error=f"the table cannot be read: {reason_of(error)}")
+
+
+def _look_through_shard(uri: str) -> Container:
+    def read() -> Container:
+        members: list[tuple[str, int, int]] = []
+        file_system, path = place_of(uri)
+        with file_system.open_input_file(path) as file:
+            size, error = file.size(), None
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as shard:
+                    for member in shard:
+                        if not member.isreg() or not _ends(member.name, SUFFIXES):
+                            continue
+                        if member.sparse is not None:
+                            raise tarfile.ReadError(f"{member.name} is a sparse file")
+                        if member.offset_data + member.size > size:
+                            raise tarfile.ReadError(f"it ends within {member.name}")
+                        members.append((_unicode(member.name), member.offset_data, member.size))
+            except tarfile.TarError as failure:
+                error = f"the shard cannot be read beyond {len(members)} pictures: {failure}"
+        return Container(uri, "shard", members=tuple(members), error=error)
+
+    try:
+        return persistently(read, local=is_local(uri))
+    except OSError as error:
+        return Container(uri, "shard", error=f"the shard cannot be read: {reason_of(error)}")
+
+
+def units_of(container: Container, first: int, done: Iterable[int]) -> Iterator[Unit]:
+    """What is left to read of a container.
+
+    Args:
+        container: One that was looked through.
+        first: The number of its first picture in this run.
+        done: Rows that are not read again.
+    """
+    skipped = set(done)
+    if container.kind == "shard":
+        rows = [row for row in range(len(container.members)) if row not in skipped]
+        for start in range(0, len(rows), FILES_A_UNIT):
+            some = rows[start : start + FILES_A_UNIT]
+            numbers = [first + row for row in some]
+            yield Unit("shard", container.uri, 0, numbers, [container.members[row] for row in some], some)
+        return
+    start = 0
+    for group, count in enumerate(container.groups):
+        if some := [row for row in range(start, start + count) if row not in skipped]:
+            numbers = [first + row for row in some]
+            yield Unit("table", container.uri, group, numbers, [row - start for row in some], some)
+        start += count
+
+
+def units_of_files(files: Sequence[tuple[int, str]]) -> Iterator[Unit]:
+    """The same of files.
+
+    Args:
+        files: The number of each in this run, and its URI.
+    """
+    for start in range(0, len(files), FILES_A_UNIT):
+        some = files[start : start + FILES_A_UNIT]
+        yield Unit("files", "", 0, [number for number, _ in some], [uri for _, uri in some], [])

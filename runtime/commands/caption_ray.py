@@ -1,0 +1,214 @@
+"""``tinygptv caption --ray``: the same on the nodes of a Ray cluster, for more pictures than one machine captions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import secrets
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..bundle.manifest import FILE_NAME as MANIFEST
+from ..bundle.manifest import read_manifest
+from ..errors import TinyGPTVError, line_of
+from ..loading import DEMO_BUNDLE
+from ..options import AnswerOptions
+from ..system.files import sha256_of
+from .options import EXIT_ERROR, EXIT_INTERRUPTED, bundle_of, positive, require
+from .terminal import complain, pace, progress_bar, remark, status
+
+if TYPE_CHECKING:
+    from ..cluster.output import Output
+    from ..cluster.run import Counts
+
+ADDRESS = re.compile(r"auto|local|(ray://)?[\w.-]+:\d+|(ray://)?\[[\w:]+\]:\d+")
+TOLD = 10
+"""Errors that are shown one by one; all of them are in the output."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What only ``--ray`` has."""
+    group = parser.add_argument_group(
+        "on a cluster",
+        "with --ray, each FOLDER may also be a glob, a Parquet table, a WebDataset shard (.tar), a folder of these, or "
+        "a URI such as s3://bucket/pictures, and OUTPUT is a folder of Parquet files (or its URI)",
+    )
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="caption on the Ray cluster at HOST:PORT (default: the one in RAY_ADDRESS, else one that is started on "
+        "this machine, and ends with the command)",
+    )
+    group.add_argument("--actors", type=positive, metavar="N", help="models at a time (default: all that fit)")
+    group.add_argument("--column", metavar="NAME", help="of tables: the column with pictures, as bytes or paths")
+    group.add_argument(
+        "--ship", action="store_true", help="bring the bundle to each node, if nodes do not see its folder"
+    )
+    group.add_argument(
+        "--retry-failed", action="store_true", help="caption pictures again whose rows in OUTPUT have an error"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """End the program with a usage message if options do not go together."""
+    if options.ray is None:
+        for name in ("actors", "column", "ship", "retry_failed"):
+            if getattr(options, name):
+                options.parser.error(f"--{name.replace('_', '-')} is about --ray, which was not given")
+        return
+    for name in ("sidecar", "overwrite"):
+        if getattr(options, name):
+            options.parser.error(f"--{name} writes beside pictures of this machine; it does not go with --ray")
+    if options.ray and not ADDRESS.fullmatch(options.ray):
+        options.parser.error(f"--ray is {options.ray!r}; expected HOST:PORT, or nothing: then put it last")
+    if str(options.output) == "-":
+        options.parser.error("-o is -; with --ray, OUTPUT is a folder of Parquet files")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Caption what has no row yet."""
+    require("ray", "ray", "pyarrow")
+    from ..cluster.output import open_output
+    from ..cluster.run import Counts
+    from ..cluster.sources import find
+
+    bundle = bundle_of(options.bundle)
+    manifest = read_manifest(bundle)
+    question = manifest.caption_question if options.question is None else options.question
+    settings = {
+        "model": manifest.name,
+        "bundle": sha256_of(bundle / MANIFEST)[:12],
+        "question": question,
+        "max_new_tokens": str(options.max_new_tokens or "default"),
+        "template": options.template or manifest.default_template,
+    }
+    counts, is_interrupted, started = Counts(), False, time.perf_counter()
+    seconds = 0.0
+    try:
+        with status("looking for pictures ..."):
+            found = find(options.folders, is_table=options.column is not None)
+        with open_output(options.output, settings) as output, _cluster(options.ray):
+            started = time.perf_counter()
+            _caption(options, bundle, question, found, output, counts)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    except OSError as error:
+        raise TinyGPTVError(line_of(error)) from error
+    finally:
+        seconds = time.perf_counter() - started
+    if options.json:
+        places = {"sources": options.folders, "output": options.output}
+        print(json.dumps({**places, **vars(counts), "seconds": seconds, "interrupted": is_interrupted}), flush=True)
+    summary = f"{counts.captioned} captioned, {counts.skipped} done before, {counts.failed} failed"
+    if counts.captioned:
+        summary += f"; {pace(counts.captioned / seconds)}"
+    if is_interrupted:
+        remark(f"interrupted ({summary}); the same command goes on from here")
+        return EXIT_INTERRUPTED
+    remark(f"{counts.pictures} pictures: {summary}")
+    return EXIT_ERROR if counts.failed else 0
+
+
+def _caption(
+    options: argparse.Namespace, bundle: Path, question: str, found: Any, output: Output, counts: Counts
+) -> None:
+    from ..cluster.dataset import caption_dataset
+    from ..cluster.run import pictures_of, plan, write
+
+    with status("looking for what is done ..."):
+        work = plan(found, output.done(retry_failed=options.retry_failed))
+    captions = None
+    if work.units:
+        captions = caption_dataset(
+            pictures_of(work.units, options.column),
+            question,
+            bundle=None if bundle == DEMO_BUNDLE else bundle,
+            actors=options.actors,
+            threads=options.threads,
+            memory=options.memory,
+            ship=options.ship,
+            cores_left=0,  # reading takes none
+            batch_size=options.batch_size,
+            options=AnswerOptions(options.max_new_tokens, options.template),
+        )
+    todo = int((~work.is_done).sum())
+    with progress_bar("captioning", todo, "img") as bar:
+
+        def step(errors: list[tuple[str, str]]) -> None:
+            for place, (source, error) in enumerate(errors, counts.failed - len(errors)):
+                if place < TOLD:
+                    complain(f"{source}: {error}")
+                elif place == TOLD:
+                    complain("there are more pictures that cannot be read; OUTPUT has their errors")
+            bar.update(counts.captioned + counts.failed - bar.n)
+            bar.set_postfix(failed=counts.failed)
+
+        write(work, captions, output, counts, step)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[None]:
+    """Connect to Ray, or start it here; whatever Ray itself has to say goes to its own logs.
+
+    Raises:
+        TinyGPTVError: There is no such cluster, or none can be started.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    given = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+    if address == "local":
+        # Nobody else's programs may join, though Ray listens on the network.
+        given |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if not _wants_statistics():
+        given["RAY_USAGE_STATS_ENABLED"] = "0"
+    for name, value in given.items():
+        os.environ.setdefault(name, value)
+    import ray.data
+
+    started: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        with status("starting Ray ..." if started else "connecting to Ray ..."), _quiet():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **started)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TinyGPTVError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"ray\.")
+            yield
+    finally:
+        with _quiet():
+            ray.shutdown()
+
+
+def _wants_statistics() -> bool:
+    """Whether the user has told Ray to send usage statistics, as ``ray enable-usage-stats`` does."""
+    path = os.environ.get("RAY_USAGE_STATS_CONFIG_PATH") or Path.home() / ".ray" / "config.json"
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("usage_stats") is True
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Ray's C++ writes to stderr while it starts and ends is no message for this command's user."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with ExitStack() as stack:
+        stack.callback(os.close, kept)
+        stack.callback(os.dup2, kept, 2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield

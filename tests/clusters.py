@@ -1,0 +1,89 @@
+"""Ray's clusters on this machine: nodes are processes, which can be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import plain_environment
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "7" * 64,
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""Of all its processes: nothing is sent, and no token is written to anybody's home."""
+os.environ.update(ENVIRONMENT)  # Ray reads it when it is imported
+LAUNCH = "import sys; from tinygptv.runtime import cli; sys.exit(cli.main(sys.argv[1:]))"
+
+
+@dataclass
+class LocalCluster:
+    """A head without cores of its own, and nodes."""
+
+    home: Path
+    cluster: Any
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add_node(self, cpus: int = 2) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=cpus, object_store_memory=100_000_000))
+
+    def kill_node(self, place: int) -> None:
+        self.cluster.remove_node(self.nodes.pop(place), allow_graceful=False)
+
+    def caption(self, *arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+        """The command, on this cluster, until it ends."""
+        return subprocess.run(
+            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=180, **more
+        )
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
+
+    def environment(self) -> dict[str, str]:
+        return plain_environment(self.home, **ENVIRONMENT, XDG_CACHE_HOME=str(self.home / "cache"), TQDM_DISABLE="1")
+
+
+def actor_processes(title: str = "ray::MapWorker") -> list[psutil.Process]:
+    """Of the model's actors, on every node of this machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0].startswith(title):
+            found.append(process)
+    return found
+
+
+@contextmanager
+def cluster(home: Path, *cpus: int) -> Iterator[LocalCluster]:
+    """Nodes with so many cores each, whatever this machine has."""
+    pytest.importorskip("ray.data", reason="needs the extra ray")
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(home / "cache")
+    try:
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100_000_000}
+        running = LocalCluster(home, Cluster(initialize_head=True, head_node_args=head))
+        try:
+            for count in cpus:
+                running.add_node(count)
+            yield running
+        finally:
+            running.cluster.shutdown()
+    finally:
+        del os.environ["XDG_CACHE_HOME"]
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before

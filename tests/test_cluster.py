@@ -1,0 +1,277 @@
+"""``tinygptv caption --ray``: what one machine says of the same pictures, each of them once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from clusters import LocalCluster, actor_processes, cluster
+from PIL import Image
+from pyarrow import dataset, parquet
+from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime.captioning import caption_each
+from tinygptv.runtime.cluster import caption_dataset
+from tinygptv.runtime.cluster.actor import picture_of
+from tinygptv.runtime.errors import ImageError
+from tinygptv.runtime.loading import DEMO_BUNDLE
+
+pytest.importorskip("ray.data", reason="needs the extra ray")
+
+IMAGES = Path(__file__).parent / "images"
+NAMES = ("red_triangle.png", "teal_circle.png")
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with cluster(tmp_path_factory.mktemp("cluster"), 2, 2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, str]:
+    """What one machine says."""
+    with TinyGPTV.load() as model:
+        records = caption_each(model, [IMAGES / name for name in NAMES])
+        return {NAMES[number]: record.text or "" for number, record in records}
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """As many files as wanted, by turns of two kinds, no two the same."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        name = NAMES[number % 2]
+        with Image.open(IMAGES / name) as image:
+            changed = image.convert("RGB")
+        changed.putpixel((0, 0), (number % 256, number // 256, 0))
+        changed.save(folder / f"{number:04}-{name}")
+    return folder
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = dataset.dataset(output, format="parquet").to_table().to_pylist()
+    return rows
+
+
+def check(output: Path, folder: Path, answers: dict[str, str], bad: int = 0) -> None:
+    """Every picture has one row, with what one machine says."""
+    rows = rows_of(output)
+    assert sorted(row["source"] for row in rows) == sorted(map(str, folder.iterdir()))
+    assert sum(row["error"] is not None for row in rows) == bad
+    for row in rows:
+        if row["error"] is None:
+            assert row["text"] == answers[Path(row["source"]).name.split("-")[1]]
+            assert (row["finish_reason"], row["row"], row["name"]) == ("stop", None, None)
+
+
+def test_once_and_no_more(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) -> None:
+    folder, output = pictures(tmp_path / "Bilder é", 70), tmp_path / "captions out"
+    (folder / "0070-bad.png").write_text("no picture")
+    done = two_nodes.caption(folder, "-o", output, "--threads", "1")
+    assert done.returncode == 1, "one cannot be read"
+    assert "0070-bad.png: image bytes (10 bytes) is text, not a picture" in done.stderr
+    assert "71 pictures: 70 captioned, 0 done before, 1 failed" in done.stderr
+    assert done.stdout == ""
+    check(output, folder, answers, bad=1)
+    row = next(row for row in rows_of(output) if row["source"].endswith("0000-red_triangle.png"))
+    assert row["model"] == "demo" and row["question"] == "[caption]" and len(row["bundle"]) == 12
+    assert row["regions"] == []
+
+    parts = sorted(output.iterdir())
+    done = two_nodes.caption(folder, "-o", output, "--json")
+    assert done.returncode == 0
+    counts = {"pictures": 71, "skipped": 71, "captioned": 0, "failed": 0}
+    assert counts.items() <= json.loads(done.stdout).items()
+    assert sorted(output.iterdir()) == parts
+
+    shutil.copy(IMAGES / NAMES[0], folder / f"0071-{NAMES[0]}")
+    shutil.copy(IMAGES / NAMES[1], folder / f"0072-{NAMES[1]}")
+    (folder / "0070-bad.png").unlink()
+    shutil.copy(IMAGES / NAMES[1], folder / f"0070-{NAMES[1]}")
+    done = two_nodes.caption(folder, "-o", output, "--retry-failed")
+    assert done.returncode == 0
+    assert "73 pictures: 3 captioned, 70 done before, 0 failed" in done.stderr
+    check(output, folder, answers)
+
+    done = two_nodes.caption(folder, "-o", output, "--question", "[vqa] what shape is it?")
+    assert done.returncode == 1
+    assert "has captions of another question: '[caption]', not '[vqa] what shape is it?'" in done.stderr
+    check(output, folder, answers)
+
+
+def test_tables_and_shards(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) -> None:
+    from test_cluster_sources import shard, table
+
+    red, teal = ((IMAGES / name).read_bytes() for name in NAMES)
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in/bytes.parquet", groups=2, id=[1, 2, 3], photo=[red, None, teal])
+    shard(tmp_path / "in.tar", a__png=red, a__txt=b"", b__png=teal)
+    (tmp_path / "bad.tar").write_bytes(b"nothing" * 100)
+    output = tmp_path / "out"
+    sources = [tmp_path / "in/bytes.parquet", tmp_path / "*.tar"]
+    done = two_nodes.caption(*sources, "-o", output, "--column", "photo", "--threads", "1")
+    assert done.returncode == 1
+    found = {
+        (Path(row["source"]).name, row["row"], row["name"]): row["text"] or row["error"] for row in rows_of(output)
+    }
+    wrong = found.pop(("bad.tar", 0, None))
+    assert "the shard cannot be read" in wrong
+    assert found == {
+        ("bytes.parquet", 0, None): answers[NAMES[0]],
+        ("bytes.parquet", 1, None): "the row has no picture",
+        ("bytes.parquet", 2, None): answers[NAMES[1]],
+        ("in.tar", 0, "a.png"): answers[NAMES[0]],
+        ("in.tar", 1, "b.png"): answers[NAMES[1]],
+    }
+    done = two_nodes.caption(*sources, "-o", output, "--column", "photo")
+    assert "6 pictures: 0 captioned, 6 done before, 0 failed" in done.stderr
+
+
+def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
+    import ray
+
+    ray.init(two_nodes.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        read = ray.data.read_images(str(IMAGES / NAMES[0]), mode="RGB")
+        (row,) = caption_dataset(read, "[vqa] what color is the shape?", keep=True, threads=1).take_all()
+        assert (row["text"], row["error"], row["image"].shape[2]) == ("red", None, 3)
+        made = ray.data.from_items([{"id": 7, "photo": None}, {"id": 8, "photo": str(IMAGES / NAMES[1])}])
+        rows = caption_dataset(made, column="photo", threads=1).take_all()
+        assert all(set(row) == {"id", "text", "finish_reason", "regions", "error"} for row in rows)
+        found = {row["id"]: (row["text"], row["error"]) for row in rows}
+        assert found == {7: (None, "the row has no picture"), 8: (answers[NAMES[1]], None)}
+    finally:
+        ray.shutdown()
+
+
+def test_what_a_column_may_hold() -> None:
+    with Image.open(IMAGES / NAMES[0]) as image:
+        samples = np.asarray(image.convert("RGB"))
+    assert picture_of(b"bytes") == picture_of({"bytes": b"bytes", "path": None}) == b"bytes"
+    assert picture_of("a.png") == picture_of({"bytes": None, "path": "a.png"}) == "a.png"
+    made = picture_of(samples)
+    assert isinstance(made, Image.Image) and np.array_equal(np.asarray(made), samples)
+    for value, words in (
+        (None, "the row has no picture"),
+        (7, "the column holds int; expected bytes or a path"),
+        (samples[0, 0, 0], "the column holds uint8"),
+        (samples.astype(complex), "are no picture"),
+        ("nothing://a/b.png", "nothing://a cannot be opened"),
+    ):
+        with pytest.raises(ImageError, match=re.escape(words)):
+            picture_of(value)
+
+
+def test_ship(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) -> None:
+    """Each node's cache gets the bundle and one tuned copy, of which all its actors' weights are mapped."""
+    folder, output, bundle = pictures(tmp_path / "in", 40), tmp_path / "out", tmp_path / "model"
+    shutil.copytree(DEMO_BUNDLE, bundle)
+    done = two_nodes.caption(folder, "-o", output, "--bundle", bundle, "--ship", "--threads", "1", "--actors", "2")
+    assert done.returncode == 0, done.stderr
+    check(output, folder, answers)
+    (brought,) = (two_nodes.home / "cache/tinygptv/bundles").iterdir()
+    assert {path.name for path in brought.iterdir()} >= {path.name for path in bundle.iterdir()}
+    tuned = [*(two_nodes.home / "cache/tinygptv").glob("**/index.json")]
+    assert len(tuned) == 1, "the same bundle has one, however it came"
+    assert not (bundle / "tuned").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threads", "9"], "no node has 9 CPUs for an actor: the largest has 2 for Ray"),
+        (["--actors", "9"], "the cluster has the CPUs for 2 actors of 2 threads, not for 9"),
+        (["--bundle", "nowhere"], "nowhere is not a folder; expected a bundle"),
+    ],
+)
+def test_what_the_cluster_has_no_room_for(
+    options: list[str], words: str, two_nodes: LocalCluster, tmp_path: Path
+) -> None:
+    done = two_nodes.caption(IMAGES, "-o", tmp_path / "out", *options)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "built-in demo" not in line]
+    assert words in line
+
+
+# What dies
+
+
+@pytest.mark.slow
+def test_actors_and_a_node_die(tmp_path: Path, answers: dict[str, str]) -> None:
+    folder, output = pictures(tmp_path / "in", 500), tmp_path / "out"
+    with cluster(tmp_path, 2, 2, 2) as running:
+        process = subprocess.Popen(
+            running.command(folder, "-o", output, "--threads", "1"),
+            env=running.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            for _ in range(2):
+                kill_an_actor(process)
+            running.kill_node(1)
+            running.add_node(2)
+            kill_an_actor(process)
+            _, said = process.communicate(timeout=150)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert "500 pictures: 500 captioned, 0 done before, 0 failed" in said
+    check(output, folder, answers)
+
+
+def kill_an_actor(run: subprocess.Popen[str]) -> None:
+    """Some time after it began to compute."""
+    give_up = time.monotonic() + 60
+    while run.poll() is None and time.monotonic() < give_up:
+        busy = [process for process in actor_processes() if _seconds(process) > 1.5]
+        if busy:
+            busy[0].kill()
+            return
+        time.sleep(0.1)
+    pytest.fail("it ended too early")
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        return float(process.cpu_times().user)
+    except psutil.Error:
+        return 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
+def test_the_command_dies(way: signal.Signals, tmp_path: Path, answers: dict[str, str]) -> None:
+    folder, output = pictures(tmp_path / "in", 300), tmp_path / "out"
+    with cluster(tmp_path, 2) as running:
+        process = subprocess.Popen(
+            running.command(folder, "-o", output, "--threads", "1"),
+            env=running.environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        give_up = time.monotonic() + 60
+        while not [each for each in actor_processes() if _seconds(each) > 2] and time.monotonic() < give_up:
+            time.sleep(0.1)
+        process.send_signal(way)
+        _, said = process.communicate(timeout=60)
+        before = len(rows_of(output)) if list(output.glob("part-*")) else 0
+        if way == signal.SIGINT:
+            assert process.returncode == 130
+            assert f"interrupted ({before} captioned, 0 done before, 0 failed" in said
+        assert before < 300
+        done = running.caption(folder, "-o", output, "--threads", "1")
+        assert f"300 pictures: {300 - before} captioned, {before} done before, 0 failed" in done.stderr
+    check(output, folder, answers)
+    assert os.listdir(output) == [name for name in os.listdir(output) if name.startswith(("part-", "_tinygptv"))]
+    assert parquet.read_schema(next(output.glob("part-*"))).names[0] == "source"
