@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import plain_environment
+from served import wait_until
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -54,7 +56,7 @@ class LocalCluster:
         return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
 
     def environment(self) -> dict[str, str]:
-        return plain_environment(self.home, **ENVIRONMENT, XDG_CACHE_HOME=str(self.home / "cache"), TQDM_DISABLE="1")
+        return plain_environment(self.home, XDG_CACHE_HOME=str(self.home / "cache"), TQDM_DISABLE="1")
 
 
 def actor_processes(title: str = "ray::MapWorker") -> list[psutil.Process]:
@@ -64,6 +66,38 @@ def actor_processes(title: str = "ray::MapWorker") -> list[psutil.Process]:
         if (process.info["cmdline"] or [""])[0].startswith(title):
             found.append(process)
     return found
+
+
+@contextmanager
+def s3_server(home: Path) -> Iterator[None]:
+    """A server of S3's protocol, which all programs that are started meanwhile take for Amazon's."""
+    pytest.importorskip("moto.server", reason="needs moto")
+    script = "import sys; from moto.server import main; main(sys.argv[1:])"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    values = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch, (home / "s3.txt").open("w") as log:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        process = subprocess.Popen([sys.executable, "-c", script, "-p", str(port)], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: _answers(port))
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from clusters import LocalCluster, actor_processes, cluster
+from clusters import LocalCluster, actor_processes, cluster, s3_server
 from PIL import Image
 from pyarrow import dataset, parquet
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.captioning import caption_each
 from tinygptv.runtime.cluster import caption_dataset
 from tinygptv.runtime.cluster.actor import picture_of
+from tinygptv.runtime.cluster.places import place_of
 from tinygptv.runtime.errors import ImageError
 from tinygptv.runtime.loading import DEMO_BUNDLE
 
@@ -34,7 +35,8 @@ NAMES = ("red_triangle.png", "teal_circle.png")
 
 @pytest.fixture(scope="module")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with cluster(tmp_path_factory.mktemp("cluster"), 2, 2) as running:
+    home = tmp_path_factory.mktemp("cluster")
+    with s3_server(home), cluster(home, 2, 2) as running:
         yield running
 
 
@@ -135,6 +137,25 @@ def test_tables_and_shards(two_nodes: LocalCluster, tmp_path: Path, answers: dic
     }
     done = two_nodes.caption(*sources, "-o", output, "--column", "photo")
     assert "6 pictures: 0 captioned, 6 done before, 0 failed" in done.stderr
+
+
+def test_an_object_store(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
+    store = pytest.importorskip("boto3").client("s3")
+    store.create_bucket(Bucket="archive")
+    for name in NAMES:
+        store.put_object(Bucket="archive", Key=f"photos/2026 é/{name}", Body=(IMAGES / name).read_bytes())
+    places = ("s3://archive/photos", "-o", "s3://archive/captions", "--threads", "1")
+    done = two_nodes.caption(*places)
+    assert done.returncode == 0, done.stderr
+    file_system, path = place_of("s3://archive/captions")
+    found = dataset.dataset(path, filesystem=file_system, format="parquet").to_table().to_pylist()
+    assert {row["source"]: row["text"] for row in found} == {
+        f"s3://archive/photos/2026 é/{name}": answers[name] for name in NAMES
+    }
+    store.put_object(Bucket="archive", Key="photos/bad.png", Body=b"nothing")
+    done = two_nodes.caption(*places)
+    assert "3 pictures: 0 captioned, 2 done before, 1 failed" in done.stderr
+    assert "s3://archive/photos/bad.png: " in done.stderr
 
 
 def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:

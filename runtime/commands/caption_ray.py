@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import read_manifest
-from ..errors import TinyGPTVError, line_of
+from ..errors import TinyGPTVError, line_of, reason_of
 from ..loading import DEMO_BUNDLE
 from ..options import AnswerOptions
 from ..system.files import sha256_of
@@ -176,10 +177,11 @@ def _cluster(address: str) -> Iterator[None]:
 
     started: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _check_it_answers(address)
         with status("starting Ray ..." if started else "connecting to Ray ..."), _quiet():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = reason_of(error).strip().splitlines()[0]
         raise TinyGPTVError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -190,6 +192,17 @@ def _cluster(address: str) -> Iterator[None]:
     finally:
         with _quiet():
             ray.shutdown()
+
+
+def _check_it_answers(address: str) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OSError: Nothing answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
 
 
 def _wants_statistics() -> bool:
