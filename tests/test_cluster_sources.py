@@ -89,12 +89,12 @@ def test_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pictures_go_before_shards_and_shards_before_tables(tmp_path: Path) -> None:
     table(tmp_path / "t.parquet", image=[RED])
     table(tmp_path / "_t.parquet", image=[RED])
-    assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/t.parquet"], [])
+    assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/t.parquet"], [], 0)
     shard(tmp_path / "s.tar", a__png=RED)
     assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/s.tar"], [])
     put(tmp_path / "a.png")
-    assert find([str(tmp_path)], is_table=False) == Found([f"{tmp_path}/a.png"], [], [])
-    assert find([str(tmp_path)], is_table=True) == Found([], [f"{tmp_path}/t.parquet"], [])
+    assert find([str(tmp_path)], is_table=False) == Found([f"{tmp_path}/a.png"], [], [], len(RED))
+    assert find([str(tmp_path)], is_table=True) == Found([], [f"{tmp_path}/t.parquet"], [], 0)
 
 
 def test_any_file_system(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TinyGPTVError
+from .dataset import IN_FLIGHT
 from .output import Output
 from .reading import read, schema
 from .sources import Container, Found, Unit, look_through, units_of, units_of_files
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
-_BLOCK_BYTES = 250_000
-"""Of pictures that Ray hands on together: one large picture, or some small ones."""
+_BLOCK_BYTES = 1_000_000
+"""Of pictures that Ray hands on together, at most unless one is larger."""
+_ROW_BYTES = 150
+"""Besides a picture: where it is from."""
 _READERS = 4
 """Tasks that read at a time, at least; they take no core from the actors."""
 UNIT = "unit"
@@ -45,6 +48,8 @@ class Work:
     """Rows of what cannot even be looked at."""
     is_done: np.ndarray[Any, np.dtype[np.bool_]]
     """By a picture's number."""
+    mean_bytes: float
+    """Of a picture."""
 
 
 def plan(found: Found, done: pyarrow.Table) -> Work:
@@ -76,7 +81,9 @@ def plan(found: Found, done: pyarrow.Table) -> Work:
     for batch in done.filter(compute.is_valid(done.column("row"))).to_batches():
         for source, row in zip(*(batch.column(name).to_pylist() for name in ("source", "row")), strict=True):
             rows_of.setdefault(source, set()).add(row)
+    total_bytes = found.bytes
     for container in _looked_through(found.containers):
+        total_bytes += container.bytes
         known = rows_of.get(container.uri, set())
         units.extend(units_of(container, count, known))
         mask = np.zeros(container.count, bool)
@@ -87,7 +94,7 @@ def plan(found: Found, done: pyarrow.Table) -> Work:
             fail(container.uri, container.count, container.error, known)
     for name, error in found.unreadable:
         fail(name, 0, error, rows_of.get(name, set()))
-    return Work(units, failed, np.concatenate(is_done))
+    return Work(units, failed, np.concatenate(is_done), total_bytes / max(count, 1))
 
 
 def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
@@ -105,20 +112,21 @@ def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
             waiting.append(look.remote(uris[len(waiting)]))
 
 
-def pictures_of(units: Sequence[Unit], column: str | None) -> Dataset:
+def pictures_of(work: Work, column: str | None) -> Dataset:
     """A dataset of the pictures, read as there is room for them; see :func:`.reading.schema`.
 
     Args:
-        units: At least one.
+        work: With at least one unit.
         column: Of tables: where the pictures are.
     """
     import ray
 
     context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = _BLOCK_BYTES
+    # An actor takes whole blocks: of small pictures none shall have more than it gets at a time.
+    context.target_max_block_size = int(min(_BLOCK_BYTES, IN_FLIGHT * (_ROW_BYTES + work.mean_bytes)))
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
-        rows = [{UNIT: pickle.dumps(unit)} for unit in units]
+        rows = [{UNIT: pickle.dumps(unit)} for unit in work.units]
         listed = ray.data.from_items(rows, override_num_blocks=len(rows))
         readers = max(_READERS, len(ray.nodes()))
         return listed.map_batches(

@@ -33,6 +33,8 @@ class Container:
     """Of a table: rows of each of its row groups."""
     members: tuple[tuple[str, int, int], ...] = ()
     """Of a shard: each picture's name, and its place and size in bytes."""
+    bytes: int = 0
+    """Of all its pictures, about."""
     error: str | None = None
     """Why nothing more can be read of it."""
 
@@ -59,7 +61,7 @@ class Unit:
     """The row of each in its container; none for files."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
     """All that there is."""
 
@@ -68,6 +70,8 @@ class Found:
     """URIs of tables and shards that are to be looked through."""
     unreadable: list[tuple[str, str]]
     """Names that are not even looked at, and why."""
+    bytes: int = 0
+    """Of all files."""
 
 
 def find(sources: Sequence[str], *, is_table: bool) -> Found:
@@ -132,6 +136,7 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
             found.containers.append(uri)
         elif ending in SUFFIXES:
             found.files.append(uri)
+            found.bytes += info.size
         else:
             raise ArgumentError(
                 f"{uri} is no picture, .parquet table or .tar shard, by its ending"
@@ -143,24 +148,26 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
     if not is_table and is_local(uri):
         _add_folder(uri, found)
     elif not is_table:
-        found.files.extend(uri.rstrip("/") + name for name in names if _ends(name, SUFFIXES))
+        pictures = [name for name in names if _ends(name, SUFFIXES)]
+        found.files.extend(uri.rstrip("/") + name for name in pictures)
+        found.bytes += sum(names[name] for name in pictures)
     for endings in [TABLES] if is_table else [SHARDS, TABLES]:
         if _count(found) == kept:
             found.containers.extend(uri.rstrip("/") + name for name in names if _ends(name, endings))
 
 
-def _names(uri: str) -> list[str]:
-    """Files in a folder and those below it, each as what follows the folder's name."""
+def _names(uri: str) -> dict[str, int]:
+    """Files in a folder and those below it, in order: what follows the folder's name, and bytes (0 on this machine)."""
     from pyarrow.fs import FileSelector, FileType
 
     if is_local(uri):
         top = uri.rstrip("/\\")
-        below = (os.path.join(folder, name)[len(top) :] for folder, _, names in os.walk(top) for name in names)
+        below = {os.path.join(folder, name)[len(top) :]: 0 for folder, _, names in os.walk(top) for name in names}
     else:
         file_system, path = place_of(uri)
         found = file_system.get_file_info(FileSelector(path, recursive=True))
-        below = (info.path[len(path) :] for info in found if info.type == FileType.File)
-    return sorted(name for name in below if not _is_hidden(name))
+        below = {info.path[len(path) :]: info.size for info in found if info.type == FileType.File}
+    return {name: below[name] for name in sorted(below) if not _is_hidden(name)}
 
 
 def _add_folder(uri: str, found: Found) -> None:
@@ -173,6 +180,7 @@ def _add_folder(uri: str, found: Found) -> None:
             found.unreadable.append((_unicode(name), NOT_UNICODE))
         else:
             found.files.append(name)
+            found.bytes += picture.size
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
@@ -205,8 +213,9 @@ def look_through(uri: str) -> Container:
         file_system, path = place_of(uri)
         with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
             found = table.metadata
-            rows = tuple(found.row_group(group).num_rows for group in range(found.num_row_groups))
-            return Container(uri, "table", groups=rows)
+            groups = [found.row_group(group) for group in range(found.num_row_groups)]
+            total = sum(group.total_byte_size for group in groups)
+            return Container(uri, "table", groups=tuple(group.num_rows for group in groups), bytes=total)
 
     try:
         return persistently(read, local=is_local(uri))
@@ -232,7 +241,7 @@ def _look_through_shard(uri: str) -> Container:
                         members.append((_unicode(member.name), member.offset_data, member.size))
             except tarfile.TarError as failure:
                 error = f"the shard cannot be read beyond {len(members)} pictures: {failure}"
-        return Container(uri, "shard", members=tuple(members), error=error)
+        return Container(uri, "shard", (), tuple(members), sum(size for _, _, size in members), error)
 
     try:
         return persistently(read, local=is_local(uri))

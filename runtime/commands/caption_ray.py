@@ -131,7 +131,7 @@ def _caption(
     captions = None
     if work.units:
         captions = caption_dataset(
-            pictures_of(work.units, options.column),
+            pictures_of(work, options.column),
             question,
             bundle=None if bundle == DEMO_BUNDLE else bundle,
             actors=options.actors,
