@@ -16,11 +16,12 @@ from typing import Any
 
 sys.path.extend(
     str(Path(__file__).resolve().parent / name)
-    for name in (".", "peers", "full_size", "fidelity", "machines", "reliability")
+    for name in (".", "peers", "full_size", "fidelity", "machines", "reliability", "cluster")
 )
 
 import asks
 import bundles
+import engine
 import kernel_table
 import ran
 import reliability
@@ -33,8 +34,8 @@ from tinygptv.export.verify.command import MEANINGS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-BENCHMARKS, FAITHFULNESS, RELIABILITY = (
-    ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "faithfulness", "reliability")
+BENCHMARKS, CLUSTER, FAITHFULNESS, RELIABILITY = (
+    ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cluster", "faithfulness", "reliability")
 )
 
 
@@ -63,6 +64,11 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     yield FAITHFULNESS, "verified", verified()
     for section in (reliability.fuzz, reliability.soak, reliability.faults, reliability.large_pictures):
         yield RELIABILITY, section.__name__, section(_read(f"reliability/{section.__name__}.json"))
+    cluster = _read("cluster/results.json")
+    yield CLUSTER, "cluster-memory", engine.memory(cluster)
+    yield CLUSTER, "cluster-measured", engine.measured(cluster)
+    yield CLUSTER, "cluster-kills", engine.kills(_read("cluster/kills.json"))
+    yield CLUSTER, "cluster-costs", engine.costs(full_size, _read("full_size/int4.json"), _read("full_size/steps.json"))
 
 
 def verify_bounds() -> str:

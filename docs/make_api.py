@@ -13,6 +13,8 @@ HERE = Path(__file__).resolve().parent
 RUNTIME = HERE.parent / "runtime"
 EXTRA_MODULES = ("boxes", "captioning", "pointing", "drawing")
 """Public, but not among the names of ``tinygptv`` itself."""
+ON_A_CLUSTER = ("cluster.dataset", "caption_dataset")
+"""What ``tinygptv.runtime.cluster`` hands on."""
 HEADER = """# API
 Written by `docs/make_api.py` from the docstrings; all arrays are numpy's, shapes in brackets.
 """
@@ -29,11 +31,14 @@ def public_names() -> Iterator[tuple[str, str]]:
             name = getattr(node, "name", "_")
             if not name.startswith("_"):
                 yield module, name
+    yield ON_A_CLUSTER
 
 
 def describe(module: str, name: str) -> str:
     """One class, function or constant as Markdown."""
     where = f"tinygptv.runtime.{module}" if module in EXTRA_MODULES else "tinygptv"
+    if (module, name) == ON_A_CLUSTER:
+        where = "tinygptv.runtime.cluster"
     body = ast.parse((RUNTIME / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
     for number, node in enumerate(body):
         if isinstance(node, ast.ClassDef) and node.name == name:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .answer import Answer, FinishReason
 from .boxes import Region
@@ -26,6 +27,16 @@ class Captioned:
     """What the text points at, as :attr:`.Answer.regions`."""
     error: str | None
     """What is wrong with the picture; None where there is a text."""
+
+
+def arrow_types() -> dict[str, Any]:
+    """The columns of :class:`Captioned` in a table, and pyarrow's types for them."""
+    import pyarrow
+
+    boxes = pyarrow.list_(pyarrow.list_(pyarrow.int64()))
+    region = pyarrow.struct([("phrase", pyarrow.string()), ("boxes", boxes)])
+    kinds = {"regions": pyarrow.list_(region)}
+    return {field.name: kinds.get(field.name, pyarrow.string()) for field in fields(Captioned)}
 
 
 def caption_each(

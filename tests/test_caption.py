@@ -18,8 +18,8 @@ from conftest import plain_environment
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.cli import main
-from tinygptv.runtime.commands.folder import sidecars
 from tinygptv.runtime.commands.terminal import pace
+from tinygptv.runtime.folder import sidecars
 from tinygptv.runtime.language.batch import DecoderBatch
 from tinygptv.runtime.loading import DEMO_BUNDLE
 

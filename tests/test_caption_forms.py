@@ -25,7 +25,7 @@ from tinygptv.runtime.captioning import Captioned, caption_each
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands import captions
 from tinygptv.runtime.commands.caption_record import Caption
-from tinygptv.runtime.commands.folder import Picture, sidecar_ending
+from tinygptv.runtime.folder import Picture, sidecar_ending
 
 TRIANGLE = [{"phrase": "red triangle", "boxes": [[16, 5, 39, 25]]}]
 ODD = 'a "quoted", word;\r\nand = another line\x85 é'

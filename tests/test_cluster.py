@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ import pytest
 from clusters import LocalCluster, actor_processes, cluster, s3_server
 from PIL import Image
 from pyarrow import dataset, parquet
-from tinygptv.runtime import TinyGPTV
+from tinygptv.runtime import AnswerOptions, TinyGPTV
 from tinygptv.runtime.captioning import caption_each
 from tinygptv.runtime.cluster import caption_dataset
-from tinygptv.runtime.cluster.actor import picture_of
+from tinygptv.runtime.cluster.actor import Asking, model_in_actor, picture_of
+from tinygptv.runtime.cluster.dataset import Actors, captioned
+from tinygptv.runtime.cluster.node import Model
 from tinygptv.runtime.cluster.places import place_of
-from tinygptv.runtime.errors import ImageError
+from tinygptv.runtime.cluster.run import _computed
+from tinygptv.runtime.errors import ImageError, TinyGPTVError
 from tinygptv.runtime.loading import DEMO_BUNDLE
 
 pytest.importorskip("ray.data", reason="needs the extra ray")
@@ -171,6 +175,11 @@ def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
         assert all(set(row) == {"id", "text", "finish_reason", "regions", "error"} for row in rows)
         found = {row["id"]: (row["text"], row["error"]) for row in rows}
         assert found == {7: (None, "the row has no picture"), 8: (answers[NAMES[1]], None)}
+        gone = Model(Path("/nowhere"), "0" * 64, 1, "default")
+        make = partial(model_in_actor, gone, Asking("what?", 1, AnswerOptions()))
+        lost = captioned(made, make, Actors(1, 1, 1 << 27), column="photo", keep=False, all_at_once=True)
+        with pytest.raises(TinyGPTVError, match="/nowhere is no bundle on this node"):
+            list(_computed(lost))
     finally:
         ray.shutdown()
 
@@ -213,11 +222,10 @@ def test_ship(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) 
         (["--threads", "9"], "no node has 9 CPUs for an actor: the largest has 2 for Ray"),
         (["--actors", "9"], "the cluster has the CPUs for 2 actors of 2 threads, not for 9"),
         (["--bundle", "nowhere"], "nowhere is not a folder; expected a bundle"),
+        (["--question", "what " * 3000], "the question has 15,000 characters, and cannot fit in the model's context"),
     ],
 )
-def test_what_the_cluster_has_no_room_for(
-    options: list[str], words: str, two_nodes: LocalCluster, tmp_path: Path
-) -> None:
+def test_what_cannot_be_done(options: list[str], words: str, two_nodes: LocalCluster, tmp_path: Path) -> None:
     done = two_nodes.caption(IMAGES, "-o", tmp_path / "out", *options)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "built-in demo" not in line]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from ..captioning import Captioned, caption_each
+from ..captioning import Captioned, arrow_types, caption_each
 from ..errors import ArgumentError, ImageError, reason_of
 from ..options import AnswerOptions
 from ..vision.image import ImageSource
@@ -91,21 +91,11 @@ class Captioner:
     def _with(self, rows: pyarrow.Table, records: list[Captioned]) -> pyarrow.Table:
         import pyarrow
 
-        dropped = {*caption_types(), *({} if self._keep else {self._column})}
+        dropped = {*arrow_types(), *({} if self._keep else {self._column})}
         kept = rows.select([name for name in rows.column_names if name not in dropped])
-        for name, kind in caption_types().items():
+        for name, kind in arrow_types().items():
             kept = kept.append_column(name, pyarrow.array([asdict(record)[name] for record in records], kind))
         return kept
-
-
-def caption_types() -> dict[str, Any]:
-    """The columns of :class:`.Captioned`, and pyarrow's types for them."""
-    import pyarrow
-
-    boxes = pyarrow.list_(pyarrow.list_(pyarrow.int64()))
-    region = pyarrow.struct([("phrase", pyarrow.string()), ("boxes", boxes)])
-    kinds = {"regions": pyarrow.list_(region)}
-    return {field.name: kinds.get(field.name, pyarrow.string()) for field in fields(Captioned)}
 
 
 def picture_of(value: object) -> ImageSource:

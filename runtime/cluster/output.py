@@ -10,9 +10,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..captioning import arrow_types
 from ..errors import ArgumentError
 from ..system.files import locked, write_atomically
-from .actor import caption_types
 from .places import absolute, is_local, place_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def schema() -> pyarrow.Schema:
 
     text = pyarrow.string()
     names = {"source": text, "row": pyarrow.int64(), "name": text, "model": text, "bundle": text, "question": text}
-    return pyarrow.schema({**names, **caption_types()})
+    return pyarrow.schema({**names, **arrow_types()})
 
 
 class Output:

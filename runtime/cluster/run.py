@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _ROW_BYTES = 150
 _READERS = 4
 """Tasks that read at a time, at least; they take no core from the actors."""
 UNIT = "unit"
+_OUR_ERROR = re.compile(rf"{re.escape(TinyGPTVError.__module__)}\.\w+: (.+)")
 
 
 @dataclass
@@ -196,10 +198,7 @@ def _computed(captions: Dataset) -> Iterator[pyarrow.Table]:
     try:
         yield from captions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except RayError as error:
-        causes = [error]
-        while cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__:
-            causes.append(cause)
-        for cause in causes:
-            if isinstance(cause, TinyGPTVError):
-                raise cause from None
-        raise TinyGPTVError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
+        # Ray passes errors of actors on as text, whatever they were.
+        ours = _OUR_ERROR.findall(str(error))
+        last = str(error).strip().splitlines()[-1]
+        raise TinyGPTVError(ours[-1] if ours else f"Ray gave up: {last}") from error

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..commands.folder import SUFFIXES, Unreadable, pictures_in
 from ..errors import ArgumentError, reason_of
+from ..folder import SUFFIXES, Unreadable, pictures_in
 from .places import absolute, is_local, persistently, place_of
 
 Kind = Literal["files", "table", "shard"]

@@ -17,13 +17,13 @@ from ..bundle.manifest import Manifest, read_manifest
 from ..cancel import Cancellation
 from ..captioning import Captioned, caption_each
 from ..errors import ArgumentError, reason_of
+from ..folder import Picture, Unreadable, pictures_in, sidecar_ending, sidecars
 from ..model import DEFAULT_BATCH_SIZE, TinyGPTV
 from ..options import AnswerOptions
 from ..system.files import sha256_of, write_atomically
 from . import caption_ray
 from .caption_record import Caption
 from .captions import STDOUT, Captions, OutputError, open_captions
-from .folder import Picture, Unreadable, pictures_in, sidecar_ending, sidecars
 from .options import (
     EXIT_ERROR,
     EXIT_INTERRUPTED,

@@ -17,7 +17,7 @@ class Caption:
     folder: str
     size: int
     mtime: float
-    """These four as in :class:`.folder.Picture`: of the picture when it was captioned."""
+    """These four as in :class:`..folder.Picture`: of the picture when it was captioned."""
     model: str
     """Its name."""
     bundle: str

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..captioning import arrow_types
 from ..errors import ArgumentError
 from ..system.files import write_atomically
 from .caption_record import COLUMNS, Caption, from_document
@@ -65,7 +66,5 @@ def write_table(path: Path, captions: Sequence[Caption]) -> None:
 def _schema() -> pyarrow.Schema:
     import pyarrow
 
-    boxes = pyarrow.list_(pyarrow.list_(pyarrow.int64()))
-    region = pyarrow.struct([("phrase", pyarrow.string()), ("boxes", boxes)])
-    types = {"size": pyarrow.int64(), "mtime": pyarrow.float64(), "regions": pyarrow.list_(region)}
+    types = {"size": pyarrow.int64(), "mtime": pyarrow.float64(), "regions": arrow_types()["regions"]}
     return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS])

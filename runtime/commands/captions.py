@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ArgumentError, TinyGPTVError, reason_of
+from ..folder import Picture
 from ..system.files import locked
 from .caption_files import CaptionFile, Csv, Form, JsonLines
 from .caption_record import Caption
 from .caption_table import read_table, write_table
-from .folder import Picture
 from .options import require
 
 STDOUT = Path("-")

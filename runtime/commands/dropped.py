@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from ..errors import ArgumentError
-from .folder import SUFFIXES
+from ..folder import SUFFIXES
 
 _FILE_URL = "file://"
 

@@ -1,0 +1,108 @@
+"""What measure.py and tests/cluster_kills.py found, as text, and what ten million pictures cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reporting import wrapped
+
+FAMILIES = {"tinygpt-v": "TinyGPT-V", "llava-phi": "LLaVA-Phi", "tinyllava": "TinyLLaVA"}
+PICTURES, TOKENS = 10_000_000, 30
+SECONDS = ("preprocess", "image_encode", "projector", "prefill")
+Document = dict[str, Any]
+
+
+def costs(int8: Document, int4: Document, steps: Document) -> str:
+    """Core-hours by family and tier, from the seconds of one question on two cores."""
+    speedup = steps["medians"]["batch_speedup"]
+    lines = [
+        "| model | bundle | s a picture, 2 cores | pictures a core-hour | core-hours |",
+        "| --- | --- | --: | --: | --: |",
+    ]
+    for tier, document in (("int8", int8), ("int4", int4)):
+        for family, name in FAMILIES.items():
+            if family not in document:
+                continue
+            asked = document[family]["ask"]
+            modes = asked["modes"]["default"]
+            once = sum(modes[part]["median"] for part in SECONDS)
+            seconds = once + TOKENS / modes["decode_tokens_per_second"]["median"] / speedup
+            core_hours = PICTURES * seconds * asked["threads"] / 3600
+            each = PICTURES / core_hours
+            lines.append(f"| {name} | {tier} | {seconds:.1f} | {each:.0f} | {core_hours:,.0f} |")
+    cpu = int8["tinygpt-v"]["ask"]["machine"]["cpu"]
+    text = (
+        f"For captions of {TOKENS} tokens, from the seconds that a question takes on two cores of an {cpu} "
+        f"([benchmarks](benchmarks.md)); {steps['batch']} answers decoded together take {speedup:.1f} times less than "
+        "one after the other. By a cloud's price of a core-hour, a column more is yours to make. Other processors "
+        "differ by a factor of two and more: caption a hundred pictures of yours first."
+    )
+    return "\n".join([*lines, "", wrapped(text)])
+
+
+def memory(document: Document) -> str:
+    """Of 1, 2 and 4 actors."""
+    found = document["memory"]["found"]
+    lines = ["| actors | in memory | of it their own | each of its own |", "| --: | --: | --: | --: |"]
+    for count, sums in found.items():
+        own, every = sums["anonymous"], sums["proportional"]
+        lines.append(f"| {count} | {every / 1e9:.1f} GB | {own / 1e9:.1f} GB | {own / int(count) / 1e9:.2f} GB |")
+    text = (
+        "TinyGPT-V's full-size int8 bundle, one thread an actor, pictures of 448 pixels; shared pages are counted once "
+        f"(PSS). {_machine(document['memory'])}"
+    )
+    return "\n".join([*lines, "", wrapped(text)])
+
+
+def measured(document: Document) -> str:
+    """Overhead, scaling, a million rows."""
+    lines = []
+    for name, found in document["overhead"]["found"].items():
+        one, ray = (sorted(found["seconds"][way]) for way in ("one machine", "Ray"))
+        what = "the demo" if name == "demo" else "the full-size int8 bundle of TinyGPT-V"
+        lines.append(
+            f"- Whole command, {found['pictures']:,} pictures, {what}: {_middle(one):.0f} s on one machine, "
+            f"{_middle(ray):.0f} s with `--ray` on the same; ratio {found['ratio']:.3f} (median of "
+            f"{len(found['ratios'])} alternating rounds: {min(found['ratios']):.3f} to {max(found['ratios']):.3f})."
+        )
+    each = [
+        f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
+        f"{'node' if found['nodes'] == 1 else 'nodes'}"
+        for count, found in document["scaling"]["found"].items()
+    ]
+    some = next(iter(document["scaling"]["found"].values()))
+    lines.append(
+        f"- Actors whose model only sleeps ({some['seconds_a_picture']} s a picture), on simulated nodes of this "
+        f"machine: they compute {', '.join(each)} of the time between the last one's beginning and the first one's end."
+    )
+    rows = document["rows"]["found"]
+    samples = rows["driver_anonymous_bytes"]
+    quarter, half, end = (samples[len(samples) * part // 4 - 1] / 1e6 for part in (1, 2, 4))
+    lines.append(
+        f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s; the command's own process "
+        f"has {quarter:.0f} MB after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
+    )
+    lines.append(f"- {_machine(document['overhead'])}")
+    return "\n".join(wrapped(line) for line in lines)
+
+
+def kills(found: Document) -> str:
+    """What died, and what came of it."""
+    killed = ", ".join(f"{what}s {count}" for what, count in found["killed"].items())
+    return wrapped(
+        f"{found['date']}, seed {found['seed']}: {found['runs']} runs over {found['pictures_a_run']} pictures each. "
+        f"Killed: {killed}. Missing rows: {found['missing']}, rows there twice: {found['twice']}, other captions: "
+        f"{found['other captions']}."
+    )
+
+
+def _middle(values: list[float]) -> float:
+    return values[len(values) // 2]
+
+
+def _machine(section: Document) -> str:
+    machine = section["machine"]
+    return (
+        f"{section['date']}, {machine['cpu']}, {machine['cores']} cores, Ray {machine['ray']}, onnxruntime "
+        f"{machine['onnxruntime']}."
+    )
