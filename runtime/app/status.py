@@ -69,4 +69,4 @@ class Status(QStatusBar):
         return "  ".join(label.text() for label in (self._doing, self._speed, self._memory))
 
     def _show_memory(self) -> None:
-        self._memory.setText(f"{self._process.memory_info().rss / 1e9:.2f} GB")
+        self._memory.setText(f"memory {self._process.memory_info().rss / 1e9:.2f} GB")
