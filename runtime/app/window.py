@@ -186,7 +186,7 @@ class Window(QMainWindow):
         self.setStatusBar(self.status)
         self.setAcceptDrops(True)
         self.setWindowIcon(program_icon())
-        self.setMinimumSize(340, 420)
+        self.setMinimumSize(340, 560)
         self.resize(1080, 720)
 
     def _closed(self, sheet: Sheet) -> None:
