@@ -101,7 +101,7 @@ def take_all(window: Window) -> None:
 
 def take_hidpi(window: Window) -> None:
     """A picture of 64 pixels, with boxes, on a screen of two pixels to the point."""
-    window.resize(820, 520)
+    window.resize(820, 560)
     window.files.open_bundle(None)
     window.files.open(QImage(RED).scaled(64, 64, mode=Qt.TransformationMode.SmoothTransformation))
     wait_for(window)

@@ -117,10 +117,10 @@ def export_bundle(
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}; expected one of {', '.join(str(a) for a in allowed)}")
     if precision == "int4" and calibration is None:
-        raise ExportError("--precision int4 needs calibration: 4 bits are rounded for what the layers will read")
+        raise ExportError("--precision int4 needs calibration: 4-bit rounding uses the layers' inputs")
     cache = Cache(CACHE_DTYPES[precision] if kv_cache is None else CACHES[kv_cache])
     if cache.dtype == "int8" and calibration is None:
-        raise ExportError("--kv-cache int8 needs calibration: its steps are of the size of what is seen there")
+        raise ExportError("--kv-cache int8 needs calibration, which measures its scales")
     target = Path(output).absolute()
     lock, staging = (target.with_name(f".{target.name}.{kind}") for kind in ("lock", "partial"))
     busy = ExportError(f"another export is writing {target}; wait for it, or choose another name")
@@ -276,7 +276,9 @@ def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRe
     if precision != "fp32":
         largest = float(table.abs().max())
         if largest > torch.finfo(torch.float16).max:
-            raise ExportError(f"model.embed_tokens.weight holds {largest:g}, more than fp16 can; use --precision fp32")
+            raise ExportError(
+                f"model.embed_tokens.weight holds {largest:g}, which is out of fp16's range; use --precision fp32"
+            )
         table = table.half()
     array = np.ascontiguousarray(table.numpy())
     with path.open("wb") as file:
@@ -300,7 +302,7 @@ def _fingerprints(model: Model, calibration: CalibrationSet | None, progress: bo
 
 def _check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
-        raise ExportError(f"{target.parent}: no such folder; make it first")
+        raise ExportError(f"{target.parent}: no such folder; create it first")
     if not target.exists():
         return
     if not overwrite:

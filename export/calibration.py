@@ -214,7 +214,7 @@ def _prompts(
     before, after = question
     room = length - len(before) - images.shape[1] - len(after)
     if room < 1 or not text:
-        raise ExportError(f"a context of {length} tokens has no room to calibrate in; pass --calibration none")
+        raise ExportError(f"a context of {length} tokens is too short for calibration; pass --calibration none")
     rows = []
     for i, image in enumerate(images):
         answer = [text[j % len(text)] for j in range(i * room, (i + 1) * room)]

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tinygptv {version('tinygptv')}")
     add_source_files(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to create")
     parser.add_argument("--overwrite", action="store_true", help="replace BUNDLE if it exists")
     parser.add_argument(
         "--precision",
@@ -91,8 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--block-size",
         type=int,
         choices=GROUP_SIZES,
-        help="group-wise: weights of the decoder that share one scale (default: per-channel, where that is exact "
-        "enough)",
+        help="how many weights of the decoder share one scale (default: per-channel, where that is exact enough)",
     )
     parser.add_argument(
         "--kv-cache",

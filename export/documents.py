@@ -124,6 +124,6 @@ class Config:
             shown = ", ".join(f"{name} ({self.given[name]!r:.40})" for name in unknown[:3])
             more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
             raise ExportError(
-                f"{self.label}: unknown {shown}{more}; this may ask for another network than the exporter knows: if it "
-                "does not, take it out of the file"
+                f"{self.label}: unknown {shown}{more}; this may mean a different network from the one the exporter "
+                "knows: if it does not, take it out of the file"
             )

@@ -45,7 +45,7 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
-    """All that were generated, those of a stop string too; ``text`` ends before it."""
+    """All generated ids, those of a stop string included; ``text`` ends before it."""
     finish_reason: FinishReason
     """``stop`` (end of text or a stop string), ``length`` (max_new_tokens) or ``cancelled``."""
     prompt_tokens: int
@@ -56,10 +56,10 @@ class Answer:
     """Turns of a conversation, from the oldest on, that no longer fit in the context: the model did not see them."""
     timings: Timings
     regions: tuple[Region, ...] = ()
-    """What the text points at, in pixels of its one picture; empty where the model knows no boxes, the answer has none,
-    or it is about several pictures or none."""
+    """The phrases and boxes of the text, in pixels of the picture. Empty if the model does not know boxes, if the
+    answer has none, or if it is not about exactly one picture."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of each of ``token_ids``, if ``top_logprobs`` was given."""
+    """One for each of ``token_ids``, if ``top_logprobs`` was given."""
 
 
 class AnswerWriter:
@@ -178,10 +178,9 @@ class AnswerWriter:
 
 
 class AnswerStream(Iterator[str]):
-    """Yields an answer's text as it is generated; afterwards :attr:`answer` is all of it.
-
-    Read it to its end, or :meth:`close` it, or use it as a context manager: its KV cache is free for the next question
-    from then on. For one thread at a time, but for :meth:`cancel`.
+    """Yields an answer's text as it is generated; :attr:`answer` is then the complete answer. Read it to its end,
+    :meth:`close` it, or use it as a context manager: then its KV cache is free for the next question. Use it in one
+    thread at a time; only :meth:`cancel` may be called from any thread.
 
     Example:
         >>> with model.stream(image, "What is this?") as stream:
@@ -210,7 +209,7 @@ class AnswerStream(Iterator[str]):
         self._ids = ids
         self._writer = writer
         self.images: tuple[EncodedImage, ...] = tuple(images)
-        """What the answer is about; none if it was cancelled before all images were encoded."""
+        """The images of the question; empty if it was cancelled before all of them were encoded."""
         self._encoded = encoded
         self._cancellation = cancellation
         self._callback = callback
@@ -246,7 +245,9 @@ class AnswerStream(Iterator[str]):
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Of the tokens so far, if ``top_logprobs`` was given; the last ones may have no text in a piece yet."""
+        """Those of the tokens so far, if ``top_logprobs`` was given; the text of the last ones may not have been
+        yielded yet.
+        """
         return tuple(self._writer.logprobs)
 
     def cancel(self) -> None:
@@ -254,7 +255,7 @@ class AnswerStream(Iterator[str]):
         self._cancellation.cancel()
 
     def close(self) -> None:
-        """End the answer where it is, unless it is complete, and give its KV cache back; in the thread that reads it.
+        """End the answer where it is, unless it is complete, and free its KV cache. Call it in the thread that reads.
 
         Its ``finish_reason`` is then ``cancelled``. An error that reading raises does the same.
         """

@@ -11,7 +11,7 @@ from .errors import TinyGPTVError
 
 
 class AsyncAnswerStream(AsyncIterator[str]):
-    """Yields an answer's text as it is generated; afterwards :attr:`answer` is all of it.
+    """Yields an answer's text as it is generated; :attr:`answer` is then the complete answer.
 
     The event loop is never blocked. If the task that reads it is cancelled, so is the answer.
     """

@@ -47,10 +47,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Region:
-    """What an answer points at."""
+    """A phrase of an answer, with its boxes."""
 
     phrase: str | None
-    """The words it gives to the boxes, on one line; None where it gives boxes alone."""
+    """The words before the boxes, on one line; None if there are boxes only."""
     boxes: tuple[Box, ...]
     """One or more, in the answer's order."""
 
@@ -65,7 +65,7 @@ def parse_boxes(text: str, width: int, height: int, view: View | None = None) ->
     phrases without a box.
 
     Args:
-        text: Any text; what is no box is passed over.
+        text: Any text; what is not a box is ignored.
         width: Of the upright picture in pixels, such as :attr:`EncodedImage.width`.
         height: Likewise.
         view: What the model was shown, such as :attr:`EncodedImage.view`; the whole picture if None.

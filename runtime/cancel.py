@@ -1,4 +1,4 @@
-"""Stopping a computation from another thread: within one operator of ONNX Runtime, wherever it stands."""
+"""Stopping a computation from another thread, within one operator of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Cancellation:
-    """Give it to a call, and cancel that call from any thread, any time; once cancelled it stays so.
+    """Pass it to a call, then cancel the call from any thread, at any time. It cannot be reset.
 
     Example:
         >>> cancellation = Cancellation()
@@ -39,7 +39,7 @@ class Cancellation:
         return self._requested
 
     def cancel(self) -> None:
-        """Stop what is running with it, image encoding and prefill included, and whatever would run next."""
+        """Stop what is running with it, image encoding and prefill included, and what would run next."""
         with self._lock:
             self._requested = True
             for end in self._ends:
@@ -51,7 +51,7 @@ class Cancellation:
             raise CancellationError("cancelled")
 
     def wait(self, future: Future[T]) -> T:
-        """Wait for what another thread is making; cancelling ends the wait, and not the work.
+        """Wait for another thread's result. Cancelling ends the wait, not the work.
 
         Raises:
             CancellationError: It was cancelled, before or meanwhile.

@@ -18,13 +18,13 @@ from .vision.encoded import EncodedImage
 
 @dataclass(frozen=True)
 class Captioned:
-    """What came of one picture: a text, or the reason why there is none."""
+    """The result for one picture: a text, or an error."""
 
     text: str | None
     """The answer, without white space at its ends; None where the picture cannot be read."""
     finish_reason: FinishReason | None
     regions: tuple[Region, ...]
-    """What the text points at, as :attr:`.Answer.regions`."""
+    """The phrases and boxes of the text, as :attr:`.Answer.regions`."""
     error: str | None
     """What is wrong with the picture; None where there is a text."""
 
@@ -48,19 +48,19 @@ def caption_each(
     options: AnswerOptions | None = None,
     cancellation: Cancellation | None = None,
 ) -> Generator[tuple[int, Captioned], None, None]:
-    """Ask the same about each of many pictures, in batches.
+    """Ask one question about each of many pictures, batched.
 
     Args:
         model: A loaded one; threads may share it.
         images: As many as there are; each is read when there is room for it in the batch.
         question: What to ask; the bundle's own question for a caption if None.
         batch_size: Answers decoded at a time, at least 1.
-        options: How each is to be written.
+        options: Options of each answer.
         cancellation: Ends it from another thread, within one operator.
 
     Returns:
-        A generator of (the picture's number, from 0; its record), each as soon as it is complete, which need not be the
-        pictures' order. A picture that cannot be read costs the others nothing. Call its ``close()`` to leave earlier.
+        A generator of (the picture's number, from 0; its record), each as soon as it is complete, in any order. A
+        picture that cannot be read does not affect the others. Call its ``close()`` to leave earlier.
 
     Raises:
         ArgumentError: The question is empty, or an option is out of range.

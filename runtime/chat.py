@@ -21,7 +21,8 @@ class Chat:
 
     A turn computes only what is new in it, since the keys and values of all turns stay in memory (0.33 MB a token at
     the published sizes). When the context is full, whole turns are left out, the oldest first, and the answer's
-    ``truncated_turns`` says how many; the images stay. Not for two threads at once, but for :meth:`cancel`.
+    ``truncated_turns`` says how many; the images stay. Use it in one thread at a time; only :meth:`cancel` may be
+    called from any thread.
 
     Made by :meth:`.TinyGPTV.chat`.
     """
@@ -35,7 +36,7 @@ class Chat:
     ) -> None:
         self._engine = engine
         self.images: tuple[EncodedImage, ...] = tuple(images)
-        """What the chat is about; none for a chat about text alone."""
+        """The images of the chat; empty for a chat without images."""
         self._template = engine.manifest.template(template).name
         self._turns = list(turns)
         self._cache = _ChatCache(engine.prefixes)
@@ -44,17 +45,17 @@ class Chat:
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
-        """(question, answer) pairs so far, oldest first; of an answer that was cancelled, what there was of it."""
+        """(question, answer) pairs so far, oldest first; a cancelled answer has the text that was written."""
         return tuple((turn.question, turn.answer or "") for turn in self._turns)
 
     def reset(self) -> None:
-        """Begin anew with the same images; they stay cached, and the memory that the turns took is given back."""
+        """Start again with the same images: they stay cached, and the memory of the turns is freed."""
         self._end()
         self._turns.clear()
         self._cache.forget_turns()
 
     def cancel(self) -> None:
-        """End the answer that is being written, from any thread; the chat goes on with what there was of it."""
+        """End the answer that is being written, from any thread; the chat keeps the text so far."""
         self._cancellation.cancel()
 
     def stream(
@@ -71,7 +72,7 @@ class Chat:
 
         Args:
             question: May begin with a task tag such as ``[vqa]``.
-            options: How the answer is to be written; its template is the chat's.
+            options: Options of the answer; the template is the chat's.
             cancellation: Ends the answer from another thread, as :meth:`cancel` does.
             keywords: Fields of :class:`AnswerOptions`, such as ``max_new_tokens=40``; they replace those of
                 ``options``.
@@ -111,7 +112,7 @@ class Chat:
     ) -> AsyncAnswerStream:
         """The same for asyncio programs: ``async for piece in chat.astream(...)``; arguments as for :meth:`stream`.
 
-        What is wrong with the options is raised at once, all else that :meth:`stream` raises by the first piece.
+        The call raises errors about the options; the first piece raises all others of :meth:`stream`.
         """
         chosen = self._merged(options, keywords)
         return AsyncAnswerStream(lambda cancellation: self.stream(question, options=chosen, cancellation=cancellation))

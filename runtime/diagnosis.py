@@ -91,7 +91,7 @@ def diagnose(folder: Path) -> Diagnosis:
     else:
         default, low = bundle.needs
         if mem.available is None:
-            advice.append("see for yourself that there is enough memory: this system does not tell")
+            advice.append("check that there is enough memory: this system does not say how much is free")
         elif not low.fits:
             problems.append(
                 f"about {low.peak / 1e9:.1f} GB of memory are needed (--memory low), {mem.available / 1e9:.1f} GB are "
@@ -170,9 +170,9 @@ def render(report: Diagnosis) -> str:
     available = "unknown how much is" if mem.available is None else f"{mem.available / 1e9:.1f} GB"
     total = "" if mem.total is None else f" of {mem.total / 1e9:.1f} GB"
     limit = f", this container's limit {mem.limit / 1e9:.1f} GB" if mem.limit else ""
-    features = " ".join(cpu.features) or "none that matter"
+    features = " ".join(cpu.features) or "none of those that matter for speed"
     if not cpu.all_features:
-        features += " (there may be more: this system does not list them)"
+        features += " (there may be more: this system does not report them all)"
     rows = [
         ("CPU", f"{cpu.name} ({cpu.architecture})"),
         ("features", features),
@@ -181,9 +181,9 @@ def render(report: Diagnosis) -> str:
             "int8 products",
             "would saturate at 16 bits here: uint8 weights are used instead, which is slower"
             if report.int8_saturates
-            else "exact (tried out)",
+            else "exact (tested)",
         ),
-        ("threads", f"{report.threads} (physical cores; {cpu.threads} logical ones are ours to use)"),
+        ("threads", f"{report.threads} (physical cores; {cpu.threads} logical ones are available)"),
         ("memory", f"{available} available{total}{limit}"),
         ("versions", f"Python {report.python}, " + ", ".join(f"{k} {v}" for k, v in report.versions.items())),
         ("telemetry", "off" if report.telemetry_off else "on: onnxruntime was imported before tinygptv"),
@@ -214,5 +214,5 @@ def render(report: Diagnosis) -> str:
             ),
         ]
     rows += [("advice", text) for text in report.advice]
-    rows += [("problem", text) for text in report.problems] or [("answers", "can be had")]
+    rows += [("problem", text) for text in report.problems] or [("answers", "yes")]
     return "\n".join(f"{name:>14}  {text}" for name, text in rows)

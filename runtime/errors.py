@@ -33,7 +33,7 @@ class ContextOverflowError(TinyGPTVError):
 
 
 class CancellationError(TinyGPTVError):
-    """What was asked for was cancelled before it was done."""
+    """The call was cancelled before it was complete."""
 
 
 class MemoryShortageError(TinyGPTVError, MemoryError):

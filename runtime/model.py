@@ -69,19 +69,19 @@ class TinyGPTV:
         """Load a bundle that ``tinygptv-export`` wrote.
 
         A copy that was tuned to this machine is used where there is one (``tinygptv tune``): its weights are mapped
-        from the disk, and checked while they are.
+        from the disk, and checked at each load.
 
         Args:
             path: The bundle's folder; the built-in demo model's if None.
             threads: Threads to compute with; if None, as many as ``TINYGPTV_THREADS`` says, or one for each physical
-                core. More than there are cores are not used, and a warning says so.
+                core. Never more than there are cores; a warning says so.
             memory: ``default`` keeps all three graphs open. ``low`` opens each when it is needed and closes it when
                 another one is: less memory, and seconds more for every change between images and text.
             tune: Tune the bundle now if it is not: in its folder, or the user's cache folder where that cannot be
                 written. Where it is impossible, a warning says why.
-            image_cache: Folder that remembers encoded images beyond this process, 4 bytes times the image tokens times
-                the hidden size each (TinyGPT-V's 0.33 MB, with 729 tokens 7.5 MB); the last ones, 64 MB of them, are
-                always remembered in memory. Without this and ``tune``, nothing is ever written.
+            image_cache: Folder that keeps encoded images for later processes: 0.33 MB each with TinyGPT-V, 7.5 MB with
+                729 tokens (4 bytes times the image tokens times the hidden size). The last ones, up to 64 MB, are
+                always kept in memory. Without this and ``tune``, nothing is written.
             background: Return before the graphs are open. Other threads open them, and whatever needs one waits for
                 it: so an image is encoded while the language model is still being loaded. A graph that cannot be
                 opened is reported there, as the BundleError that would be raised here. Changes nothing with ``low``.
@@ -91,9 +91,9 @@ class TinyGPTV:
 
         Raises:
             BundleError: The bundle or its tuned copy is missing, damaged or of another format; names the file.
-            MemoryShortageError: There cannot be enough memory, by an estimate, or there is not; says what would help.
-                Also raised while answering.
-            ArgumentError: ``threads`` is less than 1, ``memory`` another word, or ``image_cache`` cannot be made.
+            MemoryShortageError: There is not enough memory, as estimated or as found; says what would help. Also raised
+                while answering.
+            ArgumentError: ``threads`` is less than 1, ``memory`` is another word, or ``image_cache`` cannot be created.
         """
         folder = DEMO_BUNDLE if path is None else Path(path)
         return cls(load_engine(folder, threads, memory, tune, image_cache, background, progress))
@@ -134,9 +134,9 @@ class TinyGPTV:
         return self._engine.tokenizer
 
     def encode_image(self, image: Picture, *, cancellation: Cancellation | None = None) -> EncodedImage:
-        """Show the model an image, once for many questions.
+        """Encode an image once, for many questions.
 
-        One that was seen before (to the pixel, at the size that the encoder sees) is not encoded again.
+        An image with the same pixels, at the size that the encoder takes, is not encoded again.
 
         Args:
             image: A path, the bytes of a file, a PIL image, or one encoded before, which is returned as it is.
@@ -176,7 +176,7 @@ class TinyGPTV:
 
         Raises:
             ContextOverflowError: Prompt and new tokens do not fit in the context; raised before anything is computed.
-            ArgumentError: The shape is another one, or ``max_new_tokens`` is less than 1.
+            ArgumentError: The shape is wrong, or ``max_new_tokens`` is less than 1.
         """
         engine = self._engine
         contract = engine.manifest.contract
@@ -215,7 +215,7 @@ class TinyGPTV:
                 themselves. Answers are tokenised from their text, so the same arguments always mean the same prompt
                 (a :class:`Chat` keeps the tokens of its own answers). If not all turns fit in the context, the oldest
                 are left out.
-            options: How the answer is to be written.
+            options: Options of the answer.
             cancellation: Ends it from another thread, within one operator, image encoding and prefill included: the
                 answer's ``finish_reason`` is then ``cancelled``.
             keywords: Fields of :class:`AnswerOptions`, such as ``max_new_tokens=40``; they replace those of
@@ -259,7 +259,7 @@ class TinyGPTV:
     ) -> AsyncAnswerStream:
         """The same for asyncio programs: ``async for piece in model.astream(...)``; arguments as for :meth:`stream`.
 
-        What is wrong with an image is raised by the first piece, all else at once.
+        The first piece raises errors about an image; the call raises all others.
         """
         pictures = _several(image)
         prepared = self._prepare(pictures, question, turns, merged(options, keywords))
@@ -305,20 +305,20 @@ class TinyGPTV:
         cancellation: Cancellation | None = None,
         **keywords: Unpack[AnswerKeywords],
     ) -> Generator[tuple[int, Answer], None, None]:
-        """Ask many questions at once: more answers a minute than one by one, each of them later.
+        """Ask many questions, batched: more answers a minute than one by one, but each takes longer.
 
-        Up to ``batch_size`` answers are decoded as one batch; where one ends, the next begins. Answers come as they
-        are complete, which need not be the questions' order; what is no longer read is no longer computed.
+        Up to ``batch_size`` answers are decoded as one batch; where one ends, the next begins. Answers come as soon as
+        they are complete, in any order. If you stop reading, the rest is not computed.
 
-        Each answer is sampled for itself, whatever else is in the batch: with a seed, the same question gets the same
-        draws here and from :meth:`ask`. In int8, onnxruntime rounds the products of several rows other than those of
-        one: where two tokens are almost equally probable, an answer may differ from the one that :meth:`ask` gives.
+        The sampling of an answer does not depend on the batch: with a seed, the same question gets the same
+        draws here and from :meth:`ask`. In int8, onnxruntime rounds batched products differently:
+        where two tokens are almost equally probable, an answer may differ from the one that :meth:`ask` gives.
 
         Args:
             questions: (image, question) pairs, as many as there are: each is taken, and its image encoded, when there
                 is room for it. With little memory, 32 images are encoded ahead.
             batch_size: Answers decoded at a time, at least 1. Each keeps its own KV cache.
-            options: How each answer is to be written.
+            options: Options of each answer.
             cancellation: Ends it from another thread, within one operator.
             keywords: Fields of :class:`AnswerOptions`, as for :meth:`stream`.
 

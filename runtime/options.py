@@ -18,7 +18,7 @@ MOST_TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How an answer is to be written.
+    """Options of an answer.
 
     Calls take it as ``options``, or its fields as keywords: ``model.ask(image, question, max_new_tokens=40)`` is
     ``model.ask(image, question, options=AnswerOptions(max_new_tokens=40))``. Where both are given, keywords replace
@@ -30,23 +30,23 @@ class AnswerOptions:
     """
 
     max_new_tokens: int | None = None
-    """At most so many tokens, at least 1. If None, 300, for which the oldest turns of a conversation make room, or what
-    the context has room for after a single question."""
+    """The answer ends after this many tokens; at least 1. If None, 300, or as many as the context has room for; in a
+    conversation, the oldest turns make room for 300."""
     template: str | None = None
     """Name of a prompt template of the bundle; its default one if None. In a chat, the chat's own."""
     sampling: Sampling = GREEDY
     """How tokens are sampled; greedily if not given, which gives the same answer each time."""
     stop: Sequence[str] = ()
-    """Texts that end the answer and are not part of it, besides the bundle's own; none of them empty."""
+    """Texts that end the answer and are not part of it, in addition to the bundle's own; none of them empty."""
     clamp: bool = False
-    """Whether an answer takes what room the context has where ``max_new_tokens`` do not fit, which raises otherwise.
-    The oldest turns of a conversation then make room for no more than 300 tokens."""
+    """If ``max_new_tokens`` do not fit in the context, take the room that there is instead of raising an error. The
+    oldest turns of a conversation then make room for no more than 300 tokens."""
     system: str | None = None
     """What the model is told before the conversation. It replaces the system text of the prompt template; if the
     template has none, it goes on a line before the first question. The same for all questions of a conversation."""
     top_logprobs: int | None = None
-    """If given, the answer's ``logprobs`` say how probable each of its tokens was, with so many of the most probable
-    ones at its place, 0 to 20."""
+    """If given, the answer's ``logprobs`` say how probable each of its tokens was, with this many of the most probable
+    tokens at its position, 0 to 20."""
     logits_processor: Callable[[], LogitsProcessor] | None = None
     """Called when an answer begins, it returns a function for this answer: called before each token is sampled, with
     the ids so far and the logits, float32 [vocabulary], it returns the logits to sample from. Minus infinity rules a

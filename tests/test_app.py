@@ -259,10 +259,9 @@ def test_what_is_selected_stays_selected(speaking: Window, monkeypatch: pytest.M
 def test_tasks_put_a_tag_before_the_question(window: Window) -> None:
     composer = window.panel.composer
     caption, _, _, find, _, _ = composer.chips
-    QTest.mouseClick(caption, Qt.MouseButton.LeftButton)
+    QTest.mouseClick(caption, Qt.MouseButton.LeftButton)  # which can stand alone
     assert composer.question.hasFocus()
-    QTest.keyClick(composer.question, Qt.Key.Key_Return)  # which can stand alone
-    idle(window)
+    assert idle(window).panel.conversation.text == "Caption\na red triangle"
     QTest.mouseClick(find, Qt.MouseButton.LeftButton)
     assert composer.question.placeholderText() == composer.task.hint
     assert not composer.button.isEnabled()  # what is to be found?
@@ -272,6 +271,15 @@ def test_tasks_put_a_tag_before_the_question(window: Window) -> None:
     assert said.answer == "red triangle"
     assert window.panel.conversation.text.splitlines()[2:4] == ["Find", "triangle"]
     assert "[" not in window.panel.conversation.text
+
+
+def test_a_task_that_can_stand_alone_takes_words_that_were_typed(window: Window) -> None:
+    composer = window.panel.composer
+    QTest.keyClicks(composer.question, "what do you see?")
+    QTest.mouseClick(composer.chips[2], Qt.MouseButton.LeftButton)
+    assert said_of(window) == [] and composer.task.tag == "[grounding]"
+    QTest.keyClick(composer.question, Qt.Key.Key_Return)
+    assert [turn.question for turn in said_of(idle(window))] == ["[grounding] what do you see?"]
 
 
 def test_a_tag_that_was_typed_has_its_name_in_the_history(window: Window) -> None:

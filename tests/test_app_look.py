@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this system", exc_type=ImportError)
 
-from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
+from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, Qt
 from PySide6.QtGui import QColor, QEnterEvent, QGuiApplication, QImage
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QMenu, QWidget
@@ -89,6 +90,25 @@ def test_it_stacks_where_it_is_narrow(window: Window) -> None:
         corner = widget.mapTo(window, QPoint(widget.width(), widget.height()))
         assert widget.isVisible() and corner.x() <= window.width() and corner.y() <= window.height()
         assert not widget.visibleRegion().isEmpty()
+
+
+def test_nothing_is_cut_off_in_the_smallest_window(window: Window) -> None:
+    open_and_wait(window, TEAL)
+    ask(window, "[detection] circle")
+    window.resize(window.minimumSize())
+    composer = window.panel.composer
+    parts = [*composer.chips, composer.question, composer.button, window.status._memory]
+    for error in (False, True):  # which takes room
+        if error:
+            window.files.open("nowhere.png")
+        idle(window)
+        QTest.qWait(50)
+        places = [QRect(part.mapTo(window, QPoint()), part.size()) for part in parts]
+        for part, place in zip(parts, places, strict=True):
+            assert window.rect().contains(place), part
+            assert part.height() >= part.minimumSizeHint().height(), part
+        assert not any(one.intersects(other) for one, other in combinations(places, 2))
+    assert window.notice.isVisible()
 
 
 def test_long_words_wrap(window: Window) -> None:

@@ -25,6 +25,7 @@ from windows import (
     ask,
     boxes_of,
     drop,
+    gate_before_looking,
     idle,
     open_and_wait,
     said_of,
@@ -133,11 +134,13 @@ def test_closing_a_picture_in_the_middle_of_an_answer(
         assert said.note == "stopped" and window.start_page.isVisible()
 
 
-def test_dropping_several_files(window: Window) -> None:
+def test_dropping_several_files(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     data = QMimeData()
     data.setUrls([QUrl.fromLocalFile(path) for path in ("/a.json", "/b.json", TEAL, RED, "/nowhere.png", TEAL)])
     looked = told(window.model.worker.seen)
+    gate = gate_before_looking(monkeypatch)  # a look at the first could end before the second is opened
     assert drop(window, data)
+    gate.set()
     idle(window)
     assert [sheet.picture.name[:3] for sheet in window.session.sheets.values()] == ["red", "tea", "red", "tea"]
     assert all(name in window.notice.text for name in ("/a.json", "/b.json", "/nowhere.png"))

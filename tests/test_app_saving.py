@@ -138,7 +138,7 @@ def test_the_picture_is_saved_with_its_boxes(window: Window, tmp_path: Path) -> 
         assert saved.size == (64, 64) and ImageChops.difference(saved.convert("RGB"), expected).getbbox() is None
     window.session.save_picture(str(tmp_path / "boxes.xyz"))
     idle(window)
-    assert "boxes.xyz is no name for a picture" in window.notice.text
+    assert "boxes.xyz is not a name for a picture" in window.notice.text
     window.session.save_picture(str(tmp_path / "nowhere" / "boxes.png"))
     idle(window)
     assert "the picture cannot be saved" in window.notice.text

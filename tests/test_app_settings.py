@@ -82,7 +82,7 @@ def test_length_and_temperature(
     answered = told(window.model.worker.answered)
     for _ in range(4):
         window.talk.start_over()
-        assert ask(idle(window), QUESTION).note == "cut off at its greatest length"
+        assert ask(idle(window), QUESTION).note == "cut off at the longest length (see Settings)"
     assert {len(answer.token_ids) for _, answer, _ in answered} == {4}
     assert len({answer.token_ids for _, answer, _ in answered}) > 1  # drawn at random
     assert len(loaded) == 1  # for these, nothing is loaded again
@@ -197,7 +197,7 @@ def test_no_settings_are_the_defaults() -> None:
 def test_a_damaged_file_of_settings(content: bytes, message: str) -> None:
     settings_file().parent.mkdir(parents=True)
     settings_file().write_bytes(content)
-    with pytest.raises(TinyGPTVError, match="Forget in Settings deletes") as caught:
+    with pytest.raises(TinyGPTVError, match="Forget now in Settings deletes") as caught:
         read_settings()
     assert message in str(caught.value) and str(settings_file()) in str(caught.value)
 

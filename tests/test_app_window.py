@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,24 @@ pytest.importorskip("PySide6.QtWidgets", reason="Qt's libraries are not on this 
 from PySide6.QtCore import QPoint, Qt
 from PySide6.QtGui import QColor, QGuiApplication, QImage, QKeySequence, QPalette
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QMenu, QWidget
+from PySide6.QtWidgets import QApplication, QFileDialog, QMenu, QPushButton, QWidget
+from tinygptv.runtime import app
 from tinygptv.runtime.app import theme
 from tinygptv.runtime.app.window import Window
-from windows import RED, TEAL, ask, drag, idle, open_and_wait, said_of, shown_window, told, type_question, wait_until
+from windows import (
+    RED,
+    TEAL,
+    ask,
+    drag,
+    gate_before_looking,
+    idle,
+    open_and_wait,
+    said_of,
+    shown_window,
+    told,
+    type_question,
+    wait_until,
+)
 
 SHAPE = "what shape is in the image?"
 
@@ -33,7 +48,7 @@ def test_status(window: Window) -> None:
     assert "looked at the picture for" in window.status.text
     ask(window, "[caption]")
     assert "tokens/s" in window.status.text and "first token after" in window.status.text
-    assert window.status.text.endswith(" GB")
+    assert window.status.text.rpartition("  ")[2].startswith("memory 0.")
 
 
 def test_loading_is_shown(window: Window) -> None:
@@ -98,6 +113,46 @@ def test_the_start_page_is_reached_with_the_keyboard() -> None:
         assert said_of(idle(window))[0].answer == "blue"
 
 
+def test_menus_offer_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def disabled() -> set[str]:
+        actions = [action for menu in menus_of(window) for action in menu.actions()]
+        off = [action.text() for action in actions if not (action.isEnabled() or action.isSeparator() or action.menu())]
+        return {text.replace("&", "").removesuffix(" …") for text in off}
+
+    several = {"Next picture", "Previous picture"}
+    talk = {"Save conversation", "Copy answer", "Regenerate answer", "Start over"}
+    picture = {"Close picture", "Save picture with boxes", "Go to the question"}
+    with shown_window(None, None) as window:
+        assert disabled() == several | talk | picture | {"Reopen what was closed"}
+        open_and_wait(window, RED)
+        assert disabled() == several | talk | {"Reopen what was closed"}
+        ask(window, SHAPE)
+        assert disabled() == several | {"Reopen what was closed"}
+        gate = gate_before_looking(monkeypatch)
+        window.files.open(TEAL)
+        wait_until(lambda: window.session.looking)
+        window.talk.ask(SHAPE)
+        assert disabled() == {"Regenerate answer", "Reopen what was closed"}
+        gate.set()
+        idle(window)
+        window.session.close(window.strip.numbers[0])
+        assert disabled() == several
+
+
+def test_the_model_is_chosen_in_the_header(golden_bundle: Callable[[int, str], Path]) -> None:
+    with shown_window(golden_bundle(3, "fp32"), None) as window:
+        button = window.header.findChild(QPushButton)
+        assert button.menu().title() == "" and not button.text().startswith("built-in")
+        demo, other = button.menu().actions()
+        demo.trigger()
+        assert idle(window).session.bundle_name == "built-in demo" and "built-in demo" in button.text()
+        other.trigger()
+        dialog = window.findChild(QFileDialog)
+        dialog.fileSelected.emit(str(golden_bundle(3, "fp32")))
+        dialog.reject()
+        assert idle(window).session.bundle_name == golden_bundle(3, "fp32").name
+
+
 def test_copying_the_answer(window: Window) -> None:
     ask(window, "[detection] triangle")
     QTest.keySequence(window, QKeySequence("Ctrl+Shift+C"))
@@ -130,6 +185,15 @@ def test_text_can_be_read(colours: theme.Tokens) -> None:
             assert contrast(text, ground) >= 4.5
     assert contrast(colours.dim, colours.over) >= 4.5  # a button that cannot be pressed
     assert contrast(colours.on_accent, colours.accent) >= 4.5
+
+
+def test_the_page_of_the_server_has_the_same_colours() -> None:
+    page = (Path(app.__file__).parents[1] / "server" / "web" / "page.css").read_text(encoding="utf-8")
+    names = {"background": "back", "on_accent": "on", "question": "asked", "error": "bad"}
+    for colours, part in zip((theme.LIGHT, theme.DARK), page.split(":root {")[1:], strict=True):
+        found = dict(re.findall(r"--(\w+): (#\w+);", part.partition("}")[0]))
+        for name in ("background", "card", "ink", "dim", "line", "accent", "on_accent", "question", "error"):
+            assert QColor(found[names.get(name, name)]) == QColor(getattr(colours, name)), name
 
 
 def test_light_and_dark(window: Window) -> None:

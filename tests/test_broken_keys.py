@@ -114,7 +114,7 @@ def test_key_under_two_namings(role: str, golden: Published, tmp_path: Path, ref
         golden.checkpoint[other] = golden.checkpoint[f"{LORA}A.default.weight"]
     message = refusal(golden.write(tmp_path / "files"))
     assert other.replace("base_layer.", "").rpartition(".")[0].split(".lora_A")[0] in message
-    assert "two namings" in message
+    assert "two names" in message
 
 
 def test_fused_and_separate_matrices_at_once(golden: Published, tmp_path: Path, refusal: Refusal) -> None:

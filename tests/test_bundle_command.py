@@ -52,9 +52,9 @@ def test_a_whole_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == ""
     *files, last = captured.out.splitlines()
     assert [re.sub(r": [\d,]+ bytes$", "", line) for line in files] == [
-        f"whole    {record.name}" for record in read_manifest(bundle).files
+        f"complete  {record.name}" for record in read_manifest(bundle).files
     ]
-    assert last == f"{bundle} is whole"
+    assert last == f"{bundle} is complete"
     assert verified(bundle, capsys, 0) == {}
     assert sorted(bundle.parent.rglob("*")) == before  # nothing was written
 
@@ -85,7 +85,7 @@ def test_all_that_is_wrong_is_told(bundle: Path, capsys: pytest.CaptureFixture[s
     assert main(["bundle", "verify", str(bundle)]) == 1
     out = capsys.readouterr().out
     assert out.count("damaged  ") == 3
-    assert out.endswith("is not whole: see the 3 above\n")
+    assert out.endswith("is not complete: see the 3 above\n")
 
 
 def test_a_tuned_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +164,7 @@ def test_info_for_a_program(bundle: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_demo_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle", "verify"]) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
 
 
 def test_tune_for_a_program(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

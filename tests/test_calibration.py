@@ -138,7 +138,7 @@ def test_file_that_cannot_be_used(name: str, content: bytes, told: str, refusal:
 def test_context_without_room(refusal: Refusal, golden: Published, tmp_path: Path) -> None:
     golden.config["max_position_embeddings"] = 16
     message = refusal(golden.write(tmp_path / "files"), begun=True)
-    assert "a context of 16 tokens has no room to calibrate in; pass --calibration none" in message
+    assert "a context of 16 tokens is too short for calibration; pass --calibration none" in message
 
 
 # What is seen

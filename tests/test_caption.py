@@ -167,7 +167,9 @@ def test_texts_of_other_people(folder: Path, output: Path, capsys: pytest.Captur
     assert main([*arguments, "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["sidecars_kept"] == 1
-    assert f"{folder / 'a.txt'} is not this command's and was kept; --overwrite replaces it" in captured.err
+    assert (
+        f"{folder / 'a.txt'} was not written by this command, so it was kept; --overwrite replaces it" in captured.err
+    )
     assert (folder / "a.txt").read_text() == "mine"
     assert texts(output) == wanted(PLACES)
     assert main([*arguments, "--overwrite"]) == 0
@@ -200,7 +202,7 @@ def test_each_question_has_sidecars_of_its_own(folder: Path, output: Path, capsy
     (folder / "c.txt").write_text("by me\n")
     capsys.readouterr()
     assert main([*arguments, "--question", "[caption]"]) == 0  # which is what is asked without any
-    assert f"{folder / 'c.txt'} is not this command's and was kept" in capsys.readouterr().err
+    assert f"{folder / 'c.txt'} was not written by this command, so it was kept" in capsys.readouterr().err
     assert len(list(folder.glob("a.*txt"))) == 1 + len(questions)
 
 
@@ -352,7 +354,9 @@ def test_an_interrupt_at_a_terminal(folder: Path, output: Path, tmp_path: Path) 
     status, said = at_a_terminal(command, tmp_path, b" 1/4 [")
     assert status == 130
     _, summary, end = seen(said)
-    assert re.match(r"interrupted \([1-3] captioned, .*\); the same command goes on from here$", summary) and end == ""
+    assert (
+        re.match(r"interrupted \([1-3] captioned, .*\); run the same command again to continue$", summary) and end == ""
+    )
 
 
 def test_no_progress_for_a_program(folder: Path, output: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_another_table_is_left_alone(folder: Path, tmp_path: Path, capsys: pytes
     parquet.write_table(pyarrow.table({"file": ["a.png"], "score": [0.5]}), output)
     before = output.read_bytes()
     assert main(["caption", str(folder), "-o", str(output)]) == 1
-    assert f"{output} holds no captions of this command's" in capsys.readouterr().err
+    assert f"{output} holds no captions that this command wrote" in capsys.readouterr().err
     assert output.read_bytes() == before
 
 
@@ -218,7 +218,7 @@ def test_a_table_that_cannot_be_written(
         assert main(["caption", str(folder), "-o", str(output)]) == 1
     said = capsys.readouterr().err
     assert f"{output} cannot be written: {os.strerror(errno.ENOSPC)}; its captions are in" in said
-    assert "the same command goes on from here" in said
+    assert "run the same command again to continue" in said
     assert not output.exists()
     asked.clear()
     assert main(["caption", str(folder), "-o", str(output)]) == 0

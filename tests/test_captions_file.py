@@ -164,7 +164,7 @@ def test_a_file_of_something_else_is_left_alone(
     output.write_bytes(b"\n" + line_with() + content)
     assert main(["caption", str(folder), "-o", str(output)]) == 1
     *_, said = capsys.readouterr().err.splitlines()
-    assert f"{output}: line 3 is no caption" in said
+    assert f"{output}: line 3 is not a caption" in said
     assert output.read_bytes() == b"\n" + line_with() + content
 
 
@@ -314,7 +314,7 @@ def test_a_full_disk(folder: Path, output: Path, tmp_path: Path, monkeypatch: py
     assert done.returncode == 1
     assert said == f"tinygptv: {output} cannot be written: {os.strerror(errno.EFBIG)}"
     assert summary.startswith("stopped (2 captioned, 0 done before, 1 failed; ")
-    assert summary.endswith("the same command goes on from here")
+    assert summary.endswith("run the same command again to continue")
     document = json.loads(done.stdout)
     assert (document["pictures"], document["captioned"], document["interrupted"]) == (4, 2, False)
     assert [fault["file"] for fault in document["failed"]] == ["b/写真 é.PNG"]
@@ -342,7 +342,7 @@ def test_interrupted_within_a_batch(
         assert main(["caption", str(folder), "-o", str(output), "--batch-size", "3", "--json"]) == 130
     captured = capsys.readouterr()
     assert "interrupted (2 captioned, 0 done before, 0 failed; " in captured.err
-    assert "the same command goes on from here" in captured.err
+    assert "run the same command again to continue" in captured.err
     assert json.loads(captured.out)["interrupted"] is True
     assert len(lines(output)) == 3
     assert main(["caption", str(folder), "-o", str(output)]) == 0
@@ -367,7 +367,7 @@ def test_interrupted_as_a_process(number: signal.Signals, folder: Path, output: 
     assert out == b""
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert b"the same command goes on from here" in err and b"Traceback" not in err
+        assert b"run the same command again to continue" in err and b"Traceback" not in err
     done = len(lines(output))
     assert 1 <= done < 4
     assert main(arguments) == 0

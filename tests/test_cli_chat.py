@@ -221,7 +221,7 @@ def test_turns_that_no_longer_fit_are_told(bundle: str, photo: Path, tmp_path: P
         dropped = [chat.ask(QUESTION, max_new_tokens=100).truncated_turns for _ in range(4)]
     assert any(dropped)
     told = [f"the {count} oldest turns" if count > 1 else "the oldest turn" for count in dropped if count]
-    assert complaints(done) == [f"{turns} no longer fit: the answer was given without" for turns in told]
+    assert complaints(done) == [f"{turns} no longer fit into the context and were left out" for turns in told]
 
 
 # At a terminal

@@ -105,7 +105,7 @@ def test_nobody_waits_for_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[s
     os.mkfifo(tmp_path / "pipe\x1b[2J.png")
     assert main(["ask", str(tmp_path / "pipe\x1b[2J.png"), "[caption]"]) == 1
     said = complaint(capsys)
-    assert "is no file" in said and "tinygptv ask -" in said
+    assert "is not a file" in said and "tinygptv ask -" in said
     assert "\x1b" not in said  # a name cannot command the terminal
 
 
@@ -217,7 +217,7 @@ def test_a_place_that_cannot_be_drawn_to(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "folder.png").mkdir()
     for target, said in (
         (tmp_path / "nowhere" / "out.png", "is not a folder"),
-        (tmp_path / "folder.png", "is no regular file; expected"),
+        (tmp_path / "folder.png", "is not a regular file; expected"),
         (picture, "is the picture that is asked about"),
     ):
         assert main(["ask", str(picture), "[detection] triangle", "--draw", str(target)]) == 1

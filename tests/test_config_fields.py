@@ -174,8 +174,8 @@ def test_an_unknown_field_is_named(value: Any) -> None:
     with pytest.raises(ExportError) as caught:
         sizes_of(PHI_2 | {"surprise": value})
     assert str(caught.value) == (
-        f"config.json: unknown surprise ({value!r}); this may ask for another network than the exporter knows: if it "
-        "does not, take it out of the file"
+        f"config.json: unknown surprise ({value!r}); this may mean a different network from the one the exporter "
+        "knows: if it does not, take it out of the file"
     )
 
 

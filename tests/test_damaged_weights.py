@@ -67,7 +67,7 @@ def test_a_flipped_bit_of_a_record(
     flip(file, start_of(file, info) + info.file_size // 2)
     open_published(files)
     message = refusal(files, begun=True)
-    assert f"{file}: the file is damaged: {info.filename} has not the CRC-32 that it was written with" in message
+    assert f"{file}: the file is damaged: {info.filename} does not match its CRC-32" in message
     assert message.endswith("; download it again")
 
 
@@ -92,7 +92,7 @@ def test_a_flipped_bit_of_a_sibling(family: str, layout: str, path: str, tmp_pat
     file = tmp_path / "files" / path
     info = data_records(file)[-1]
     flip(file, start_of(file, info) + info.file_size - 1)
-    assert f"{file}: the file is damaged: {info.filename} has not the CRC-32" in refusal(files, begun=True)
+    assert f"{file}: the file is damaged: {info.filename} does not match its CRC-32" in refusal(files, begun=True)
 
 
 def sums_of(file: Path, step: int) -> RecordSums:
@@ -111,7 +111,7 @@ def test_sums_of_records_in_pieces(step: int, tmp_path: Path) -> None:
     records = [info for info in data_records(file) if info.file_size]
     for info in records[1:3]:
         flip(file, start_of(file, info) + info.file_size - 1)
-    with pytest.raises(ExportError, match=rf"damaged: {records[1].filename} and 1 more has not"):
+    with pytest.raises(ExportError, match=rf"damaged: {records[1].filename} and 1 more does not match"):
         sums_of(file, step).finish()
 
 
@@ -149,7 +149,9 @@ def test_half_a_record(option: str, golden: Published, tmp_path: Path, refusal: 
     info = max(records[: len(records) // 2], key=lambda info: info.file_size)
     zipped_again(file, lambda name, content: content[: len(content) // 2] if name == info.filename else content)
     message = refusal(files)
-    assert f"{file}: not a whole torch file of plain weights ({info.filename} is {info.file_size // 2} bytes" in message
+    assert (
+        f"{file}: not a complete torch file of plain weights ({info.filename} is {info.file_size // 2} bytes" in message
+    )
     assert f"expected {info.file_size} bytes); download it again" in message
 
 
@@ -178,7 +180,7 @@ def test_records_in_one_place(golden: Published, tmp_path: Path, refusal: Refusa
     assert start < directory
     changed = content[:start] + content[start:].replace(second, first, 1)
     file.write_bytes(changed)
-    assert f"{file}: not a whole torch file of plain weights" in refusal(files)
+    assert f"{file}: not a complete torch file of plain weights" in refusal(files)
 
 
 def test_every_kind_of_storage_has_a_size(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_an_old_file_with_bytes_behind_its_end(
     with Path(files["--vision"]).open("ab") as file:
         file.write(more)
     message = refusal(files)
-    assert f"{files['--vision']}: not a whole torch file of plain weights ({len(more)} bytes more than " in message
+    assert f"{files['--vision']}: not a complete torch file of plain weights ({len(more)} bytes more than " in message
 
 
 def test_an_old_file_with_a_storage_of_another_length(golden: Published, tmp_path: Path, refusal: Refusal) -> None:
@@ -224,7 +226,7 @@ def test_an_old_file_with_a_storage_of_another_length(golden: Published, tmp_pat
     content, count = file.read_bytes(), golden.vision["blocks.0.mlp.fc1.weight"].numel()
     place = content.rindex(struct.pack("<q", count))
     file.write_bytes(content[:place] + struct.pack("<q", count - 1) + content[place + 8 :])
-    assert f"{file}: not a whole torch file of plain weights" in refusal(files)
+    assert f"{file}: not a complete torch file of plain weights" in refusal(files)
 
 
 # safetensors
@@ -257,7 +259,7 @@ def entry(begin: int, end: int, shape: tuple[int, ...] = (2,), dtype: str = "F32
 )
 def test_safetensors_whose_offsets_do_not_fit(header: dict[str, Any], size: int, tmp_path: Path) -> None:
     tensors_file(tmp_path, header, bytes(size))
-    with pytest.raises(ExportError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ExportError, match=r"model\.safetensors: not a complete safetensors file"):
         open_folder(tmp_path, "--model")
 
 
@@ -280,7 +282,7 @@ UNUSUAL: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "meta": (lambda: torch.empty(3, device="meta"), "a tensor on the meta device, without values"),
     "quantised": (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8), "a quantised tensor"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(2)]), "a nested tensor"),
-    "negated": (lambda: torch.ones(2, dtype=torch.cfloat).conj().imag, "a view with a negation to come"),
+    "negated": (lambda: torch.ones(2, dtype=torch.cfloat).conj().imag, "a view that is not negated yet"),
 }
 
 

@@ -40,7 +40,7 @@ def test_kernels(architecture: str, features: str, name: str, fast: bool) -> Non
 
 def test_kernels_of_what_the_system_does_not_list() -> None:
     cpu = replace(processor(), architecture="AMD64", features=("avx2", "fma"), all_features=False)
-    assert "which this system does not tell of" in int8_kernels(cpu).note
+    assert "which this system does not report" in int8_kernels(cpu).note
 
 
 @linux

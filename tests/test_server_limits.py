@@ -227,13 +227,13 @@ def test_nothing_that_was_asked_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "environment", "status", "told"),
     [
-        (("--host", "0.0.0.0"), {}, 2, "--host 0.0.0.0 lets other machines in"),
+        (("--host", "0.0.0.0"), {}, 2, "--host 0.0.0.0 lets other machines connect"),
         (("--host", "example.com"), {}, 2, "TINYGPTV_TOKEN"),
-        (("--host", "0.0.0.0"), {"TINYGPTV_TOKEN": ""}, 2, "--host 0.0.0.0 lets other machines in"),
+        (("--host", "0.0.0.0"), {"TINYGPTV_TOKEN": ""}, 2, "--host 0.0.0.0 lets other machines connect"),
         ((), {"TINYGPTV_TOKEN": "short"}, 1, "at least 16 ASCII characters"),
         (("--token-file", "none"), {}, 1, "none"),
         (("--port", "65536"), {}, 2, "'65536' is not a port"),
-        (("--allow-origin", "example.com"), {}, 2, "'example.com' is no origin"),
+        (("--allow-origin", "example.com"), {}, 2, "'example.com' is not an origin"),
         (("--allow-origin", "https://example.com/"), {}, 2, "without a path"),
         (("--bundle", "no such folder"), {}, 1, "no such folder"),
     ],

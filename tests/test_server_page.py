@@ -248,12 +248,12 @@ def test_a_task_that_needs_a_box_says_so(served: Served, open_page: OpenPage) ->
 def test_samples(served: Served, open_page: OpenPage) -> None:
     page = open_page(served)
     page.get_by_text("This is the built-in demo.").wait_for()
-    edges = "[118, 100, 302, 260]", "", "[116, 112, 284, 250]"  # of what was drawn, in pixels
+    edges = "[96, 72, 288, 252]", "", "[60, 120, 312, 276]"  # of what was drawn, in pixels
     for number, (question, expected) in enumerate(
         (
-            ("Describe with boxes", "a red triangle"),
-            ("What color is the circle?", "blue"),
-            ("Find rectangle", "teal rectangle"),
+            ("Find triangle", "red triangle"),
+            ("What color is the shape?", "blue"),
+            ("Describe with boxes", "a teal rectangle"),
         )
     ):
         page.locator(".sample").nth(number).click()

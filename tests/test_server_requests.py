@@ -227,7 +227,7 @@ def test_fields() -> None:
         ("top_logprobs", 2, "logprobs to be true"),
         ("top_logprobs", 21, "0 to 20"),
         ("mirostat", 2, "leave it out"),
-        ("grammar", "root ::= x", "no field that this server knows"),
+        ("grammar", "root ::= x", "not a field that this server knows"),
         ("logit_bias", {"5": 1}, "leave it out"),
         ("frequency_penalty", 0.5, "leave it out"),
         ("temperature", -1, "0 or more"),

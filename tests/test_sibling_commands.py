@@ -104,7 +104,7 @@ def test_tune(family: str, picture: str, sibling_bundle: Bundle, said: Said, tmp
     before = said(*asked)
     assert json.loads(said("tune", bundle, "--json"))["home"] == str(bundle)
     assert said(*asked) == before
-    assert said("bundle", "verify", bundle).splitlines()[-1] == f"{bundle} is whole"
+    assert said("bundle", "verify", bundle).splitlines()[-1] == f"{bundle} is complete"
     assert f"{bundle}: yes, will be used" in said("bundle", "info", bundle)
     said("tune", bundle, "--undo")
     assert said(*asked) == before
@@ -133,4 +133,4 @@ def test_doctor_states_the_memory_of_several_pictures(family: str, sibling_bundl
         f"1 picture {sizes[0]:.1f} MB, 2 pictures {sizes[1]:.1f} MB, 3 pictures {sizes[2]:.1f} MB, each with a "
         f"question and its answer ({contract.image_tokens} tokens a picture, context of 2,048)"
     )
-    assert table(told)["answers"] == "can be had"
+    assert table(told)["answers"] == "yes"

@@ -91,6 +91,6 @@ def test_a_bundle_of_version_1_has_to_be_made_again(capsys: pytest.CaptureFixtur
     """Its manifest has other sizes of the parts; that it was made from other files would be wrong to say."""
     assert main(["verify", str(VERSION_1), *options(published_files(3))]) == 1
     assert capsys.readouterr().err == (
-        f"tinygptv-export verify: {VERSION_1} has format_version 1, which says less than a comparison needs; "
+        f"tinygptv-export verify: {VERSION_1} has format_version 1, which lacks what the comparison needs; "
         "expected 2: export the model again\n"
     )

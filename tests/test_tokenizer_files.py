@@ -112,11 +112,14 @@ def swapped(merges: list[Any]) -> list[Any]:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "same id, other text": (listed(content="<box>"), r"tokenizer_config\.json: added token '<box>' with id 50286 is"),
-    "other flags": (listed(lstrip=True), r"added token '  ' with id 50286 is another one in tokenizer\.json; copy all"),
+    "same id, other text": (
+        listed(content="<box>"),
+        r"tokenizer_config\.json: added token '<box>' with id 50286 differs",
+    ),
+    "other flags": (listed(lstrip=True), r"added token '  ' with id 50286 differs in tokenizer\.json; copy all"),
     "same text, other id": (
         lambda folder: edit(folder / CONFIG, added_tokens_decoder={"50295": DECODER["50286"]}),
-        r"added token '  ' with id 50295 is another one in tokenizer\.json",
+        r"added token '  ' with id 50295 differs in tokenizer\.json",
     ),
     "added_tokens.json has more": (
         only_listed(END),
@@ -124,15 +127,15 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "other ids in tokenizer.json": (
         in_fast_file("model", "vocab", value=lambda vocab: vocab | {"the": vocab["of"], "of": vocab["the"]}),
-        r"tokenizer\.json: 'of' has another id than in vocab\.json and merges\.txt; copy all tokenizer files of one",
+        r"tokenizer\.json: the id of 'of' differs from that in vocab\.json and merges\.txt; copy all tokenizer files",
     ),
     "other merges in tokenizer.json": (
         in_fast_file("model", "merges", value=swapped),
-        r"tokenizer\.json: the merges are others than in vocab\.json and merges\.txt",
+        r"tokenizer\.json: the merges differ from those in vocab\.json and merges\.txt",
     ),
     "fewer merges in tokenizer.json": (
         in_fast_file("model", "merges", value=lambda merges: merges[:-1]),
-        r"tokenizer\.json: the merges are others",
+        r"tokenizer\.json: the merges differ from those",
     ),
     "tokenizer.json normalises": (
         in_fast_file("normalizer", value={"type": "NFC"}),
@@ -162,12 +165,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "empty merges.txt": (
         cut(0),
-        r"merges\.txt: 50000 tokens of vocab\.json, such as .*, come from none of its 0 merges",
+        r"merges\.txt: 50000 tokens of vocab\.json, such as .*, cannot be made by any of its 0 merges",
     ),
     "merges.txt with its first line": (cut(1), r"merges\.txt: 50000 tokens of vocab\.json"),
     "half of merges.txt": (
         cut(25_001),
-        r"merges\.txt: 25000 tokens of vocab\.json, such as .*, come from none of its 25000 merges; it is cut off, or",
+        r"merges\.txt: 25000 tokens of vocab\.json, such as .*, cannot be made by any of its 25000 merges; it is cut",
     ),
     "merges.txt without its last line": (cut(50_000), r"merges\.txt: 1 tokens of vocab\.json"),
 }

@@ -127,7 +127,7 @@ def test_a_wrapper_around_something_else_is_the_cause(
     named = message.partition("such as ")[2].partition(", have a wrapper's name in them")[0]
     assert named in keys
     assert f" of {len(keys)} keys" in message
-    assert "expected none, or the same before every key: save the model that is inside of the wrapper" in message
+    assert "expected none, or the same before every key: save the model that is inside the wrapper" in message
 
 
 def test_a_key_beside_its_wrapped_copy(golden: Published, tmp_path: Path, refusal: Refusal) -> None:

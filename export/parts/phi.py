@@ -77,7 +77,7 @@ def sizes_from(config: Config, **changes: Any) -> Sizes:
     # A stage file brings these norms, whatever the field of the model that it was trained from says.
     config.expect("qk_layernorm", None, False, *([True] if changes.get("qk_norm") else []))
     if hidden % heads:
-        raise ExportError(f"{config.label}: width {hidden} does not divide into {heads} heads")
+        raise ExportError(f"{config.label}: width {hidden} is not divisible by {heads} heads")
     config.expect("head_dim", None, hidden // heads)
     rotary_dim = math.floor(hidden // heads * rotary.number("partial_rotary_factor"))
     if not 0 < rotary_dim <= hidden // heads or rotary_dim % 2:

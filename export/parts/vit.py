@@ -109,11 +109,11 @@ def sizes_from(config: Config, select_layer: int) -> dict[str, Any]:
         config.integer(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
     if width % heads:
-        raise ExportError(f"{config.label}: width {width} does not divide into {heads} heads")
+        raise ExportError(f"{config.label}: width {width} is not divisible by {heads} heads")
     used = blocks + 1 + select_layer if select_layer < 0 else select_layer
     if not 1 <= used <= blocks:
         raise ExportError(
-            f"{config.label}: hidden state {select_layer} of a tower of {blocks} blocks is asked for; "
+            f"{config.label}: hidden state {select_layer} is selected, of a tower with {blocks} blocks; "
             "expected one after a block, such as -2"
         )
     return {

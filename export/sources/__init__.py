@@ -67,7 +67,7 @@ def problem_with(**sources: Unpack[SourceFiles]) -> str | None:
     if "model" in given:
         return _problem(given - set(SIBLING_FILES), "not needed with --model; leave it out")
     if "tower" in given:
-        return "--tower is of use with --model only"
+        return "--tower needs --model"
     if missing := set(TINYGPT_V_FILES) - given:
         return _problem(missing, "missing; TinyGPT-V needs all of its files and --stage, the other families --model")
     if sources["stage"] not in STAGES:

@@ -75,9 +75,9 @@ class Archive:
         self.records = sorted(found, key=lambda record: record.start)
         ends = [0, *(record.end for record in self.records)]
         if len(by_name) < len(found) or any(r.start < end for r, end in zip(self.records, ends, strict=False)):
-            raise self._damaged("two of its records are in one place")
+            raise self._damaged("two of its records overlap")
         if ends[-1] > file.stat().st_size:
-            raise self._damaged(f"it ends within {self.records[-1].name}")
+            raise self._damaged(f"it is cut off in {self.records[-1].name}")
         for key, size in storages.items():
             name = pickled.name.removesuffix(_PICKLE) + f"/data/{key}"
             if name not in by_name or by_name[name].size != size:
@@ -90,7 +90,7 @@ class Archive:
         return any(record.crc for record in self.records)
 
     def _damaged(self, reason: str) -> ExportError:
-        return ExportError(f"{self.file}: not a whole torch file of plain weights ({reason}); download it again")
+        return ExportError(f"{self.file}: not a complete torch file of plain weights ({reason}); download it again")
 
 
 class RecordSums:
@@ -125,8 +125,7 @@ class RecordSums:
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             raise ExportError(
-                f"{self._file}: the file is damaged: {damaged[0]}{more} has not the CRC-32 that it was written with; "
-                "download it again"
+                f"{self._file}: the file is damaged: {damaged[0]}{more} does not match its CRC-32; download it again"
             )
 
 

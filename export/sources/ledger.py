@@ -33,7 +33,7 @@ class KeyLedger:
         for stored in reader.shapes:
             key = self._canonical(stored)
             if key in self._keys:
-                raise ExportError(f"{reader.label}: {stored} is there under two namings at once")
+                raise ExportError(f"{reader.label}: {stored} is there under two names")
             self._keys[key] = stored
         self._kinds = {kind_of(key) for key in self._keys}
         self.taken_bytes = 0
@@ -155,8 +155,8 @@ class Ledgers:
             for name, stored in ledger.bases():
                 if self._lora is None or not self._lora.adapted(name):
                     raise ExportError(
-                        f"{ledger.reader.label}: {stored} is the base of an adapter that is not there; "
-                        "download adapter_config.json and adapter_model as well"
+                        f"{ledger.reader.label}: {stored} is the base weight of an adapter that is missing; "
+                        "download adapter_config.json and adapter_model too"
                     )
         return sum(ledger.taken_bytes for ledger in self._ledgers)
 

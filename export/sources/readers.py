@@ -66,7 +66,7 @@ class Reader(abc.ABC):
         """
         for key, name in index.items():
             if self._where.get(key, Path()).name != name:
-                raise ExportError(f"{self.label}: the index says {key} is in {name}, which does not hold it")
+                raise ExportError(f"{self.label}: the index says {key} is in {name}, which does not contain it")
         while wrapper := next((name for name in WRAPPERS if self._all_begin_with(f"{name}.")), None):
             self._prefix += f"{wrapper}."
             self._where = _without(f"{wrapper}.", self._where)
@@ -77,7 +77,7 @@ class Reader(abc.ABC):
             raise ExportError(
                 f"{self.label}: {len(wrapped)} of {len(self._where)} keys, such as {self._prefix}{wrapped[0]}, have a "
                 "wrapper's name in them (module. of DistributedDataParallel, _orig_mod. of torch.compile); expected "
-                "none, or the same before every key: save the model that is inside of the wrapper"
+                "none, or the same before every key: save the model that is inside the wrapper"
             )
 
     def _all_begin_with(self, prefix: str) -> bool:
@@ -145,7 +145,7 @@ class SafetensorsReader(Reader):
             try:
                 self._handles[file] = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise ExportError(f"{file}: not a whole safetensors file ({error}); download it again") from error
+                raise ExportError(f"{file}: not a complete safetensors file ({error}); download it again") from error
         return self._handles[file]
 
     def _tensor(self, file: Path, stored: str) -> torch.Tensor:

@@ -117,7 +117,7 @@ def _open_llava_phi(folder: Path, config: Config, family: Family) -> Model:
     keep_first = vision is siglip or chosen.keep_first
     files = _Files()
     files.describe("model", folder)
-    cause = f"this is not a whole folder of {family.name}, or its download is incomplete"
+    cause = f"this is not a complete folder of {family.name}, or its download is incomplete"
     files.add("model", open_folder(folder, "--model"), cause, family.prefixes, home="")
     return _assemble(
         files,
@@ -149,7 +149,7 @@ def _open_tinyllava(folder: Path, config: Config) -> Model:
     chosen = select(config, "vision_feature_layer", "vision_feature_select_strategy")
     files, lora = _Files(), None
     files.describe("model", folder)
-    cause = "this is not a whole folder of TinyLLaVA, or its download is incomplete"
+    cause = "this is not a complete folder of TinyLLaVA, or its download is incomplete"
     if in_parts:
         if (folder / ADAPTER_CONFIG).is_file() or any(folder.glob("adapter_model.*")):
             lora = read_lora(folder, FACTORY_ADAPTERS)
@@ -184,7 +184,7 @@ def _open_tinyllava_legacy(folder: Path, config: Config, tower: Path | None) -> 
     """TinyLLaVABench's layout, from before the Factory."""
     files = _Files()
     files.describe("model", folder)
-    cause = "this is not a whole folder of TinyLLaVA, or its download is incomplete"
+    cause = "this is not a complete folder of TinyLLaVA, or its download is incomplete"
     reader = open_folder(folder, "--model")
     files.add("model", reader, cause, TINYLLAVA_LEGACY.prefixes, home="")
     vision = find_tower(config, "mm_vision_tower")
@@ -231,7 +231,7 @@ def _open_bunny(folder: Path, config: Config, tower: Path | None, phi_folder: Pa
     else:
         if phi_folder is not None:
             raise ExportError(f"--phi {phi_folder} is not needed: {folder} holds all of the model; leave it out")
-        cause = "this is not a whole folder of Bunny, or its download is incomplete"
+        cause = "this is not a complete folder of Bunny, or its download is incomplete"
         files.add("model", open_folder(folder, "--model"), cause, BUNNY.prefixes, home="")
     # Weights in the folder win; the published loader's tower is Google's, which they equal where both are there.
     inside = next((ledger for ledger in files.ledgers if ledger.has_in_some_layer(FIRST_NORM)), None)

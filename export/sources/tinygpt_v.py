@@ -153,7 +153,7 @@ def _networks(
         (blip2.label, query_width, untold.qformer_heads),
     ):
         if size % heads:
-            raise ExportError(f"{label}: width {size} does not divide into {heads} heads (see --architecture)")
+            raise ExportError(f"{label}: width {size} is not divisible by {heads} heads (see --architecture)")
     language = _language(phi_folder / "config.json")
     eyes = eva_clip.Sizes(
         image_size=untold.image_size,
@@ -221,7 +221,7 @@ def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
     settings.expect("has_qformer", None, True)
     if size is not None and size != expected_size:
         raise ExportError(
-            f"{reader.label}: trained at image_size {size}, but to be exported for {expected_size} px; "
+            f"{reader.label}: trained at image_size {size}, but the export is for {expected_size} px; "
             "likely cause: wrong --stage, or a model of other sizes that needs its own --architecture"
         )
 

@@ -129,7 +129,7 @@ def _join(added: dict[int, AddedToken], token_id: int, token: AddedToken, file: 
         same_id is not None and any(getattr(same_id, flag) != getattr(token, flag) for flag in flags)
     ):
         raise ExportError(
-            f"{file}: added token {token.content!r} with id {token_id} is another one in {FAST_TOKENIZER}; "
+            f"{file}: added token {token.content!r} with id {token_id} differs in {FAST_TOKENIZER}; "
             "copy all tokenizer files of the model"
         )
     if same_id is None or token.special:

@@ -74,8 +74,8 @@ def _check_fast_tables(file: Path, vocab: dict[str, Any], merges: list[tuple[str
     other_vocab, other_merges = _read_fast_tables(file)
     differing = [token for token in vocab.keys() & other_vocab.keys() if vocab[token] != other_vocab[token]]
     if differing or merges != other_merges:
-        what = f"{min(differing)!r} has another id" if differing else "the merges are others"
-        raise ExportError(f"{file}: {what} than in {VOCAB} and {MERGES}; copy all tokenizer files of one model")
+        what = f"the id of {min(differing)!r} differs from that" if differing else "the merges differ from those"
+        raise ExportError(f"{file}: {what} in {VOCAB} and {MERGES}; copy all tokenizer files of one model")
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
@@ -132,8 +132,9 @@ def check_merges(tables: Tables, added: Collection[str]) -> None:
     stranded = [token for token in tables.vocab if token not in made and not _MARK.fullmatch(token)]
     if stranded:
         raise ExportError(
-            f"{tables.merges_file}: {len(stranded)} tokens of {tables.vocab_file.name}, such as {stranded[0]!r}, come "
-            f"from none of its {len(tables.merges)} merges; it is cut off, or of another model: download both again"
+            f"{tables.merges_file}: {len(stranded)} tokens of {tables.vocab_file.name}, such as {stranded[0]!r}, "
+            f"cannot be made by any of its {len(tables.merges)} merges; it is cut off, or of another model: download "
+            "both again"
         )
 
 

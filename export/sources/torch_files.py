@@ -82,7 +82,9 @@ def _load_torch(file: Path) -> dict[str, Any]:
         reason = (
             reason_of(error)[:100].split("\n")[0] if isinstance(error, OSError | RuntimeError) else "damaged pickle"
         )
-        raise ExportError(f"{file}: not a whole torch file of plain weights ({reason}); download it again") from error
+        raise ExportError(
+            f"{file}: not a complete torch file of plain weights ({reason}); download it again"
+        ) from error
     if not isinstance(document, dict):
         raise ExportError(f"{file}: holds a {type(document).__name__}; expected a dictionary of tensors")
     return document
@@ -95,7 +97,7 @@ def _load_stream(file: Path) -> Any:
         # torch has compared every storage's length; there are no sums. What is behind the last one is not read.
         behind = file.stat().st_size - opened.tell()
     if behind:
-        raise RuntimeError(f"{behind} bytes more than its storages take")
+        raise RuntimeError(f"{behind} bytes more than its tensors need")
     return document
 
 
@@ -106,6 +108,6 @@ def _unusual_kind(tensor: torch.Tensor) -> str | None:
         "a sparse tensor": tensor.layout is not torch.strided,
         "a quantised tensor": tensor.is_quantized,
         "a tensor on the meta device, without values": tensor.is_meta,
-        "a view with a negation to come": tensor.is_neg(),
+        "a view that is not negated yet": tensor.is_neg(),
     }
     return next((kind for kind, is_there in kinds.items() if is_there), None)

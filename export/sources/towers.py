@@ -106,8 +106,8 @@ def tower_of_weights(tower: Tower, weights: KeyLedger, config: Config, folder: P
             for name, fields in tower.KNOWN.items()
         )
         raise ExportError(
-            f"{config.label}: the tower has {sizes}, and its number of heads is in no file of the folder; it is none "
-            f"of those that are known{f': {known}' if known else ''}; pass the folder of "
+            f"{config.label}: the tower has {sizes}, and no file of the folder has its number of heads; it is "
+            f"not a known tower{f': {known}' if known else ''}; pass the folder of "
             f"{config.fields['mm_vision_tower']} with --tower"
         )
     return tower_config(tower, folder)

@@ -108,13 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that tinygptv-export wrote")
     add_source_files(parser)
     parser.add_argument(
-        "--trust-sources", action="store_true", help="do not hash these files (10 GB as published) to see that they are"
+        "--trust-sources", action="store_true", help="do not check the SHA-256 of these files (10 GB as published)"
     )
     parser.add_argument(
-        "--photos", type=Path, metavar="FOLDER", help="pictures to look at (default: those that come with the exporter)"
+        "--photos",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures to compare with (default: those that come with the exporter)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them to FILE, a PNG")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot them to FILE, a PNG")
     bounds = parser.add_argument_group("bounds")
     for field in dataclasses.fields(Bounds):
         least = "at most" if field.name.startswith("max_") else "at least"

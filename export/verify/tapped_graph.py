@@ -41,7 +41,8 @@ class TappedGraph:
         taps: dict[str, str] = json.loads(noted.get(TAPS, "{}"))
         if missing := [row for row in rows if row not in taps]:
             raise BundleError(
-                f"{path} does not say which tensor is {missing[0]!r}; export the model again with this tinygptv"
+                f"{path} does not say which tensor is {missing[0]!r}; export the model again with this version of "
+                "tinygptv"
             )
         self._tensors = {row: taps[row] for row in rows}
         given = {output.name for output in model.graph.output}

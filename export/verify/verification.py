@@ -68,7 +68,7 @@ def verify_bundle(
     manifest = read_manifest(folder)
     if manifest.format_version == 1:
         raise ExportError(
-            f"{folder} has format_version 1, which says less than a comparison needs; expected {FORMAT_VERSION}: "
+            f"{folder} has format_version 1, which lacks what the comparison needs; expected {FORMAT_VERSION}: "
             "export the model again"
         )
     stage = sources.get("stage")

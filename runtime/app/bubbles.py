@@ -48,7 +48,7 @@ class TurnView(QWidget):
         self._question.text.setVisible(bool(said.words))
         self._copy_question = IconButton("copy", "Copy the question")
         self._copy_answer = IconButton("copy", "Copy the answer")
-        self._again = IconButton("again", "Regenerate: another answer, drawn at random")
+        self._again = IconButton("again", "Regenerate: sample another answer")
         self._boxes = QPushButton()
         self._boxes.setProperty("role", "link")
         self._boxes.setToolTip("Show them on the picture")

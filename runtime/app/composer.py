@@ -173,6 +173,8 @@ class Composer(QWidget):
     def _choose_by_hand(self, task: Task, checked: bool) -> None:
         self.choose(task.tag if checked else None)
         self.question.setFocus()
+        if checked and task.alone is not None and not self.question.toPlainText().strip():
+            self._enter()
 
     def _question(self) -> str:
         words, task = self.question.toPlainText().strip(), self.task

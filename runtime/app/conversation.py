@@ -32,7 +32,7 @@ class Conversation(QScrollArea):
         self.setAccessibleName("Conversation")
         self.setWidgetResizable(True)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumHeight(96)
+        self.setMinimumHeight(theme.LINE_HEIGHT)
         inner = QWidget()
         self._column = QVBoxLayout(inner)
         self._column.setContentsMargins(2 * theme.SPACE, 2 * theme.SPACE, 2 * theme.SPACE, theme.SPACE)

@@ -18,8 +18,8 @@ the picture shows those that are open. The model looks at a picture as soon as i
 answer then comes as soon as it has looked.</p>
 <h3>Questions</h3>
 <p>Enter asks, Shift+Enter begins a new line, Esc stops. The buttons above the field are what the model was trained to
-do: choose one, type what it asks for, and press Enter. Without one, ask freely. Each answer builds on those before
-it.</p>
+do: choose one, type what it asks for, and press Enter; <i>Caption</i> and <i>Describe with boxes</i> ask at once.
+Without one, ask freely. Each answer builds on those before it.</p>
 <h3>Boxes</h3>
 <p>Boxes in an answer are shown on the picture, if the model knows boxes (TinyGPT-V does). Draw one with the mouse to
 ask what is in it. With the keyboard: choose <i>What is in this box</i> and type the box as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QResizeEvent
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QSizePolicy, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QWidget
 
 from . import theme
 from .icons import IconButton, program_icon
@@ -16,6 +16,7 @@ class Header(QWidget):
     """Everything here is in the menus too."""
 
     model_wanted = Signal()
+    demo_wanted = Signal()
     picture_wanted = Signal()
     save_wanted = Signal()
     settings_wanted = Signal()
@@ -28,7 +29,10 @@ class Header(QWidget):
         name = QLabel("tinygptv")
         name.setProperty("role", "heading")
         self._model = _ElidedButton()
-        self._model.clicked.connect(self.model_wanted)
+        models = QMenu(self)
+        models.addAction("&Built-in demo").triggered.connect(self.demo_wanted)
+        models.addAction("&Choose a model …").triggered.connect(self.model_wanted)
+        self._model.setMenu(models)
         self._save = IconButton("save", "Save the conversation", 32)
         row = QHBoxLayout(self)
         row.setContentsMargins(16, 8, 12, 4)
@@ -52,7 +56,7 @@ class Header(QWidget):
         text = f"Loading {name} …" if loading else name or "no model"
         self._model.show_text(text)
         self._model.setAccessibleName(f"Model: {text}. Choose another")
-        self._model.setToolTip("Choose another model: a bundle's folder")
+        self._model.setToolTip("Choose another model")
 
     def show_savable(self, savable: bool) -> None:
         """Whether there is a conversation to save."""

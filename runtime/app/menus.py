@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from PySide6.QtGui import QAction, QActionGroup, QKeySequence
-from PySide6.QtWidgets import QMainWindow, QMenu, QMenuBar, QWidget
+from PySide6.QtWidgets import QMainWindow, QMenu, QWidget
 
 from . import choosers
 from .dialogs import about_dialog, help_dialog
@@ -28,6 +28,8 @@ class Entry(NamedTuple):
     """``&`` before its letter; empty for a line between groups."""
     keys: QKeySequence.StandardKey | str = ""
     do: Callable[[], object] = lambda: None
+    when: Callable[[], object] = lambda: True
+    """Whether there is anything to do it to."""
 
 
 class MainMenu:
@@ -43,20 +45,24 @@ class MainMenu:
             question: Where the next question is typed.
         """
         self._window, self._session, self._files = window, session, files
-        bar = window.menuBar()
-        file = _add_menu(
-            bar,
+        self._conditions: list[tuple[QAction, Callable[[], object]]] = []
+        has_picture, are_several = lambda: session.sheet, lambda: len(session.sheets) > 1
+
+        def has_turns() -> bool:
+            return session.sheet is not None and bool(session.sheet.said)
+
+        file = self._add_menu(
             "&File",
             Entry("&Open pictures …", Key.Open, files.choose_pictures),
             Entry("&Paste picture", "Ctrl+Shift+V", files.paste),
-            Entry("&Close picture", "Ctrl+W", session.close_shown),
-            Entry("&Reopen what was closed", "Ctrl+Shift+T", session.reopen),
-            Entry("Ne&xt picture", "Ctrl+PgDown", partial(session.step, 1)),
-            Entry("Pre&vious picture", "Ctrl+PgUp", partial(session.step, -1)),
+            Entry("&Close picture", "Ctrl+W", session.close_shown, has_picture),
+            Entry("&Reopen what was closed", "Ctrl+Shift+T", session.reopen, lambda: session.reopens),
+            Entry("Ne&xt picture", "Ctrl+PgDown", partial(session.step, 1), are_several),
+            Entry("Pre&vious picture", "Ctrl+PgUp", partial(session.step, -1), are_several),
             Entry(""),
             Entry("Open con&versation …", "Ctrl+Shift+O", files.choose_conversation),
-            Entry("&Save conversation …", Key.Save, files.choose_conversation_file),
-            Entry("Save picture with &boxes …", "Ctrl+Shift+S", files.choose_picture_file),
+            Entry("&Save conversation …", Key.Save, files.choose_conversation_file, has_turns),
+            Entry("Save picture with &boxes …", "Ctrl+Shift+S", files.choose_picture_file, has_picture),
             Entry(""),
             Entry("Choose &model …", "Ctrl+B", files.choose_bundle),
             Entry("S&ettings …", "Ctrl+,", self.show_settings),
@@ -64,20 +70,18 @@ class MainMenu:
         )
         self._recent = file.addMenu("Recent pic&tures")
         file.insertMenu(file.actions()[1], self._recent)
-        _add_menu(
-            bar,
+        self._add_menu(
             "&Conversation",
-            Entry("&Copy answer", "Ctrl+Shift+C", talk.copy_answer),
-            Entry("&Regenerate answer", "Ctrl+R", talk.ask_again),
-            Entry("Start &over", Key.New, talk.start_over),
-            Entry("Go to the &question", "Ctrl+L", question.setFocus),
+            Entry("&Copy answer", "Ctrl+Shift+C", talk.copy_answer, has_turns),
+            Entry("&Regenerate answer", "Ctrl+R", talk.ask_again, lambda: has_turns() and not talk.answering),
+            Entry("Start &over", Key.New, talk.start_over, has_turns),
+            Entry("Go to the &question", "Ctrl+L", question.setFocus, has_picture),
         )
         names = {"system": "As the &system", "light": "&Light", "dark": "&Dark"}
         choose = {name: Entry(text, "", partial(self.choose_appearance, name)) for name, text in names.items()}
-        self._appearance = _Choice(_add_menu(bar, "&View"), choose)
+        self._appearance = _Choice(self._add_menu("&View"), choose)
         about = lambda: choosers.show(about_dialog(window, session.bundle_name, session.manifest))  # noqa: E731
-        _add_menu(
-            bar,
+        self._add_menu(
             "&Help",
             Entry("&Help", Key.HelpContents, lambda: choosers.show(help_dialog(window))),
             Entry("&About tinygptv", "", about),
@@ -94,6 +98,11 @@ class MainMenu:
         dialog.forgotten.connect(self._session.forget)
         choosers.show(dialog)
 
+    def show_state(self) -> None:
+        """Disable what there is nothing to do it to."""
+        for action, condition in self._conditions:
+            action.setEnabled(bool(condition()))
+
     def update(self, settings: Settings) -> None:
         """Check what is chosen, and list recent pictures."""
         self._appearance.check(settings.appearance)
@@ -103,16 +112,14 @@ class MainMenu:
             _add_entry(self._recent, Entry(path.replace("&", "&&"), do=do))
         self._recent.setEnabled(bool(settings.recent))
 
-
-def _add_menu(bar: QMenuBar, title: str, *entries: Entry) -> QMenu:
-    """Add a menu to a bar."""
-    menu = bar.addMenu(title)
-    for entry in entries:
-        if entry.text:
-            _add_entry(menu, entry)
-        else:
-            menu.addSeparator()
-    return menu
+    def _add_menu(self, title: str, *entries: Entry) -> QMenu:
+        menu = self._window.menuBar().addMenu(title)
+        for entry in entries:
+            if entry.text:
+                self._conditions.append((_add_entry(menu, entry), entry.when))
+            else:
+                menu.addSeparator()
+        return menu
 
 
 def _add_entry(menu: QMenu, entry: Entry) -> QAction:

@@ -130,13 +130,14 @@ def open_conversation(path: Path) -> SavedConversation:
     except OSError as error:
         raise TinyGPTVError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise TinyGPTVError(f"{path} is no JSON ({error!s:.100}); expected a conversation saved here") from error
+        raise TinyGPTVError(f"{path} is not JSON ({error!s:.100}); expected a conversation saved here") from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         raise TinyGPTVError(f"{path} has format {found!r:.80}; expected {FORMAT!r}: a conversation saved here as JSON")
     if document.get("version") != VERSION:
         raise TinyGPTVError(
-            f"{path} has version {document.get('version')!r:.80}; this tinygptv reads {VERSION}: update tinygptv"
+            f"{path} has version {document.get('version')!r:.80}; this version of tinygptv reads {VERSION}: update "
+            "tinygptv"
         )
     try:
         saved: SavedConversation = from_json(SavedConversation, document, "it")

@@ -87,6 +87,11 @@ class Session(QObject):
         return bool(self._openings)
 
     @property
+    def reopens(self) -> bool:
+        """Whether anything was closed, or started over."""
+        return bool(self._closed)
+
+    @property
     def regions(self) -> tuple[Region, ...]:
         """What is drawn on the picture that is shown."""
         shown = self.sheet.shown if self.sheet else None

@@ -90,13 +90,13 @@ def read_settings() -> Settings:
         return Settings()
     except (OSError, ValueError) as error:
         raise TinyGPTVError(
-            f"the settings in {path} cannot be read ({error}); Forget in Settings deletes them"
+            f"the settings in {path} cannot be read ({error}); Forget now in Settings deletes them"
         ) from error
     try:
         settings: Settings = from_json(Settings, json.loads(text), "settings")
     except (ValueError, RecursionError, BundleError, TinyGPTVError) as error:
         found = str(error).partition(": copy the bundle")[0].partition("; copy the bundle")[0]
-        raise TinyGPTVError(f"{path} holds no settings ({found}); Forget in Settings deletes it") from error
+        raise TinyGPTVError(f"{path} holds no settings ({found}); Forget now in Settings deletes it") from error
     return settings
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import psutil
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import Qt, QTimer
 from PySide6.QtWidgets import QLabel, QProgressBar, QStatusBar
 
 from .. import Answer
@@ -19,7 +19,8 @@ class Status(QStatusBar):
         super().__init__()
         self._process = psutil.Process()
         self._lasts = False
-        self._doing, self._speed, self._memory = PlainLabel(), QLabel(), QLabel()
+        self._doing, self._speed, self._memory = PlainLabel(), PlainLabel(), QLabel()
+        self._speed.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self._busy = QProgressBar()
         self._busy.setRange(0, 0)  # nobody knows how long it takes: it moves, that is all
         self._busy.setFixedWidth(96)
@@ -31,7 +32,7 @@ class Status(QStatusBar):
         self._memory.setToolTip("Resident memory of this program, the model included")
         self.addWidget(self._busy)
         self.addWidget(self._doing, 1)
-        self.addPermanentWidget(self._speed)
+        self.addPermanentWidget(self._speed, 1)
         self.addPermanentWidget(self._memory)
         self._timer = QTimer(self, interval=_MEMORY_MILLISECONDS)
         self._timer.timeout.connect(self._show_memory)
@@ -40,15 +41,15 @@ class Status(QStatusBar):
 
     def tell(self, text: str, *, lasts: bool = False) -> None:
         """Say what is being done, until it is; or, if it ``lasts``, until something else is."""
-        self._doing.setText(text)
         self._lasts = lasts
+        self._show_doing(text)
 
     def show_busy(self, busy: bool) -> None:
         """Show that something is being done, or that it is over."""
         self._busy.setVisible(busy)
         if not busy:
             if not self._lasts:
-                self._doing.setText("")
+                self._show_doing("")
             self._show_memory()
 
     def tell_seen(self, seconds: float) -> None:
@@ -68,5 +69,9 @@ class Status(QStatusBar):
         """All that can be read there."""
         return "  ".join(label.text() for label in (self._doing, self._speed, self._memory))
 
+    def _show_doing(self, text: str) -> None:
+        self._doing.setText(text)
+        self._doing.setVisible(bool(text))  # the other labels take its room
+
     def _show_memory(self) -> None:
-        self._memory.setText(f"{self._process.memory_info().rss / 1e9:.2f} GB")
+        self._memory.setText(f"memory {self._process.memory_info().rss / 1e9:.2f} GB")

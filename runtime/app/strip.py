@@ -32,6 +32,7 @@ class Strip(QScrollArea):
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setFixedHeight(_SIDE + 24)
         self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self._fits = True
         self._thumbnails: dict[int, _Thumbnail] = {}  # no button group: there, Tab reaches one of its buttons only
         inner = QWidget()
         self._row = QHBoxLayout(inner)
@@ -75,12 +76,17 @@ class Strip(QScrollArea):
             thumbnail.setChecked(other == number)
         self.ensureWidgetVisible(self._thumbnails[number])
 
+    def give_room(self, enough: bool) -> None:
+        """Whether it may take room from the conversation; without it, menu and keys go to other pictures."""
+        self._fits = enough
+        self._show_if_several()
+
     def _click(self, number: int) -> None:
         self.choose(number)
         self.chosen.emit(number)
 
     def _show_if_several(self) -> None:
-        self.setVisible(len(self._thumbnails) > 1)
+        self.setVisible(self._fits and len(self._thumbnails) > 1)
 
 
 class _Thumbnail(QAbstractButton):

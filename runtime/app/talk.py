@@ -221,9 +221,11 @@ def _note(answer: Answer, boxes: bool) -> str:
     if answer.finish_reason == "cancelled":
         parts.append("stopped")
     elif answer.finish_reason == "length":
-        parts.append("cut off at its greatest length")
+        parts.append("cut off at the longest length (see Settings)")
     elif not answer.text.strip() and not boxes:
-        parts.append("the model said nothing")
+        parts.append("the answer is empty")
     if answer.truncated_turns:
-        parts.append(f"the first {answer.truncated_turns} questions no longer fit into what the model remembers")
+        parts.append(
+            f"the first {answer.truncated_turns} questions no longer fit into the model's context and were left out"
+        )
     return "; ".join(parts)

@@ -21,9 +21,14 @@ class Task:
 
 IDENTIFY = Task("[identify]", "What is in this box", "Draw a box on the picture with the mouse")
 TASKS = (
-    Task("[caption]", "Caption", "Enter asks for a caption", ""),
+    Task("[caption]", "Caption", "Describe the picture in one sentence", ""),
     Task("[vqa]", "Short answer", "Ask for a short answer …"),
-    Task("[grounding]", "Describe with boxes", "Enter asks for a description with boxes", "describe this image"),
+    Task(
+        "[grounding]",
+        "Describe with boxes",
+        "Describe the picture, with a box around each thing",
+        "describe this image",
+    ),
     Task("[detection]", "Find", "What to find, such as: triangle"),
     Task("[refer]", "Where is", "What to look for, such as: the red triangle"),
     IDENTIFY,

@@ -146,6 +146,7 @@ QPushButton[role="chip"] {{
 QPushButton[role="chip"]:hover {{ background: {c.over}; }}
 QPushButton[role="chip"]:checked {{ background: {c.question}; border: 1px solid {c.accent}; }}
 QPushButton[role="chip"]:focus {{ border: 2px solid {c.accent}; padding: 3px 10px; }}
+QPushButton[role="chip"]::menu-indicator {{ image: none; width: 0; }}
 QPushButton[role="link"] {{
   font-size: {NOTE}px; border: none; background: transparent; color: {c.accent}; padding: 2px 0; text-align: left; }}
 QPushButton[role="link"]:hover, QPushButton[role="link"]:focus {{ text-decoration: underline; }}
@@ -161,14 +162,15 @@ QFrame[role="drop"] {{ background: {c.card}; border: 2px dashed {c.line}; border
 QFrame[role="drop"][over="true"] {{ border-color: {c.accent}; background: {c.question}; }}
 QFrame[role="field"] {{ background: {c.card}; border: 1px solid {c.line}; border-radius: {CARD_RADIUS}px; }}
 QFrame[role="field"][focused="true"] {{ border: 1px solid {c.accent}; }}
-QFrame[role="question"] {{ background: {c.question}; border: none; border-radius: {BUBBLE_RADIUS}px; }}
-QFrame[role="answer"] {{ background: {c.background}; border: none; border-radius: {BUBBLE_RADIUS}px; }}
+QFrame[role="question"] {{
+  background: {c.question}; border: none; border-radius: {BUBBLE_RADIUS}px; border-bottom-right-radius: 4px; }}
+QFrame[role="answer"] {{
+  background: {c.background}; border: none; border-radius: {BUBBLE_RADIUS}px; border-bottom-left-radius: 4px; }}
 QFrame[role="notice"] {{ background: {c.card}; border: 1px solid {c.error}; border-radius: {CONTROL_RADIUS}px; }}
 QFrame[role="notice"] QTextEdit {{ color: {c.error}; font-size: {NOTE}px; }}
 QPlainTextEdit[role="bare"] {{ background: transparent; border: none; }}
 QLabel[role="tag"] {{
-  color: {c.on_accent}; background: {c.accent}; font-size: 12px; font-weight: 600; border-radius: 6px;
-  padding: 1px 7px; }}
+  color: {c.dim}; background: {c.card}; font-size: {NOTE}px; border-radius: {CONTROL_RADIUS}px; padding: 2px 8px; }}
 QLabel[role="title"] {{ font-size: 24px; font-weight: 600; }}
 QLabel[role="heading"] {{ font-weight: 600; }}
 QLabel[role="note"] {{ color: {c.dim}; font-size: {NOTE}px; }}

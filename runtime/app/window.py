@@ -143,6 +143,7 @@ class Window(QMainWindow):
         self.status.show_busy(self.model.busy)
         self.header.show_model(session.loading or session.bundle_name, loading=bool(session.loading))
         self.header.show_savable(sheet is not None and bool(sheet.said))
+        self.menus.show_state()
 
     def _show_model(self) -> None:
         manifest = self.session.manifest
@@ -185,16 +186,18 @@ class Window(QMainWindow):
         self.setStatusBar(self.status)
         self.setAcceptDrops(True)
         self.setWindowIcon(program_icon())
-        self.setMinimumSize(340, 420)
+        self.setMinimumSize(340, 560)
         self.resize(1080, 720)
 
     def _closed(self, sheet: Sheet) -> None:
         self.strip.remove(sheet.picture.number)
+        self._show_state()
 
     def _connect(self) -> None:
         session, talk = self.session, self.talk
         composer, conversation = self.panel.composer, self.panel.conversation
         self.header.model_wanted.connect(self.files.choose_bundle)
+        self.header.demo_wanted.connect(lambda: self.files.open_bundle(None))
         self.header.picture_wanted.connect(self.files.choose_pictures)
         self.header.save_wanted.connect(self.files.choose_conversation_file)
         self.header.settings_wanted.connect(self.menus.show_settings)

@@ -12,6 +12,8 @@ from .strip import Strip
 
 _STACKS_BELOW = 800
 """Pixels of width, below which the conversation is under the picture."""
+_THUMBNAILS_FROM = 540
+"""Pixels of height, below which there is no room for thumbnails between the two."""
 _SIDE_BY_SIDE, _STACKED = (58, 42), (36, 64)
 """Shares of picture and conversation."""
 
@@ -48,6 +50,7 @@ class WorkArea(QSplitter):
         if self.orientation() != orientation:
             self.setOrientation(orientation)
             self._share()
+        self.strip.give_room(not stacks or event.size().height() >= _THUMBNAILS_FROM)
         super().resizeEvent(event)
 
     def _share(self) -> None:

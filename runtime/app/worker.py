@@ -164,7 +164,9 @@ class Worker(QObject):
             drawn = draw_regions(picture.data, regions)
             kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
             if kind not in Image.SAVE:
-                raise TinyGPTVError(f"{path} is no name for a picture; expected it to end in .png, .jpg or .webp")
+                raise TinyGPTVError(
+                    f"{path} is not a name for a picture; expected one that ends in .png, .jpg or .webp"
+                )
             try:
                 write_atomically(Path(path), lambda file: drawn.save(file, kind))
             except OSError as error:

@@ -158,7 +158,7 @@ def read_contract(graphs: Mapping[str, Graph], where: str) -> Contract:
     for name, found in equal.items():
         if len(found) > 1:
             numbers = " and ".join(map(str, sorted(found, key=str)))
-            raise BundleError(f"{where}: graphs do not fit each other: {name} are {numbers}; export the model again")
+            raise BundleError(f"{where}: graphs do not match: {name} are {numbers}; export the model again")
     context = key.axes[2].maximum
     return Contract(
         image_size=size(VISION_ENCODER, "pixel_values", 2),
@@ -182,7 +182,8 @@ def _specs(name: str, graph: Graph, where: str) -> dict[str, TensorSpec]:
     specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
     if unknown := sorted({spec.name for spec in graph.inputs} - set(inputs)):
         raise BundleError(
-            f"{where}: {name} wants {', '.join(unknown)}, an input that this tinygptv does not know: update tinygptv"
+            f"{where}: {name} needs {', '.join(unknown)}, an input that this version of tinygptv does not know: update "
+            "tinygptv"
         )
     for wanted, form in (inputs | outputs).items():
         spec = specs.get(wanted)

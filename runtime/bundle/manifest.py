@@ -194,7 +194,9 @@ def parse_manifest(folder: Path) -> Manifest:
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         newer = type(version) is int and version > FORMAT_VERSION
         remedy = "update tinygptv" if newer else "copy the bundle again, or export the model again"
-        raise BundleError(f"{path} has format_version {version!r}; this tinygptv reads 1 to {FORMAT_VERSION}: {remedy}")
+        raise BundleError(
+            f"{path} has format_version {version!r}; this version of tinygptv reads 1 to {FORMAT_VERSION}: {remedy}"
+        )
     if version == 1:
         document = upgraded(document, str(path))
     manifest: Manifest = from_json(Manifest, document, str(path))
@@ -237,8 +239,8 @@ def _check(manifest: Manifest, where: str) -> None:
     image = manifest.image
     if image.fit not in FITS or image.resample not in RESAMPLES:
         raise BundleError(
-            f"{where}: images are prepared by fit {image.fit!r} and resample {image.resample!r}; this tinygptv knows "
-            f"{', '.join(FITS)} and {', '.join(RESAMPLES)}: update it"
+            f"{where}: images are prepared by fit {image.fit!r} and resample {image.resample!r}; this version of "
+            f"tinygptv knows {', '.join(FITS)} and {', '.join(RESAMPLES)}: update it"
         )
     if (image.fit == "pad") != (image.pad_color is not None) or not all(0 <= n <= 255 for n in image.pad_color or ()):
         raise BundleError(
@@ -259,8 +261,8 @@ def _check(manifest: Manifest, where: str) -> None:
         )
     if contract.image_size != image.image_size:
         raise BundleError(
-            f"{where}: image_size is {image.image_size}, and pixel_values are {contract.image_size} a side; "
-            "export the model again"
+            f"{where}: image_size is {image.image_size}, but pixel_values are {contract.image_size} x "
+            f"{contract.image_size}; export the model again"
         )
 
 
@@ -272,7 +274,7 @@ def check_size(folder: Path, manifest: Manifest, record: FileRecord) -> None:
     """
     path = folder / record.name
     if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole bundle again")
+        raise BundleError(f"{path} is missing; copy the complete bundle again")
     size = path.stat().st_size
     weights = {graph.data for graph in manifest.graphs.values()}
     grown = size > record.size >= 0 and record.name in weights and _has_mark(path, record)

@@ -117,8 +117,8 @@ def check_finite(array: NDArray[np.float32], name: str) -> None:
     """
     if not np.isfinite(array).all():
         raise BundleError(
-            f"{name} of the bundle's graphs is not a number: its weights are damaged, or too large to compute with; "
-            "check it with tinygptv bundle verify, and export it again if that finds nothing"
+            f"{name} of the bundle's graphs holds NaN or infinity: its weights are damaged, or too large for its "
+            "precision; check it with tinygptv bundle verify, and export it again if that finds nothing"
         )
 
 

@@ -38,13 +38,13 @@ def run(options: argparse.Namespace) -> int:
     no_screen = not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
     if sys.platform == "linux" and no_screen:  # where Qt would end the process
         raise TinyGPTVError(
-            "there is no screen here (neither DISPLAY nor WAYLAND_DISPLAY is set); tinygptv chat does without"
+            "there is no screen here (neither DISPLAY nor WAYLAND_DISPLAY is set); use tinygptv chat instead"
         )
     try:
         from ..app.start import start
     except ImportError as error:
         raise TinyGPTVError(
-            f"Qt cannot be loaded ({error}); it needs libraries that desktops have, such as Debian's libegl1, libgl1, "
+            f"Qt cannot be loaded ({error}); install its system libraries, on Debian libegl1, libgl1, "
             "libxkbcommon0 and libdbus-1-3"
         ) from error
     named = options.bundle or os.environ.get(BUNDLE_VARIABLE)

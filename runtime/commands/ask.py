@@ -80,8 +80,7 @@ def add(commands: Commands) -> None:
         "words",
         nargs="*",
         metavar="IMAGE ... QUESTION",
-        help="pictures to look at (PNG, JPEG, WebP, GIF ...; - is stdin), then what to ask; "
-        "may begin with a task tag, see below",
+        help="pictures (PNG, JPEG, WebP, GIF ...; - is stdin), then what to ask; may begin with a task tag, see below",
     )
     add_clipboard(parser)
     parser.add_argument(
@@ -173,7 +172,7 @@ def _box(text: str) -> tuple[float, float, float, float]:
     try:
         left, top, right, bottom = (float(edge) for edge in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no box; expected X1,Y1,X2,Y2 in pixels") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a box; expected X1,Y1,X2,Y2 in pixels") from error
     return left, top, right, bottom
 
 
@@ -184,7 +183,7 @@ def _picture_file(text: str) -> Path:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), _format_of(path))
     except (KeyError, OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} does not end as a picture that can be written; expected .png, .jpg, .webp or the like"
+            f"{text!r} does not end like a picture file; expected .png, .jpg, .webp or the like"
         ) from error
     return path
 
@@ -198,7 +197,7 @@ def _check_place(path: Path, names: Sequence[str]) -> None:
     if not path.parent.is_dir():
         raise ArgumentError(f"{path.parent} is not a folder; expected one to write {path.name} to")
     if path.exists() and not path.is_file():  # a folder, or a device that a file would take the place of
-        raise ArgumentError(f"{path} is no regular file; expected a picture to write, or a new file")
+        raise ArgumentError(f"{path} is not a regular file; expected a picture to write, or a new file")
     if path.exists() and any(Path(name).exists() and path.samefile(name) for name in names):
         raise ArgumentError(f"{path} is the picture that is asked about; expected another file to draw on")
     try:

@@ -64,7 +64,7 @@ def verify(options: argparse.Namespace) -> int:
         for record in manifest.files:
             found.append(next(checked))
             bar.update(record.size)
-    with status("reading what tuning has saved ..."):
+    with status("checking the tuned copy ..."):
         for home, tuned in _tuned_places(folder, manifest):
             if isinstance(tuned, Tuned):
                 whole = is_intact(tuned, manifest)
@@ -76,10 +76,10 @@ def verify(options: argparse.Namespace) -> int:
         print(json.dumps({"folder": str(folder), "whole": whole, "files": files}), flush=True)
     else:
         for one in found:
-            mark = paint("whole  ", GREEN, sys.stdout) if one.whole else paint("damaged", RED, sys.stdout)
+            mark = paint("complete", GREEN, sys.stdout) if one.whole else paint("damaged ", RED, sys.stdout)
             print(f"{mark}  {one.name}: {one.note}")
         wrong = sum(not one.whole for one in found)
-        print(f"{folder} " + ("is whole" if whole else f"is not whole: see the {wrong} above"), flush=True)
+        print(f"{folder} " + ("is complete" if whole else f"is not complete: see the {wrong} above"), flush=True)
     return 0 if whole else EXIT_ERROR
 
 

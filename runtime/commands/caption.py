@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
     if done.captioned:
         summary += f"; {pace(done.captioned / done.seconds)}"
     if done.interrupted or is_stopped:
-        advice = "" if output == STDOUT else "; the same command goes on from here"
+        advice = "" if output == STDOUT else "; run the same command again to continue"
         remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}){advice}")
         return EXIT_ERROR if is_stopped else EXIT_INTERRUPTED
     remark(f"{done.pictures} pictures: {summary}")
@@ -298,7 +298,7 @@ class _Captioner:
             there = path.read_bytes().decode(errors="replace").rstrip("\r\n") if path.exists() else None
             if there is not None and not self._options.overwrite and not self._captions.wrote(caption.file, there):
                 self._done.sidecars_kept += 1
-                complain(f"{path} is not this command's and was kept; --overwrite replaces it")
+                complain(f"{path} was not written by this command, so it was kept; --overwrite replaces it")
             elif there != caption.text:
                 write_atomically(path, lambda file: file.write(text.encode()))
         except OSError as error:

@@ -153,5 +153,6 @@ class CaptionFile:
 
     def _foreign(self, number: int) -> ArgumentError:
         return ArgumentError(
-            f"{self._path}: line {number} is no caption of this command's; expected its earlier output, or a new file"
+            f"{self._path}: line {number} is not a caption that this command wrote; expected its earlier output, or a "
+            "new file"
         )

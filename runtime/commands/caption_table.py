@@ -37,7 +37,7 @@ def read_table(path: Path) -> list[Caption]:
             return [from_document(row) for batch in batches for row in batch.to_pylist()]
     except (pyarrow.ArrowException, ValueError) as error:
         raise ArgumentError(
-            f"{path} holds no captions of this command's; expected its earlier output, or a new file"
+            f"{path} holds no captions that this command wrote; expected its earlier output, or a new file"
         ) from error
 
 

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from .options import Commands
 
 HELP = """\
-/image PATH ...  begin anew about another image, or several; so does a file that is dropped here
-/paste           begin anew about the image on the clipboard
-/reset           begin anew about the same image
-/save FILE       write the conversation down, as JSON if FILE ends in .json
+/image PATH ...  start again with another image, or several; a file that is dropped here does the same
+/paste           start again with the image on the clipboard
+/reset           start again with the same image
+/save FILE       save the conversation, as JSON if FILE ends in .json
 /quit            leave, as Ctrl-D does; Ctrl-C cancels an answer
 Anything else is a question. Tab completes commands, task tags and paths."""
 COMMANDS = ("/image", "/paste", "/reset", "/save", "/help", "/quit")
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
     add_answer_options(parser)
     add_sampling_options(parser)
     add_model_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each answer, each on a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each answer, one per line")
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -168,7 +168,7 @@ class _Conversation:
             print(flush=True)
         if answer.truncated_turns:
             turns = "the oldest turn" if answer.truncated_turns == 1 else f"the {answer.truncated_turns} oldest turns"
-            remark(f"{turns} no longer fit: the answer was given without")
+            remark(f"{turns} no longer fit into the context and were left out")
         if answer.finish_reason == "cancelled":
             remark("cancelled")
 

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "mcp",
-        help="private eyes for agents and desktop assistants (Model Context Protocol)",
+        help="tools to look at pictures, for agents and desktop assistants (Model Context Protocol)",
         description="Offer tools to describe pictures on this machine, ask about them and locate things in them, over "
         "the Model Context Protocol. A client starts this command and talks to it on stdin and stdout; docs/mcp.md has "
         "what to put into its configuration.",
@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
         type=Path,
         default=[],
         metavar="FOLDER",
-        help="a folder whose pictures may be read, with those below it (repeatable); nothing outside is. Folders that "
-        "the client opened (roots) narrow that; without --allow, they are all that may be read",
+        help="a folder whose pictures may be read, with those below it (repeatable); nothing else is read. If "
+        "the client has folders open (roots), a picture must be in one of them too; without --allow, in one of them",
     )
     add_model_options(parser)
     parser.set_defaults(run=run)

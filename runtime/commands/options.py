@@ -108,7 +108,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=_within("temperature", float), metavar="T", help="sample; 1: the model's distribution"
     )
     group.add_argument(
-        "--top-p", type=_within("top_p", float), metavar="P", help="sample from the top tokens of total probability P"
+        "--top-p",
+        type=_within("top_p", float),
+        metavar="P",
+        help="sample from the most probable tokens of total probability P",
     )
     group.add_argument(
         "--top-k", type=_within("top_k", int), metavar="K", help="sample from the K most probable tokens (0: all)"

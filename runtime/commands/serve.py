@@ -26,10 +26,10 @@ def add(commands: Commands) -> None:
     """Put the command among the others."""
     parser = commands.add_parser(
         "serve",
-        help="answer other programs, and a page in the browser, over HTTP",
-        description="Serve the model in the forms of OpenAI's chat completions and Responses (/v1) and of Ollama "
-        "(/api), with a page to try it at /. Only this machine's own programs reach it, unless --host says "
-        f"otherwise, which takes a token: in a file (--token-file), or in {TOKEN_VARIABLE}.",
+        help="a local HTTP server: OpenAI's and Ollama's APIs, and a page for the browser",
+        description="Serve a model with OpenAI's chat completions and Responses APIs (/v1), Ollama's API (/api), and a "
+        "page to try it (/). Only programs on this machine can connect. Another --host needs a token, in a file "
+        f"(--token-file) or in {TOKEN_VARIABLE}.",
         epilog=examples(
             "tinygptv serve --bundle ~/models/tinygptv",
             "tinygptv serve --port 0",
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to serve at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any that is free (default: 8000)")
+    parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any free port (default: 8000)")
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="contains the bearer token that clients must send"
     )
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     token = _token(options.token_file)
     if token is None and not is_loopback(options.host):
         complain(
-            f"--host {options.host} lets other machines in; give a token of at least {LEAST_TOKEN} characters in "
+            f"--host {options.host} lets other machines connect; set a token of at least {LEAST_TOKEN} characters in "
             f"--token-file or {TOKEN_VARIABLE}, or leave --host out"
         )
         return EXIT_USAGE
@@ -122,7 +122,9 @@ def _origin(text: str) -> str:
         return text
     scheme, mark, host = text.partition("://")
     if not mark or not scheme or not host or set(host) & set("/?#@* "):
-        raise argparse.ArgumentTypeError(f"{text!r} is no origin: expected such as https://example.com, without a path")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an origin; expected one such as https://example.com, without a path"
+        )
     return text.lower()  # as browsers send it
 
 

@@ -19,7 +19,7 @@ class TokenEmbeddings:
         try:
             self._table = np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # numpy reads the header as Python, and raises whatever that gives
-            raise BundleError(f"{path} is not a whole .npy file; copy the bundle again") from error
+            raise BundleError(f"{path} is not a complete .npy file; copy the bundle again") from error
         expected = (contract.vocab_size, contract.hidden_size)
         if self._table.shape != expected or self._table.dtype not in (np.float16, np.float32):
             raise BundleError(

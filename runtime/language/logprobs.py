@@ -17,10 +17,10 @@ class TokenLogprob:
 
     token_id: int
     text: bytes
-    """In UTF-8, perhaps only a part of a character; empty for special tokens."""
+    """UTF-8; it may be a part of a character. Empty for special tokens."""
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
-    """The most probable tokens at this place, from the first on, as many as ``top_logprobs`` says."""
+    """The most probable tokens at this position, best first, as many as ``top_logprobs`` says."""
 
 
 def logprobs_of(logits: NDArray[np.float32], token_id: int, count: int) -> list[tuple[int, float]]:

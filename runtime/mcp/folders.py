@@ -54,7 +54,9 @@ class Folders:
         try:
             places = [Path(os.path.realpath(folder / name)) for folder in folders]  # of an absolute one, all the same
         except ValueError as error:
-            raise ArgumentError("path holds a character that no file name has; no such file may be read") from error
+            raise ArgumentError(
+                "path holds a character that file names cannot have; give a file that may be read"
+            ) from error
         found = next((place for place in places if place.is_file() and _within(place, folders)), places[0])
         for bounds in (folders, opened) if roots else (folders,):
             if not _within(found, bounds):

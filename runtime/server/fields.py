@@ -66,10 +66,10 @@ class Fields:
         for name, value in self.given.items():
             if name in neutral and not any(_same(value, each) for each in neutral[name]):
                 values = " or ".join(map(json.dumps, neutral[name]))
-                found = f"{self.prefix}{name} is {quoted(value)}, which this server cannot do"
+                found = f"{self.prefix}{name} is {quoted(value)}, which this server does not support"
                 raise self.refusal(name, f"{found}; leave it out (or give {values})", "unsupported_value")
             if name not in neutral and name not in known and name not in harmless:
-                message = f"{quoted(self.prefix + name)} is no field that this server knows; leave it out"
+                message = f"{quoted(self.prefix + name)} is not a field that this server knows; leave it out"
                 raise self.refusal(name[:60], message, "unsupported_parameter")
 
     def refusal(self, name: str, message: str, code: str | None = None) -> RefusedError:

@@ -61,7 +61,7 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
         if self._token is None and not is_loopback(_without_port(host)):
-            raise RefusedError(403, "the Host header is not of this machine; call it localhost", code="wrong_host")
+            raise RefusedError(403, "the Host header does not name this machine; use localhost", code="wrong_host")
         origin = headers.get("origin")
         own = origin is None or origin.partition("://")[2].lower() == host.lower()
         if not own and not {origin, "*"} & set(self._origins):
@@ -110,7 +110,7 @@ async def read_body(scope: Scope, receive: Receive, most: int, closing: asyncio.
             return reading.result()
         if closed.done():
             raise stopping()
-        raise RefusedError(408, f"the body was not there after {BODY_SECONDS:.0f} s; send it again", code="slow")
+        raise RefusedError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s; send it again", code="slow")
     finally:
         reading.cancel()
         closed.cancel()

@@ -121,7 +121,7 @@ class AnswerQueue:
             raise stopping()
         if len(self._jobs) > self._waiting:
             message = (
-                f"{len(self._jobs)} requests wait or are being answered, which is all this server takes; try later"
+                f"{len(self._jobs)} requests are waiting or being answered, as many as this server takes; try later"
             )
             raise RefusedError(503, message, code="busy", retry=True)
 

@@ -52,7 +52,7 @@ def stopping() -> RefusedError:
 
 def internal() -> RefusedError:
     """The refusal where the server itself went wrong."""
-    return RefusedError(500, "the server made a mistake; its own messages on stderr say where", code="internal_error")
+    return RefusedError(500, "internal error; the server's messages on stderr say where", code="internal_error")
 
 
 def quoted(value: object) -> str:

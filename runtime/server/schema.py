@@ -45,7 +45,7 @@ class Schemas:
             where: Its field in the request.
 
         Raises:
-            RefusedError: It is no schema, asks for something that cannot be followed, or llguidance is not installed.
+            RefusedError: It is no schema, asks for something that is not supported, or llguidance is not installed.
         """
         if find_spec("llguidance") is None:
             message = (
@@ -59,11 +59,11 @@ class Schemas:
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_LAYOUT)
         except ValueError as error:
-            raise RefusedError(400, f"{where} is no JSON schema ({error!s:.200})", param=where) from error
+            raise RefusedError(400, f"{where} is not a JSON schema ({error!s:.200})", param=where) from error
         matcher = LLMatcher(self._vocabulary.tokenizer, grammar, log_level=0)
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())
-            message = f"{where} cannot be followed ({reason:.200}); expected a simpler JSON schema"
+            message = f"{where} is not supported ({reason:.200}); expected a simpler JSON schema"
             raise RefusedError(400, message, param=where, code="invalid_schema")
         return lambda: _Follower(matcher.deep_copy(), self._vocabulary, where)
 
@@ -122,8 +122,8 @@ class _Follower:
             allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=known.size, bitorder="little").view(np.bool_)
         self._rule_out_stops(allowed)
         if self._matcher.is_error() or not allowed.any():
-            reason = self._matcher.get_error() or "all that it allows next are texts that end the model's answers"
-            message = f"{self._where} cannot be followed any further ({reason:.200}); expected another JSON schema"
+            reason = self._matcher.get_error() or "all that it allows next would end the answer"
+            message = f"{self._where} cannot be satisfied any further ({reason:.200}); expected another JSON schema"
             raise RefusedError(400, message, param=self._where, code="invalid_schema")
         scores = np.where(allowed, logits, np.float32(-np.inf))
         if (nearest := self._nearest_end(allowed)) is not None:

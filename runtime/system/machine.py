@@ -152,7 +152,7 @@ def int8_kernels(cpu: Processor) -> Kernels:
         return Kernels("AVX512 without VNNI", False, "slower than with it")
     if has({"avx2"}):
         if not cpu.all_features:
-            return Kernels("AVX2", False, "with VNNI, which this system does not tell of, fast; else slower")
+            return Kernels("AVX2", False, "with VNNI, which this system does not report, fast; else slower")
         return Kernels("AVX2 without VNNI", False, "slower than with it")
     return Kernels("no AVX2", False, "slow")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 class EncodedImage:
     """An image that was encoded: encode once, ask many times.
 
-    Two are equal, with the same hash, if their embeddings and sizes are, however long it took to make them.
+    Two are equal, and have the same hash, if their embeddings and sizes are equal.
     """
 
     embeds: NDArray[np.float32]
@@ -27,7 +27,7 @@ class EncodedImage:
     encode_seconds: float
     """Vision encoder."""
     project_seconds: float
-    """Projector. All three are what was spent: next to nothing for an image that was cached."""
+    """Projector. All three are close to 0 for a cached image."""
     view: tuple[float, float, float, float]
     """What the model saw as its square: left, top, right and bottom in pixels of the original picture. Negative and
     beyond the picture where it was padded, less than the picture where it was cropped."""

@@ -119,8 +119,8 @@ def _check_sides(picture: Picture, most: int, name: str) -> None:
     if max(picture.size) > most:
         width, height = picture.original_size
         raise ImageError(
-            f"{name} has {width} x {height} pixels; expected at most {most:,} a side, since this model is "
-            "shown it on a square: scale it down or cut it first"
+            f"{name} has {width} x {height} pixels; expected at most {most:,} a side, because the model "
+            "sees it as a square: scale it down or cut it first"
         )
 
 

@@ -87,7 +87,7 @@ def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
         raise TypeError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}")
     name = name_of(path)
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # a pipe might never end
-        raise ImageError(f"{name} is no file; expected {_EXPECTED}: save it as one, or pipe it to tinygptv ask -")
+        raise ImageError(f"{name} is not a file; expected {_EXPECTED}: save it as one, or pipe it to tinygptv ask -")
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; only opening it is tried here)
     except FileNotFoundError as error:
@@ -95,7 +95,7 @@ def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; expected {_EXPECTED}: name one file in it") from error
     except (OSError, ValueError) as error:  # ValueError: a path that no file system can hold
-        why = reason_of(error) if isinstance(error, OSError) else "no file has such a name"
+        why = reason_of(error) if isinstance(error, OSError) else "file names cannot be like this"
         raise ImageError(f"{name} cannot be opened ({why}); expected {_EXPECTED}") from error
     with file:
         return _read(file, os.fstat(file.fileno()).st_size, name, smallest)

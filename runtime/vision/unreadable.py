@@ -62,4 +62,4 @@ def why_undecodable(error: Exception) -> str:
         return "it ends too early"
     if isinstance(error, NotImplementedError) or any(word in said for word in ("not available", "unsupported")):
         return "it is of a kind that tinygptv does not read"
-    return "its data are damaged"
+    return "its pixel data is damaged"

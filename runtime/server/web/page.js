@@ -59,7 +59,7 @@ function refresh() {
   $("badge").hidden = !busy || Boolean(running.turn.answer);
   $("model").hidden = !model;
   $("model").textContent = model?.id ?? "";
-  $("knows").textContent = !model ? "" : model.demo ? "The demo knows simple shapes and colors only." : "Small models are wrong with confidence at times. Check what matters.";
+  $("knows").textContent = !model ? "" : model.demo ? "The demo knows simple shapes and colours only." : "Small models make mistakes. Check what matters.";
   for (const chip of $("tasks").children) {
     chip.disabled = !picture || (busy && chip.dataset.at === "once");
     if (chip.dataset.at !== "once") chip.ariaPressed = String(chip.value === task);

@@ -1,17 +1,17 @@
-// Pictures that the demo understands: it knows one plain shape on a pale ground. Drawn here, so nothing is fetched.
+// The app's samples, which the demo understands. Drawn here, so nothing is fetched.
 const SIZE = 384;
 const SAMPLES = [
   {
-    name: "red triangle", task: "[grounding]", words: "", colour: "#f00", ground: "#eef4fb",
-    trace: (path) => { path.moveTo(210, 100); path.lineTo(302, 260); path.lineTo(118, 260); },
+    name: "red triangle", task: "[detection]", words: "triangle", colour: "#f41616", ground: "#f6f8fa",
+    trace: (path) => { path.moveTo(192, 72); path.lineTo(288, 252); path.lineTo(96, 252); },
   },
   {
-    name: "blue circle", task: "", words: "What color is the circle?", colour: "#00f", ground: "#fbf3ea",
-    trace: (path) => path.arc(176, 200, 84, 0, 2 * Math.PI),
+    name: "blue circle", task: "", words: "What color is the shape?", colour: "#204aeb", ground: "#eef3f8",
+    trace: (path) => path.arc(204, 180, 84, 0, 2 * Math.PI),
   },
   {
-    name: "teal rectangle", task: "[detection]", words: "rectangle", colour: "#008080", ground: "#f0f7ee",
-    trace: (path) => path.rect(116, 112, 168, 138),
+    name: "teal rectangle", task: "[grounding]", words: "", colour: "#008080", ground: "#f6f0f4",
+    trace: (path) => path.rect(60, 120, 252, 156),
   },
 ];
 
@@ -48,12 +48,12 @@ function welcome() {
       parts.push(make("div", { className: "samples" }, ...SAMPLES.map((sample) => sampleButton(sample, openSample))));
     }
     if (picture) {
-      const questions = model.demo ? ["What shape is it?", "What color is it?", "Is there a circle in the image?"] : ["What is in this picture?", "Describe this picture.", "What colors do you see?"];
+      const questions = model.demo ? ["What shape is it?", "What color is it?", "Is there a circle in the image?"] : ["What is in this picture?", "Describe this picture.", "What colours do you see?"];
       parts.push(sentence("Ask in your own words, or try:"));
       parts.push(make("div", { className: "suggestions" }, ...questions.map((words) => button(words, () => ask({ task: "", words })))));
     } else if (model.demo) {
       const about = make("p", { className: "aside" }, make("strong", {}, "This is the built-in demo."));
-      about.append(" It knows circles, rectangles and triangles in plain colors, one a picture, and nothing else. To ask about photos, serve an exported model: ", make("code", {}, "tinygptv serve --bundle FOLDER"));
+      about.append(" It knows circles, rectangles and triangles in plain colours, one a picture, and nothing else. To ask about photos, serve an exported model: ", make("code", {}, "tinygptv serve --bundle FOLDER"));
       parts.push(about);
     } else {
       parts.push(make("p", { className: "aside" }, `${model.id} answers questions about pictures on the machine that serves this page. Each answer builds on those before it.`));
