@@ -67,7 +67,7 @@ def quoted(value: object) -> str:
 
 def advice(extra: str) -> str:
     """What brings an extra that the server lacks; without its folder's name, which is nobody else's business."""
-    return f"run there, in tinygptv's folder: pip install \".[{extra}]\""
+    return f'run there, in tinygptv\'s folder: pip install ".[{extra}]"'
 
 
 def stumbled(error: BaseException) -> None:
