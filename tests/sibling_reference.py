@@ -150,7 +150,8 @@ def pixel_values(
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         image = square.resize((size, size), resample)
     elif fit == "squash":
-        image = image.resize((size, size), resample)
+        # Rows first, as Pillow before 13 does by itself.
+        image = image.resize((size, height), resample).resize((size, size), resample)
     else:
         width, height = (int(size * length / min(image.size)) for length in image.size)
         left, top = (width - size) // 2, (height - size) // 2

@@ -88,6 +88,16 @@ def test_all_that_is_wrong_is_told(bundle: Path, capsys: pytest.CaptureFixture[s
     assert out.endswith("is not complete: see the 3 above\n")
 
 
+def test_a_file_that_cannot_be_read(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *more: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tinygptv.runtime.commands.bundle.is_whole", refused)
+    assert set(verified(bundle, capsys, 1).values()) == {"Permission denied"}
+
+
 def test_a_tuned_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Packed weights follow the weights in their files: the bundle is whole all the same, and they are checked too."""
     tune(bundle, read_manifest(bundle))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 import sys
@@ -108,6 +109,16 @@ def test_an_index_shows_no_path_of_this_repository() -> None:
     for path in re.findall(r"https://example\.org/x/(?:raw|blob)/v1\.2\.3/([^)\"#]+)", shown):
         assert (ROOT / path).exists()
     assert 'src="https://example.org/x/raw/v1.2.3/docs/images/app.png"' in shown
+
+
+def test_the_install_without_a_network_stack_is_complete() -> None:
+    """All that the package needs, by the versions that it needs."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    needed = {line.replace(" ", "") for line in config["options"]["install_requires"].split("\n") if line[:1].isalpha()}
+    lines = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8").splitlines()
+    (last,) = (number for number, line in enumerate(lines) if line.startswith("pip install --no-deps"))
+    assert set(re.findall(r'"([^"]+)"', "".join(lines[last - 1 : last + 1]))) == needed
 
 
 def test_versions_are_the_same_everywhere() -> None:

@@ -66,7 +66,7 @@ def test_the_frozen_program_answers(program: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "red\n"), done.stderr
     assert not list(tmp_path.iterdir())  # nothing was written at home
     files = {path.name for path in program.parent.rglob("*")}
-    assert not {"torch", "onnx", "transformers", "PySide6"} & files
+    assert not {"torch", "onnx", "transformers", "PySide6", "hf_xet"} & files
     size = sum(path.stat().st_size for path in program.parent.rglob("*") if path.is_file())
     assert size < 300e6
 
@@ -97,6 +97,6 @@ def test_the_frozen_app_is_used(site: Path, tmp_path_factory: pytest.TempPathFac
     assert not [path for path in home.rglob("*") if "fontconfig" not in path.parts and path.name != ".cache"]
     files = {path.name for path in program.parent.rglob("*")}
     assert {"tinygptv.png", "red_triangle.png", "decoder.onnx"} <= files
-    assert not {"torch", "onnx", "transformers"} & files
+    assert not {"torch", "onnx", "transformers", "hf_xet"} & files
     size = sum(path.stat().st_size for path in program.parent.rglob("*") if path.is_file())
     assert size < 500e6  # links counted as files; 26 MB of it reads a phone's HEIC

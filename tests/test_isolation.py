@@ -18,8 +18,11 @@ from tinygptv.runtime import TinyGPTV
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = ROOT / "runtime"
-HEAVY = ("torch", "onnx", "transformers", "safetensors", "filelock", "google", "pillow_heif", "pyarrow", "tqdm")
-"""What no answer needs: the exporter's packages, and those for tuning, locks and progress bars."""
+HEAVY = (
+    *("torch", "onnx", "transformers", "safetensors", "huggingface_hub"),
+    *("filelock", "google", "pillow_heif", "pyarrow", "tqdm"),
+)
+"""What no answer needs: the exporter's packages, tokenizers' network, and those for tuning, locks and progress bars."""
 THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "pillow_heif", "pyarrow", "tokenizers", "tqdm"}
 """Imported somewhere; ``google`` is protobuf's, and two come with an extra."""
 EXTRAS = {

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -221,6 +222,27 @@ def test_stdout_is_the_protocol_s(pictures: Path, tmp_path: Path) -> None:
         assert process.wait(60) == 0
     assert first["id"] == 1 and second["result"]["content"][0]["text"] == "a red triangle"
     assert b"from Python" in said and b"from a library" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_ends_it(pictures: Path, tmp_path: Path) -> None:
+    """While it waits for a line that nobody sends."""
+    process = subprocess.Popen(
+        [sys.executable, *COMMAND, "--allow", str(pictures)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=plain_environment(tmp_path),
+    )
+    with process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(20) == -signal.SIGINT
+        finally:
+            process.kill()
 
 
 def test_the_configuration_of_the_docs_page() -> None:

@@ -200,7 +200,7 @@ def test_ollama_tells_of_the_model(client: ollama.Client, served: Served) -> Non
         assert shown.modelinfo and shown.modelinfo["tinygpt-v.context_length"] == 512
     assert client.ps().models[0].context_length == 512
     assert httpx.get(f"{served.url}/api/version").json()["version"].count(".") == 2
-    with pytest.raises(ollama.ResponseError, match="this server has 'demo'") as caught:
+    with pytest.raises(ollama.ResponseError, match='this server has "demo"') as caught:
         client.show("llava")
     assert caught.value.status_code == 404
 
@@ -250,7 +250,7 @@ def test_ollama_errors_are_its_own(client: ollama.Client) -> None:
     for options, told in (
         ({"num_predict": 0}, r"^options\.num_predict is 0"),
         ({"repeat_penalty": 0}, r"^options\.repeat_penalty is 0"),
-        ({"tempreature": 1}, r"'options\.tempreature' is not a field"),
+        ({"tempreature": 1}, r'"options\.tempreature" is not a field'),
     ):
         with pytest.raises(ollama.ResponseError, match=told):
             client.generate("demo", "hi", options=options)

@@ -97,7 +97,7 @@ def test_refusals_have_one_shape(served: Served, body: object, headers: dict[str
 def test_other_addresses(served: Served) -> None:
     assert httpx.get(f"{served.url}/v1/embeddings").status_code == 404
     assert (
-        httpx.get(f"{served.url}/api/embed").json()["error"].startswith("GET '/api/embed': Not Found; this server has")
+        httpx.get(f"{served.url}/api/embed").json()["error"].startswith('GET "/api/embed": Not Found; this server has')
     )
     wrong = httpx.get(f"{served.url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")

@@ -261,6 +261,20 @@ def test_unknown_fields_and_other_models_are_refused() -> None:
     assert refused(max_tokens=5, max_completion_tokens=6).param == "max_tokens"
 
 
+def test_what_was_found_is_told_in_words_of_json() -> None:
+    """Not in Python's."""
+    for value, told in ((True, "true"), ([None], "[null]"), ("é'\n", '"é\'\\n"'), ({"a": False}, '{"a": false}')):
+        assert str(refused(n=value)) == f"n is {told}; expected a whole number"
+    assert str(refused(messages="x" * 99)) == f'messages is "{"x" * 56}...; expected a list of at least one message'
+    with pytest.raises(RefusedError, match=r"^here is not valid base64; encode"):
+        image_bytes("data:image/png;base64,é", "here")
+    for body, reason in ((b"\xff\xfe{", "it is not UTF-8 text"), (b"[" * 10**5, "it is nested too deeply")):
+        with pytest.raises(RefusedError, match=reason):
+            read_chat(body, DEMO, SCHEMAS)
+    with pytest.raises(RefusedError, match="a number is too long"):
+        read_chat(b"1" * 5000, DEMO, SCHEMAS)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe{", b"[]", b"3", b"[" * 100_000, b"1" * 5000, b'"secret"'])
 def test_what_is_no_json(body: bytes) -> None:
     with pytest.raises(RefusedError, match="expected one JSON object") as caught:

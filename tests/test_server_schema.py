@@ -105,7 +105,7 @@ def test_each_answer_has_its_own_place_in_the_document() -> None:
 
 def test_without_llguidance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(RefusedError, match=r"^format needs llguidance .*tinygptv\[json\]") as caught:
+    with pytest.raises(RefusedError, match=r'^format needs llguidance .*pip install "\.\[json\]"') as caught:
         SCHEMAS.processor(ANY_OBJECT, "format")
     assert caught.value.status == 501
 

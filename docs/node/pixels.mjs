@@ -24,7 +24,12 @@ export async function pixelValues(picture, image) {
 /** Upright RGB on white, 8 bits a channel. */
 async function decoded(picture) {
   const source = sharp(picture, { ignoreIcc: true }).rotate().toColourspace("srgb").ensureAlpha();
-  const { data, info } = await source.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+  const reading = source.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true });
+  const { data, info } = await reading.catch((error) => {
+    const name = typeof picture === "string" ? picture : "the picture";
+    const found = error.message.startsWith("Input file is missing") ? "does not exist" : "cannot be read";
+    throw new Error(`${name} ${found}; expected a JPEG, PNG, WebP, AVIF, GIF or TIFF file`, { cause: error });
+  });
   const { width, height, channels } = info; // 4, or 2 of grey
   const rgb = new Uint8Array(3 * width * height);
   for (let i = 0, at = 0; at < data.length; at += channels) {

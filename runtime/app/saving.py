@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..boxes import Box, Region
 from ..bundle.typed_json import from_json
-from ..errors import BundleError, TinyGPTVError
+from ..errors import BundleError, TinyGPTVError, line_of, reason_of
 from ..system.files import write_atomically
 from .turns import Said, Sheet
 
@@ -79,7 +79,7 @@ def save_conversation(sheet: Sheet, path: Path) -> None:
     try:
         write_atomically(path, lambda file: file.write(text.encode("utf-8", "replace")))
     except OSError as error:
-        raise TinyGPTVError(f"the conversation cannot be saved: {error}") from error
+        raise TinyGPTVError(f"the conversation cannot be saved: {line_of(error)}") from error
 
 
 def as_markdown(sheet: Sheet) -> str:
@@ -128,9 +128,9 @@ def open_conversation(path: Path) -> SavedConversation:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TinyGPTVError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TinyGPTVError(f"{path} cannot be read: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise TinyGPTVError(f"{path} is not JSON ({error!s:.100}); expected a conversation saved here") from error
+        raise TinyGPTVError(f"{path} is not JSON ({reason_of(error)}); expected a conversation saved here") from error
     found = document.get("format") if isinstance(document, dict) else None
     if found != FORMAT:
         raise TinyGPTVError(f"{path} has format {found!r:.80}; expected {FORMAT!r}: a conversation saved here as JSON")

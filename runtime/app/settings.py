@@ -10,7 +10,7 @@ from pathlib import Path
 from PySide6.QtCore import QStandardPaths
 
 from ..bundle.typed_json import from_json
-from ..errors import BundleError, TinyGPTVError
+from ..errors import BundleError, TinyGPTVError, line_of, reason_of
 from ..language.sampling import Sampling
 from ..loading import MemoryMode
 from ..options import AnswerOptions
@@ -90,12 +90,12 @@ def read_settings() -> Settings:
         return Settings()
     except (OSError, ValueError) as error:
         raise TinyGPTVError(
-            f"the settings in {path} cannot be read ({error}); Forget now in Settings deletes them"
+            f"the settings in {path} cannot be read ({reason_of(error)}); Forget now in Settings deletes them"
         ) from error
     try:
         settings: Settings = from_json(Settings, json.loads(text), "settings")
     except (ValueError, RecursionError, BundleError, TinyGPTVError) as error:
-        found = str(error).partition(": copy the bundle")[0].partition("; copy the bundle")[0]
+        found = reason_of(error).partition(": copy the bundle")[0].partition("; copy the bundle")[0]
         raise TinyGPTVError(f"{path} holds no settings ({found}); Forget now in Settings deletes it") from error
     return settings
 
@@ -112,7 +112,7 @@ def write_settings(settings: Settings) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
-        raise TinyGPTVError(f"settings cannot be remembered: {error}") from error
+        raise TinyGPTVError(f"settings cannot be remembered: {line_of(error)}") from error
 
 
 def forget_settings() -> None:
@@ -125,6 +125,6 @@ def forget_settings() -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise TinyGPTVError(f"{path} cannot be deleted: {error}") from error
+        raise TinyGPTVError(f"{path} cannot be deleted: {reason_of(error)}") from error
     with suppress(OSError):  # not there, or not empty
         path.parent.rmdir()

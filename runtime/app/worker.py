@@ -22,6 +22,7 @@ from PySide6.QtGui import QImage
 from .. import AnswerOptions, Cancellation, CancellationError, Chat, TinyGPTV, TinyGPTVError
 from ..boxes import Region
 from ..drawing import draw_regions
+from ..errors import line_of, reason_of
 from ..loading import MemoryMode
 from ..pointing import regions_of, words_of
 from ..system.files import write_atomically
@@ -170,7 +171,7 @@ class Worker(QObject):
             try:
                 write_atomically(Path(path), lambda file: drawn.save(file, kind))
             except OSError as error:
-                raise TinyGPTVError(f"the picture cannot be saved: {error}") from error
+                raise TinyGPTVError(f"the picture cannot be saved: {line_of(error)}") from error
             self.saved.emit(path)
 
     def _begin(self, picture: Picture, turns: Turns, cancellation: Cancellation) -> Chat:
@@ -219,7 +220,7 @@ def _content(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise TinyGPTVError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise TinyGPTVError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def _small(picture: Image.Image) -> Image.Image:

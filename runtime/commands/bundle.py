@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..bundle.checksums import is_whole
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, check_size, parse_manifest
-from ..errors import BundleError
+from ..errors import BundleError, reason_of
 from ..tuning.find import Tuned, homes_of, is_intact, read_index
 from .options import EXIT_ERROR, add_bundle, bundle_of, examples
 from .terminal import GREEN, RED, paint, progress_bar, status
@@ -109,7 +109,7 @@ def _check(folder: Path, manifest: Manifest, record: FileRecord) -> _Found:
             return _Found(record.name, True, f"{record.size:,} bytes")
         return _Found(record.name, False, "its SHA-256 is not the manifest's; copy the bundle again")
     except (BundleError, OSError) as error:
-        return _Found(record.name, False, str(error))
+        return _Found(record.name, False, reason_of(error))
 
 
 def _tuned_places(folder: Path, manifest: Manifest) -> list[tuple[Path, Tuned | str]]:

@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     if counts.captioned:
         summary += f"; {pace(counts.captioned / seconds)}"
     if is_interrupted:
-        remark(f"interrupted ({summary}); the same command goes on from here")
+        remark(f"interrupted ({summary}); run the same command again to continue")
         return EXIT_INTERRUPTED
     remark(f"{counts.pictures} pictures: {summary}")
     return EXIT_ERROR if counts.failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ Roots = Annotated[ListRootsResult | None, Resolve(_roots)]
 
 
 def serve(model: TinyGPTV, folders: Folders) -> None:
-    """Serve until the client closes stdin."""
+    """Serve until the client closes stdin; Ctrl-C ends the process, which would else wait for a line from stdin."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     anyio.run(_server(model, folders).run_stdio_async)
 
 

@@ -22,11 +22,12 @@ from . import ollama
 from .asked import Reply
 from .documents import HEADERS, json_response, refusal_response
 from .endpoint import Endpoint
+from .fields import Fields
 from .limits import Guard, read_body
 from .openai_chat import read_chat
 from .page import page
 from .queue import AnswerQueue
-from .refusal import RefusedError, internal, quoted
+from .refusal import RefusedError, advice, internal, quoted
 from .responses_api import read_responses
 from .schema import Schemas
 
@@ -71,9 +72,7 @@ def make_app(
         return Route(path, show)
 
     async def one_model(request: Request) -> Response:
-        if request.path_params["name"] != name:
-            found = quoted(request.path_params["name"])
-            raise RefusedError(404, f"there is no model {found}; this server has {name!r}", code="model_not_found")
+        Fields({"model": request.path_params["name"]}).model(name)
         return json_response(listed)
 
     async def health(request: Request) -> Response:
@@ -91,7 +90,7 @@ def make_app(
 
     async def figures(request: Request) -> Response:
         if metrics is None:
-            message = '/metrics needs prometheus-client on the server; run there: pip install "tinygptv[metrics]"'
+            message = f"/metrics needs prometheus-client on the server; {advice('metrics')}"
             raise RefusedError(501, message, code="not_installed")
         return Response(metrics.text(), 200, HEADERS | {"content-type": MEDIA_TYPE})
 

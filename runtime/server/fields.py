@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, reason_of
 from ..language.sampling import Sampling
 from .refusal import RefusedError, quoted
 
@@ -84,7 +84,7 @@ class Fields:
         """See that the model which is asked for is the one that is served, with or without Ollama's tag."""
         given = self.given.get("model", name)
         if given not in (name, f"{name}:latest"):
-            message = f"model is {quoted(given)}; this server has {name!r}"
+            message = f"model is {quoted(given)}; this server has {quoted(name)}"
             raise RefusedError(404, message, param="model", code="model_not_found")
 
     def inner(self, name: str) -> Fields:
@@ -167,8 +167,8 @@ def read_fields(body: bytes) -> Fields:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        # Not the error's own text for what is no UTF-8: it may quote all of the body.
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        # A number of thousands of digits is a ValueError that speaks of Python's settings.
+        reason = "a number is too long" if type(error) is ValueError else reason_of(error)
         raise RefusedError(
             400, f"the body is not JSON ({reason}); expected one JSON object", code="invalid_json"
         ) from error

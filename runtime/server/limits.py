@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .documents import OLLAMA, refusal_response
-from .refusal import RefusedError, stopping, stumbled
+from .refusal import RefusedError, quoted, stopping, stumbled
 
 BODY_SECONDS = 60.0
 """In which a client has to send its request: it holds a place in the queue meanwhile."""
@@ -98,7 +98,7 @@ async def read_body(scope: Scope, receive: Receive, most: int, closing: asyncio.
         kinds += ["application/x-www-form-urlencoded", ""]  # as curl -d sends it, which Ollama's examples do
     if kind.partition(";")[0].strip().lower() not in kinds:
         # A page of another origin can send other types without asking the browser's permission.
-        raise RefusedError(415, f"the content type is {kind[:60]!r}; expected application/json")
+        raise RefusedError(415, f"the content type is {quoted(kind)}; expected application/json")
     length = headers.get(b"content-length", "0")
     if length.isdigit() and int(length) > most:
         raise _too_large(most)

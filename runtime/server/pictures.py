@@ -54,5 +54,5 @@ def base64_bytes(text: str, where: str) -> bytes:
         data = data.translate(_STANDARD, _BLANKS)
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        message = f"{where} is not valid base64 ({error}); encode the file once more"
+        message = f"{where} is not valid base64; encode the file once more"
         raise RefusedError(400, message, param=where, code="invalid_image_url") from error

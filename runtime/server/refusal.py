@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 
@@ -56,9 +57,17 @@ def internal() -> RefusedError:
 
 
 def quoted(value: object) -> str:
-    """What was found in a request, short enough for a message."""
-    text = repr(value)
+    """What was found in a request, as it is written there, short enough for a message."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def advice(extra: str) -> str:
+    """What brings an extra that the server lacks; without its folder's name, which is nobody else's business."""
+    return f'run there, in tinygptv\'s folder: pip install ".[{extra}]"'
 
 
 def stumbled(error: BaseException) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from ..bundle.manifest import Manifest
 from ..language.detokenize import Detokenizer
 from ..language.sampling import LogitsProcessor
-from .refusal import RefusedError, quoted
+from .refusal import RefusedError, advice, quoted
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -48,9 +48,7 @@ class Schemas:
             RefusedError: It is no schema, asks for something that is not supported, or llguidance is not installed.
         """
         if find_spec("llguidance") is None:
-            message = (
-                f'{where} needs llguidance on the server; run there: pip install "tinygptv[json]", or leave it out'
-            )
+            message = f"{where} needs llguidance on the server; {advice('json')}, or leave it out"
             raise RefusedError(501, message, param=where, code="not_installed")
         if not isinstance(schema, dict):
             raise RefusedError(400, f"{where} is {quoted(schema)}; expected a JSON schema", param=where)

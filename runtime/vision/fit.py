@@ -65,16 +65,14 @@ def view_of(width: int, height: int, preprocessing: ImagePreprocessing) -> View:
 
 def _squashed(picture: Picture, size: int, name: str) -> Image.Image:
     _check_sides(picture, MAX_SIDE_SQUASHED, name)
-    if picture.is_large:
-        return _resized(_narrowed(picture, size), size, size)
-    return _resized(picture.whole(), size, size)
+    return _resized(_narrowed(picture, size), size, size)
 
 
 def _padded(picture: Picture, size: int, color: tuple[int, int, int], name: str) -> Image.Image:
     """Pasted in the middle of a square and resized: the same pixels without the whole square in memory.
 
-    Pillow resizes a square's rows first, each by itself, to whole levels, and columns then. Rows of one colour stay as
-    they are: so the picture's own rows are enough, and of them some at a time.
+    Each row is resized by itself, to whole levels. Rows of one colour stay as they are: so the picture's own rows are
+    enough, and of them some at a time.
     """
     width, height = picture.size
     side = max(width, height)
@@ -100,14 +98,13 @@ def _cropped(picture: Picture, size: int, name: str) -> Image.Image:
             f"shorter side at the {size} pixels that this model is shown: cut it first"
         )
     left, top = (width - size) // 2, (height - size) // 2
-    whole = _narrowed(picture, width) if picture.is_large else picture.whole()
-    return _resized(whole, width, height).crop((left, top, left + size, top + size))
+    return _resized(_narrowed(picture, width), width, height).crop((left, top, left + size, top + size))
 
 
 def _narrowed(picture: Picture, width: int) -> Image.Image:
     """Only the rows resized, some at a time: a large picture is never there as RGB.
 
-    Pillow may resize columns first, with other roundings. In the end a pixel differs by a few levels at most.
+    A step of its own, as Pillow from 13 on would begin with a tall picture's columns, and round otherwise than before.
     """
     narrow = Image.new("RGB", (width, picture.size[1]))
     for start, block in picture.blocks():

@@ -21,7 +21,7 @@ from .corrections import corrections_for
 from .fit import fitted
 from .heif import open_heif
 from .metadata import without_metadata
-from .picture import LARGE_PIXELS, Picture
+from .picture import Picture
 from .unreadable import damaged_format, described, is_heif, why_undecodable
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
@@ -34,6 +34,8 @@ To prepare the largest takes up to 1.5 GB; to return it from ``open_image`` as R
 there. docs/reliability.md has what was measured for each kind."""
 MAX_WEBP_PIXELS = MAX_PIXELS // 2
 """Largest WebP picture, whose decoder holds it four times."""
+LARGE_PIXELS = 50_000_000
+"""A JPEG file with more may be decoded at a fraction: memory counts for more then than the last level of each pixel."""
 DRAFT_OVERSIZE = 4
 """As many times the encoder's square each side keeps where a large JPEG file is decoded at a fraction."""
 

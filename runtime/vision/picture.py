@@ -10,8 +10,6 @@ from PIL import Image, ImageChops
 
 from .corrections import Corrections
 
-LARGE_PIXELS = 50_000_000
-"""A picture with more is large: memory counts for more then than the last level of each pixel."""
 BLOCK_PIXELS = 1 << 22
 """As many are converted at a time: 16 MB as RGB, 34 MB as floats."""
 
@@ -55,11 +53,6 @@ class Picture:
         """Width and height of what :meth:`rows` gives, in pixels."""
         self.original_size = self._upright(original_size or image.size)
         """Width and height of the picture in its file, upright: larger, if it was decoded at a fraction."""
-
-    @property
-    def is_large(self) -> bool:
-        """Whether there are more than ``LARGE_PIXELS``."""
-        return self.size[0] * self.size[1] > LARGE_PIXELS
 
     def rows(self, start: int, stop: int) -> Image.Image:
         """A new image of mode RGB, of these rows of the upright picture."""
