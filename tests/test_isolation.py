@@ -27,13 +27,15 @@ THIRD_PARTY = {"filelock", "google", "numpy", "onnxruntime", "PIL", "pillow_heif
 """Imported somewhere; ``google`` is protobuf's, and two come with an extra."""
 EXTRAS = {
     "app": {"PySide6", "psutil"},
+    "cluster": {"fsspec", "ray"},
+    "commands": {"ray"},
     "mcp": {"anyio", "mcp", "mcp_types", "pydantic"},
     "server": {"h11", "llguidance", "prometheus_client", "starlette", "uvicorn"},
 }
 """What a folder of the runtime needs besides."""
 RANKS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("cancel", "system"),
+    ("cancel", "folder", "system"),
     ("bundle",),
     # Stages, which do not know each other.
     ("boxes", "language", "tuning", "vision"),
@@ -47,7 +49,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("captioning",),
     ("__init__", "diagnosis"),
     # What people touch; of these, only ``commands`` starts the others.
-    ("app", "mcp", "server"),
+    ("app", "cluster", "mcp", "server"),
     ("commands",),
     ("cli",),
 )

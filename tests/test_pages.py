@@ -65,6 +65,7 @@ NOT_RUN = {
     r"^apt-get\b": "changes the system",
     r"\bbenchmarks/(?!pages|targets)\w+/\w+\.py|/data/": "measures or trains for hours",
     r"^python benchmarks/(pages|targets)\.py": "writes the repository's own tables; tests/test_docs.py compares them",
+    r"--ray HEAD": "needs a cluster; tests/test_cluster.py has one",
     r"\$M/": "tests/test_demo.py and tests/test_verify.py run the demo's export and verify",
 }
 """Patterns in commands that are not run, and why."""
