@@ -288,12 +288,13 @@ def kill_an_actor(run: subprocess.Popen[str]) -> None:
 
 
 def busy_actor(run: subprocess.Popen[str]) -> psutil.Process:
-    """One that has computed for some time."""
+    """One of this run's that has computed for some time."""
+    began = psutil.Process(run.pid).create_time()
     give_up = time.monotonic() + 60
     while run.poll() is None and time.monotonic() < give_up:
         for process in actor_processes():
             with suppress(psutil.Error):
-                if process.cpu_times().user > 1.5:  # of which loading takes most
+                if process.create_time() > began and process.cpu_times().user > 1.5:  # of which loading takes most
                     return process
         time.sleep(0.05)
     raise AssertionError("it ended too early")
