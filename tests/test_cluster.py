@@ -178,7 +178,7 @@ def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
         assert found == {7: (None, "the row has no picture"), 8: (answers[NAMES[1]], None)}
         gone = Model(Path("/nowhere"), "0" * 64, 1, "default")
         make = partial(model_in_actor, gone, Asking("what?", 1, AnswerOptions()))
-        lost = captioned(made, make, Actors(1, 1, 1 << 27), column="photo", keep=False, all_at_once=True)
+        lost = captioned(made, make, Actors(1, 1, 1 << 27), 8, column="photo", keep=False, all_at_once=True)
         with pytest.raises(TinyGPTVError, match="/nowhere is no bundle on this node"):
             list(_computed(lost))
     finally:
@@ -221,7 +221,7 @@ def test_ship(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) 
     ("options", "words"),
     [
         (["--threads", "9"], "no node has 9 CPUs for an actor: the largest has 2 for Ray"),
-        (["--actors", "9"], "the cluster has the CPUs for 2 actors of 2 threads, not for 9"),
+        (["--actors", "9"], "the cluster has the CPUs for 4 actors of 1 threads, not for 9"),
         (["--bundle", "nowhere"], "nowhere is not a folder; expected a bundle"),
         (["--question", "what " * 3000], "the question has 15,000 characters, and cannot fit in the model's context"),
     ],

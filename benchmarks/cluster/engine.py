@@ -61,9 +61,10 @@ def measured(document: Document) -> str:
         one, ray = (sorted(found["seconds"][way]) for way in ("one machine", "Ray"))
         what = "the demo" if name == "demo" else "the full-size int8 bundle of TinyGPT-V"
         lines.append(
-            f"- Whole command, {found['pictures']:,} pictures, {what}: {_middle(one):.0f} s on one machine, "
-            f"{_middle(ray):.0f} s with `--ray` on the same; ratio {found['ratio']:.3f} (median of "
-            f"{len(found['ratios'])} alternating rounds: {min(found['ratios']):.3f} to {max(found['ratios']):.3f})."
+            f"- {found['pictures']:,} pictures, {what}: {_middle(one):.0f} s on one machine, {_middle(ray):.0f} s with "
+            f"`--ray` on the same ({'further pictures' if found['after'] else 'whole commands'}); ratio "
+            f"{found['ratio']:.3f} (median of {len(found['ratios'])} alternating rounds: {min(found['ratios']):.3f} to "
+            f"{max(found['ratios']):.3f})."
         )
     each = [
         f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "

@@ -38,7 +38,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 from tinygptv.runtime.captioning import Captioned
-from tinygptv.runtime.cluster.dataset import Actors, captioned
+from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned
 from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.run import Counts, pictures_of, plan, write
 from tinygptv.runtime.cluster.sources import find
@@ -64,42 +64,33 @@ def draw(folder: Path, count: int, size: int) -> None:
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """Whole processes, alternating."""
+    """Whole processes, alternating; with --few, by what further pictures take, which leaves out how both begin."""
     with tempfile.TemporaryDirectory(dir=options.work) as work:
-        pictures = Path(work, "pictures")
-        pictures.mkdir()
-        draw(pictures, options.pictures, 64 if options.bundle is None else 448)
         shared = [] if options.bundle is None else ["--bundle", str(options.bundle), "--max-new-tokens", "32"]
-        ways = {"one machine": ("captions.jsonl", []), "Ray": ("captions", ["--ray"])}
+        ways: dict[str, list[str]] = {"one machine": [], "Ray": ["--ray"]}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
-        inner: dict[str, list[float]] = {way: [] for way in ways}
+        counts = [count for count in (options.few, options.pictures) if count]
+        for count in counts:
+            Path(work, str(count)).mkdir()
+            draw(Path(work, str(count)), count, 64 if options.bundle is None else 448)
         for turn in range(options.rounds):
             for way in list(ways)[:: 1 if turn % 2 == 0 else -1]:
-                name, more = ways[way]
-                command = [
-                    "tinygptv",
-                    "caption",
-                    str(pictures),
-                    "-o",
-                    f"{work}/{turn} {name}",
-                    "--json",
-                    *shared,
-                    *more,
-                ]
-                started = time.perf_counter()
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                seconds[way].append(time.perf_counter() - started)
-                found = json.loads(done.stdout)
-                assert found["captioned"] == options.pictures, found
-                inner[way].append(found["seconds"])
-                print(f"{way}: {seconds[way][-1]:.1f} s, captioning {inner[way][-1]:.1f} s", flush=True)
+                took = []
+                for count in counts:
+                    output = f"{work}/{turn} {count} {way}" + ("" if ways[way] else ".jsonl")
+                    command = ["tinygptv", "caption", f"{work}/{count}", "-o", output, "--json", *shared, *ways[way]]
+                    started = time.perf_counter()
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    took.append(time.perf_counter() - started)
+                    assert json.loads(done.stdout)["captioned"] == count, done.stdout
+                seconds[way].append(took[-1] - took[0] if options.few else took[0])
+                print(f"{way}: {took}", flush=True)
         ratios = [ray / one for one, ray in zip(*seconds.values(), strict=True)]
-    name = "demo" if options.bundle is None else "full size"
     return {
-        name: {
-            "pictures": options.pictures,
+        "demo" if options.bundle is None else "full size": {
+            "pictures": options.pictures - options.few,
+            "after": options.few,
             "seconds": seconds,
-            "captioning_seconds": inner,
             "ratio": statistics.median(ratios),
             "ratios": ratios,
         }
@@ -115,7 +106,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for count in (1, 2, 4):
         with tempfile.TemporaryDirectory(dir=options.work) as work, _cluster(4), Watch() as watch:
-            draw(Path(work), count * 8, 448)
+            draw(Path(work), count * 4, 448)
             files = [{"image": str(path)} for path in sorted(Path(work).iterdir())]
             read = ray.data.from_items(files, override_num_blocks=count)
             with_captions = caption_dataset(
@@ -268,9 +259,10 @@ def _run(
                 samples.append(process.memory_info().rss - process.memory_info().shared)
 
         dataset = captioned(
-            pictures_of(work, None),
+            pictures_of(work, None, AT_ONCE),
             make,
             Actors(actors, 1, ACTOR_BYTES),
+            AT_ONCE,
             column="image",
             keep=False,
             all_at_once=True,
@@ -298,6 +290,7 @@ def main() -> None:
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--bundle", type=Path, help="of a full-size model (default: the demo)")
     parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--few", type=int, default=0, help="pictures of a first run that is taken off (default: none)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--each", type=int, default=320, help="pictures an actor in scaling (default: 320)")

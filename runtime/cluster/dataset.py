@@ -24,12 +24,10 @@ from .node import Fetch, Model
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-IN_FLIGHT = 32
-"""Pictures that an actor gets at a time: what it costs if it dies."""
+AT_ONCE = 32
+"""Pictures that an actor gets at a time, at most: what it costs if it dies."""
 WORKER_BYTES = 80_000_000
 """Ray itself in an actor, with pyarrow (measured: 65 MB)."""
-USUAL_THREADS = 4
-"""Of an actor, or as many as the smallest node has."""
 
 
 def caption_dataset(
@@ -44,6 +42,7 @@ def caption_dataset(
     memory: MemoryMode = "default",
     ship: bool = False,
     cores_left: int = 1,
+    at_once: int = AT_ONCE,
     batch_size: int = DEFAULT_BATCH_SIZE,
     options: AnswerOptions | None = None,
 ) -> Dataset:
@@ -60,11 +59,13 @@ def caption_dataset(
             dicts of bytes and path.
         keep: Keep the pictures in the rows.
         actors: How many at most; as many as the cluster has room for if None.
-        threads: Each computes with; 4, or as many as the smallest node has, if None.
+        threads: Each computes with. If None, 1, which gives the most captions; or more, where a node has not the memory
+            for as many actors as it has cores.
         memory: ``default`` or ``low``, as for :meth:`.TinyGPTV.load`.
         ship: Bring the bundle to each node, once, where nodes do not see its folder.
         cores_left: To the tasks that read the dataset, which take one each unless told otherwise; without any, a
             cluster that is full of actors waits for ever.
+        at_once: Pictures that an actor gets at a time, which are done again if it dies.
         batch_size: Answers decoded at a time in each actor, at least 1.
         options: How each is to be written.
 
@@ -85,11 +86,18 @@ def caption_dataset(
     model = Model(None if bundle is None else folder, identity, room.threads, memory, fetch)
     asking = Asking(question or manifest.caption_question, batch_size, options or AnswerOptions())
     make = partial(model_in_actor, model, asking)
-    return captioned(dataset, make, room, column=column, keep=keep, all_at_once=not cores_left)
+    return captioned(dataset, make, room, at_once, column=column, keep=keep, all_at_once=not cores_left)
 
 
 def captioned(
-    dataset: Dataset, make: Callable[[], CaptionEach], actors: Actors, *, column: str, keep: bool, all_at_once: bool
+    dataset: Dataset,
+    make: Callable[[], CaptionEach],
+    actors: Actors,
+    at_once: int,
+    *,
+    column: str,
+    keep: bool,
+    all_at_once: bool,
 ) -> Dataset:
     """The same with whatever ``make`` loads; all actors at once, or one and then as many as are worth it."""
     from ray.data import ActorPoolStrategy
@@ -97,11 +105,10 @@ def captioned(
     return dataset.map_batches(
         Captioner,
         fn_constructor_args=(make, column, keep),
-        batch_size=IN_FLIGHT,
+        batch_size=at_once,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=1, max_size=actors.count, initial_size=actors.count if all_at_once else None
-        ),
+        # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load.
+        compute=ActorPoolStrategy(min_size=actors.count if all_at_once else 1, max_size=actors.count),
         num_cpus=actors.threads,
         memory=actors.memory,
         udf_modifying_row_count=False,
@@ -146,10 +153,11 @@ def room_for(
             f"no node has {threads or 1} CPUs for an actor: the largest has {cores[0] + cores_left} for Ray{left}; "
             "use fewer --threads"
         )
-    threads = threads or min(USUAL_THREADS, *(count for count in cores if count > 0))
     need = WORKER_BYTES + need_of(manifest, memory, is_tuned=True, mem=SystemMemory(None, None, None)).unbacked
+    fits = [int(node.get("memory", 0) // need) for node in nodes]
+    threads = threads or max([1, *(-(-count // fit) for count, fit in zip(cores, fits, strict=True) if fit)])
     by_cores = [count // threads for count in cores]
-    fitting = sum(min(count, int(node.get("memory", 0) // need)) for count, node in zip(by_cores, nodes, strict=True))
+    fitting = sum(map(min, by_cores, fits))
     if not fitting:
         raise MemoryShortageError(
             f"no node has the {need / 1e9:.1f} GB of memory for Ray that an actor needs; start Ray with more "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TinyGPTVError
-from .dataset import IN_FLIGHT
+from .dataset import AT_ONCE
 from .output import Output
 from .reading import read, schema
 from .sources import Container, Found, Unit, look_through, units_of, units_of_files
@@ -114,18 +114,27 @@ def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
             waiting.append(look.remote(uris[len(waiting)]))
 
 
-def pictures_of(work: Work, column: str | None) -> Dataset:
+def at_once(work: Work, batch_size: int) -> int:
+    """How many pictures an actor gets at a time: batches are full, and all actors have work to the end."""
+    import ray
+
+    todo, cores = int((~work.is_done).sum()), int(ray.cluster_resources().get("CPU", 1))
+    return min(AT_ONCE, max(batch_size, todo // (4 * cores)))
+
+
+def pictures_of(work: Work, column: str | None, at_once: int) -> Dataset:
     """A dataset of the pictures, read as there is room for them; see :func:`.reading.schema`.
 
     Args:
         work: With at least one unit.
         column: Of tables: where the pictures are.
+        at_once: Pictures that an actor gets at a time.
     """
     import ray
 
     context = ray.data.DataContext.get_current().copy()
     # An actor takes whole blocks: of small pictures none shall have more than it gets at a time.
-    context.target_max_block_size = int(min(_BLOCK_BYTES, IN_FLIGHT * (_ROW_BYTES + work.mean_bytes)))
+    context.target_max_block_size = int(min(_BLOCK_BYTES, at_once * (_ROW_BYTES + work.mean_bytes)))
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         rows = [{UNIT: pickle.dumps(unit)} for unit in work.units]

@@ -124,14 +124,15 @@ def _caption(
     options: argparse.Namespace, bundle: Path, question: str, found: Any, output: Output, counts: Counts
 ) -> None:
     from ..cluster.dataset import caption_dataset
-    from ..cluster.run import pictures_of, plan, write
+    from ..cluster.run import at_once, pictures_of, plan, write
 
     with status("looking for what is done ..."):
         work = plan(found, output.done(retry_failed=options.retry_failed))
     captions = None
     if work.units:
+        count = at_once(work, options.batch_size)
         captions = caption_dataset(
-            pictures_of(work, options.column),
+            pictures_of(work, options.column, count),
             question,
             bundle=None if bundle == DEMO_BUNDLE else bundle,
             actors=options.actors,
@@ -139,6 +140,7 @@ def _caption(
             memory=options.memory,
             ship=options.ship,
             cores_left=0,  # reading takes none
+            at_once=count,
             batch_size=options.batch_size,
             options=AnswerOptions(options.max_new_tokens, options.template),
         )
