@@ -1,4 +1,4 @@
-"""Starts the ``tinygptv-export`` command, or says what it needs where only the runtime was installed."""
+"""Starts the ``tinygptv-export`` command, or says what it needs if only the runtime is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXTRA = ("onnx", "safetensors", "torch", "tqdm")
 
 
 def main() -> int:
-    """Run :func:`.cli.main`; exit status 1 with one line where a package of the ``export`` extra is absent."""
+    """Run :func:`.cli.main`; exit status 1 with one line if a package of the ``export`` extra is missing."""
     try:
         from .cli import main as run
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""From a published model to a bundle: the graphs, embeddings, tokenizer and manifest, complete or not at all."""
+"""Exports a published model as a bundle: the graphs, embeddings, tokenizer and manifest, complete or not at all."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ from .sources.tokenizer import build_tokenizer, eos_token_id
 
 PRECISIONS = ("int8", "int4", "fp32")
 CACHES = {"int8": "int8", "fp16": "float16"}
-"""Kinds of a KV cache that can be asked for, and their dtypes."""
+"""Data types of the KV cache, by their names as options."""
 CACHE_DTYPES = {"int8": "float16", "int4": "float16", "fp32": "float32"}
-"""Of the KV cache if none is: fp16 rounds far finer than int8 weights do, at half the memory."""
+"""Default data type of the KV cache by precision: fp16 rounds far less than int8 weights do, at half the memory."""
 ROUNDED = "rounded"
-"""Within the staging folder: weights that calibration has rounded and the graphs do not hold yet."""
+"""Subfolder of the staging folder for weights that calibration has rounded and that are not yet in the graphs."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made."""
+    """The result of an export."""
 
     path: Path
     files: tuple[FileRecord, ...]
@@ -198,7 +198,7 @@ def export_bundle(
 
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Have the system's errors name the bundle: those of a full disk name no file."""
+    """Add the bundle's path to errors of the system: those of a full disk name no file."""
     try:
         yield
     except OSError as error:
@@ -214,7 +214,7 @@ def _write_graphs(
     cache: Cache,
     progress: bool,
 ) -> tuple[dict[str, Graph], list[FileRecord]]:
-    """``tensors`` are those of ``model``, smoothed where there was a calibration."""
+    """Write all graphs. ``tensors`` are those of ``model``, smoothed if there was a calibration."""
     eyes, projector, language = (model.networks[name].sizes for name in GRAPHS)
     promised = interfaces(eyes.image_size, (eyes.tokens, eyes.hidden_size), projector.tokens, language, cache.dtype)
     graphs: dict[str, Graph] = {}
@@ -250,10 +250,10 @@ def write_graph(
 
     Args:
         folder: Where its two files are written.
-        name: Of the graph, such as ``vision_encoder``.
-        network: What it computes.
+        name: Name of the graph, such as ``vision_encoder``.
+        network: The network that the graph computes.
         interface: Its inputs, of which the network reads the first, and its outputs, of which it gives the first.
-        tensors: The network's, by name; float32.
+        tensors: The network's tensors by name; float32.
         scheme_of: How each linear layer is quantised.
         cache: How keys and values are stored.
         on_layer: Called with (number, count) before each layer.
@@ -272,7 +272,7 @@ def write_graph(
 
 
 def _write_embeddings(path: Path, table: torch.Tensor, precision: str) -> FileRecord:
-    """The published table is fp16, so fp16 loses nothing of it; an exact comparison keeps float32."""
+    """Write the embedding table: in fp16 like the published one, or in float32 for exact comparison."""
     if precision != "fp32":
         largest = float(table.abs().max())
         if largest > torch.finfo(torch.float16).max:
@@ -312,7 +312,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 def _check_space(folder: Path, model: Model, precision: str) -> None:
-    """Refuse what cannot fit before hours of work; an int8 weight with its scale takes at most 1.25 bytes."""
+    """Check the disk space before hours of work; an int8 weight with its scale takes at most 1.25 bytes."""
     values = sum(math.prod(model.shape(name)) for name in model)
     needed = int(values * (4 if precision == "fp32" else 1.25))
     free = shutil.disk_usage(folder).free

@@ -1,8 +1,8 @@
 """Causal attention with an int8 KV cache, as nodes of a graph.
 
-ONNX Runtime's GroupQueryAttention reads and writes such a cache itself. For one token, or a few, that is the fastest
-way; for many it takes three times as long as its own attention in float32, which multiplies matrices. So many tokens
-attend in float32, to the very numbers that the cache will hold, and the graph writes these into the cache.
+ONNX Runtime's GroupQueryAttention reads and writes such a cache itself. For one token or a few, that is the fastest
+way; for many it takes three times as long as its own float32 attention, which multiplies matrices. Many tokens
+therefore attend in float32, to exactly the numbers that the cache will hold, and the graph writes these to the cache.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .graph import CONTRIB, TO_END, GraphWriter
 from .rotation import orthogonal
 
 MANY = 48
-"""Tokens at once for which float32 is faster, by trial with a few hundred positions in the cache."""
+"""Number of tokens from which float32 is faster, measured with a few hundred positions in the cache."""
 POSITIONS = 2
 """Axis of a cache [batch, heads, capacity, head_dim]."""
 UNUSED = ("",) * 5
-"""Inputs of GroupQueryAttention between the lengths and the steps: rotary tables, positions, bias, sinks."""
+"""Unused inputs of GroupQueryAttention between lengths and scales: rotary tables, positions, bias, sinks."""
 
 
 class CacheAttention:
-    """Writes each layer's attention.
+    """Writes the attention of each layer.
 
     Args:
-        graph: Where to.
-        rounding: What :class:`.cache_rounding.CacheRounding` found.
+        graph: The graph to write to.
+        rounding: The result of :class:`.cache_rounding.CacheRounding`.
     """
 
     def __init__(self, graph: GraphWriter, rounding: Mapping[str, Tensor]) -> None:
@@ -50,15 +50,15 @@ class CacheAttention:
         self._in_float32 = graph.op("And", [alike, many], name="cache.in_float32")
 
     def write(self, q: str, k: str, v: str, layer: int, name: str, heads: int) -> str:
-        """Write the nodes of one layer; gives the name of the result, as q.
+        """Write the nodes of one layer; returns the name of the result, whose shape is that of q.
 
         Args:
             q: Queries, float32 [batch, sequence, heads * head_dim].
             k: Keys, as q.
             v: Values, as q.
-            layer: Number of the layer.
-            name: Of the attention.
-            heads: How many.
+            layer: Index of the layer.
+            name: Name of the attention.
+            heads: Number of heads.
         """
         graph = self._graph
         shift, *steps = (
@@ -101,7 +101,7 @@ class CacheAttention:
         return [graph.op("Mul", [mixed, value.step], name=f"{name}.float32"), present_key, present_value]
 
     def _in_steps(self, one: _Cached, heads: int) -> tuple[str, str, str]:
-        """The new ones and the past ones, float32, in steps; and the cache of both, with the room that is left."""
+        """The new and the past values, float32, in quantisation steps; and the cache of both, with its free room."""
         graph, name = self._graph, one.name
         scaled = graph.op("Div", [one.new, one.step], name=f"{name}.scaled")
         no_scale = graph.constant("one", np.float32(1)), graph.constant("zero_step", np.int8(0))
@@ -139,11 +139,11 @@ class CacheAttention:
 
 @dataclass(frozen=True)
 class _Cached:
-    """A layer's keys or values."""
+    """The keys or values of a layer."""
 
     new: str
     """Tensor [batch, sequence, heads * head_dim]."""
     name: str
     past: str
-    """The cache, as it was given."""
+    """The cache that was passed in."""
     step: str

@@ -1,4 +1,4 @@
-"""What keys and values are rounded by in an int8 KV cache: a shift, a rotation, and a step for each channel.
+"""The quantisation of keys and values in an int8 KV cache: a shift, a rotation, and a scale for each channel.
 
 Keys go into the cache after rotary positions, less their mean: to softmax, what is the same for all keys is nothing.
 Then keys and queries are rotated alike (:mod:`.rotation`), head by head, which spreads what is loud in a few channels
@@ -23,7 +23,7 @@ from .smoothing import Smoothing
 from .torch_ops import Value
 
 KEY_SHIFT, KEY_STEP, VALUE_STEP = "key_shift", "key_step", "value_step"
-"""Suffixes of an attention's tensors, float32 [heads * head_dim]: what is taken off keys, and what a step is worth."""
+"""Suffixes of an attention's tensors, float32 [heads * head_dim]: the shift of keys, and the scales."""
 KEY_MARGIN, VALUE_MARGIN = 1.2, 1.0
 
 
@@ -32,16 +32,16 @@ class Cache:
     """How a decoder's KV cache is stored."""
 
     dtype: str
-    """``int8``, ``float16`` or ``float32``."""
+    """Data type: ``int8``, ``float16`` or ``float32``."""
     rounding: Mapping[str, Tensor] = field(default_factory=dict)
-    """For ``int8``, what was found."""
+    """For ``int8``, the result of :class:`CacheRounding`."""
 
 
 FLOAT32_CACHE = Cache("float32")
 
 
 class CacheRounding:
-    """Finds them attention by attention as a decoder computes: see :class:`.torch_ops.TorchOps`.
+    """Finds the quantisation of each attention while a decoder computes; see :class:`.torch_ops.TorchOps`.
 
     Args:
         smoothings: What becomes of each layer's values, by the linear layer that computes them.
@@ -50,11 +50,11 @@ class CacheRounding:
 
     def __init__(self, smoothings: Mapping[str, Smoothing], bar: tqdm) -> None:
         self.found: dict[str, Tensor] = {}
-        """By name."""
+        """The tensors found so far, by name."""
         self._smoothings, self._bar = smoothings, bar
 
     def observe(self, name: str, keys: Value, values: Value, heads: int) -> None:
-        """Find those of one attention, from keys and values [batch, sequence, heads * head_dim]."""
+        """Find the tensors of one attention, from keys and values [batch, sequence, heads * head_dim]."""
         k, v = (x.data.flatten(0, -2) for x in (keys, values))
         if values.origin.values in self._smoothings:
             v = self._smoothings[values.origin.values].apply(v)
@@ -67,7 +67,7 @@ class CacheRounding:
 
 
 def _steps(x: Tensor, heads: int) -> Tensor:
-    """Of each channel, float32 [channels], from what was seen [tokens, channels]."""
+    """Scales of each channel, float32 [channels], from observed values [tokens, channels]."""
     reach = x.abs().amax(dim=0).unflatten(0, (heads, -1))
     spread = (reach * reach.amax(dim=1, keepdim=True)).sqrt().flatten()
     return (spread / LARGEST).clamp_min(SMALLEST_STEP)

@@ -1,6 +1,6 @@
-"""Shows the model some pictures and texts in float32, and finds the smoothing that int8 needs.
+"""Runs the model on some pictures and texts in float32, and finds the smoothing that int8 needs.
 
-What is seen decides only how weights and activations share their range; no picture and no text gets into the bundle.
+The data only determine how weights and activations share their range; no picture or text is stored in the bundle.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from .sources.model import Model
 from .torch_ops import TorchOps, Value
 
 PACKAGED = Path(__file__).parent / "calibration"
-"""Photos and texts that come with the exporter; its README says where they are from."""
+"""Photos and texts that are included in the exporter; the README there names their sources."""
 MORE = PACKAGED / "more"
-"""Further texts that come with it, for 4 bits: what compensation is not shown, it rounds worse."""
+"""Additional texts for 4 bits: compensation needs more data than smoothing."""
 PHOTO_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 TEXT_SUFFIX = ".txt"
 MAX_PHOTOS = 16
-"""More would take hours at the published sizes, and change nothing that was measured."""
+"""Maximum number of photos: more would take hours at the published sizes, without a measured benefit."""
 PROMPT_TOKENS, TEXT_TOKENS = 256, 224
-"""Least length of each prompt the decoder sees, and of what it holds besides its image's tokens, as far as the context
+"""Minimum length of each decoder prompt, and of its part besides the image's tokens, as far as the context
 has room."""
 COMPENSATED_TOKENS = 4096
-"""Of all prompts together that 4-bit weights are rounded on. A quarter of it loses a tenth more on a language model
+"""Tokens of all prompts together for rounding 4-bit weights. A quarter of it loses a tenth more on a language model
 (benchmarks/fidelity); at the published sizes 1,000 tokens take half a minute."""
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Files to calibrate with: pictures, and plain UTF-8 texts such as answers might hold."""
+    """The calibration files: pictures, and plain UTF-8 texts in the style of answers."""
 
     photos: tuple[Path, ...]
     texts: tuple[Path, ...]
@@ -65,15 +65,15 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What the exporter learnt of a model."""
+    """The result of calibration."""
 
     smoothings: dict[Group, Smoothing]
     schemes: dict[str, Scheme]
-    """How each linear layer that was seen is quantised."""
+    """The quantisation of each calibrated linear layer."""
     rounded: dict[str, Tensor]
-    """Weights of 4 bits, as a :class:`.compensation.Compensator` names them."""
+    """Rounded 4-bit weights, with the names of :class:`.compensation.Compensator`."""
     cache_rounding: dict[str, Tensor]
-    """Of an int8 KV cache, as a :class:`.cache_rounding.CacheRounding` names it."""
+    """Quantisation of an int8 KV cache, with the names of :class:`.cache_rounding.CacheRounding`."""
 
 
 def find_calibration_set(folder: Path, precision: str = "int8") -> CalibrationSet:
@@ -109,15 +109,15 @@ def calibrate(
 ) -> Calibrated:
     """Find the smoothing of every group of linear layers, and the fastest scheme that is close enough.
 
-    On a second look layers of 4 bits are rounded, at more prompts, and the steps of an int8 KV cache are found.
+    In a second pass, 4-bit layers are rounded, on more prompts, and the scales of an int8 KV cache are found.
 
     Memory holds one layer's weights and the activations of all pictures, or of all prompts, at a time.
 
     Args:
         model: The model.
         template: Prompt format that the decoder is calibrated in.
-        tokenizer: Of the model.
-        calibration: What to show it.
+        tokenizer: Tokenizer of the model.
+        calibration: The calibration files.
         candidates_of: How each graph's linear layers may be quantised, by graph name.
         folder: Where rounded weights wait until the graphs are written.
         bar: Counts the groups.
@@ -133,7 +133,7 @@ def calibrate(
     finder = Finder(model, groups, bar)
 
     def computed(graph: str, x: Tensor, *watching: Any) -> Tensor:
-        """``watching``: see :class:`.torch_ops.TorchOps`."""
+        """Run a part and return its output; for ``watching``, see :class:`.torch_ops.TorchOps`."""
         network = networks[graph]
         return network.part.run(TorchOps(model, *watching), network.sizes, Value(x)).data
 
@@ -163,25 +163,25 @@ def calibrate(
 
 
 class Finder:
-    """Finds each group's smoothing when the first of its layers computes: all of them read the same input.
+    """Finds each group's smoothing when its first layer runs: all layers of a group read the same input.
 
     Args:
         tensors: The weights, ``<name>.weight`` for each linear layer.
-        groups: Which layers share one.
+        groups: The groups of layers that share a smoothing.
         bar: Counts the groups.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[Group], bar: tqdm) -> None:
         self.smoothings: dict[Group, Smoothing] = {}
-        """What was found so far; a group that is better left alone is not in it."""
+        """The smoothings found so far, without the groups that are better left unchanged."""
         self.schemes: dict[str, Scheme] = {}
-        """How each linear layer is quantised best, of those that were seen."""
+        """The best quantisation of each linear layer so far."""
         self._tensors, self._bar = tensors, bar
         self._groups = {group.linears[0]: group for group in groups}
         bar.reset(len(groups))
 
     def observer(self, candidates_of: CandidatesOf) -> Callable[[str, Value], None]:
-        """What watches a part whose layers may be quantised so."""
+        """The observer for a part whose layers have these candidates."""
 
         def observe(name: str, x: Value) -> None:
             group = self._groups.get(name)
@@ -209,7 +209,7 @@ def _prompts(
 ) -> Tensor:
     """A prompt for each image, [images, length, hidden]: the question about it, answered by a piece of the text.
 
-    The text is begun again where it is too short.
+    The text is repeated if it is too short.
     """
     before, after = question
     room = length - len(before) - images.shape[1] - len(after)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """A terminated export cleans up after itself as an interrupted one does."""
+    """Turn a termination signal into the clean-up of an interrupted export."""
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""The second look of a 4-bit calibration: each weight, smoothed and rotated, is rounded for what it will read."""
+"""The second pass of a 4-bit calibration: rounds each weight, smoothed and rotated, for its actual inputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .torch_ops import Value
 
 
 class Compensator:
-    """Rounds the layers of a group when the first of them computes: all of them read the same input.
+    """Rounds the layers of a group when the first of them runs: all layers of a group read the same input.
 
     Args:
-        tensors: With smoothing folded in, ``<name>.weight`` for each linear layer.
-        smoothings: Of the groups that have one; what is observed comes from the model as it was published.
-        schemes: How each layer is quantised; those of 4 bits are rounded here.
-        groups: Which layers share an input.
+        tensors: Tensors with smoothing folded in, ``<name>.weight`` for each linear layer.
+        smoothings: Smoothing by group; the observed inputs come from the model without it.
+        schemes: The quantisation of each layer; only those with 4 bits are rounded here.
+        groups: The groups of layers that share an input.
         folder: Where the rounded weights wait, a file for each layer, until the graph is written.
         bar: Counts the groups.
     """
@@ -45,11 +45,11 @@ class Compensator:
 
     @property
     def awaited(self) -> bool:
-        """Whether there is a layer to be rounded."""
+        """Whether any layer still has to be rounded."""
         return bool(self._groups)
 
     def observe(self, name: str, x: Value) -> None:
-        """What watches the decoder compute."""
+        """Observer of the decoder's linear layers."""
         if name not in self._groups:
             return
         group, size = self._groups[name]
@@ -68,6 +68,6 @@ class Compensator:
 
 
 def _group_size(schemes: Mapping[str, Scheme], group: Group) -> int | None:
-    """Weights that share a scale of 4 bits; None where the group's layers have another precision."""
+    """Number of weights that share a 4-bit scale; None if the group's layers have another precision."""
     scheme = schemes.get(group.linears[0])
     return scheme.size if isinstance(scheme, GroupWise) and scheme.bits == 4 else None

@@ -1,4 +1,4 @@
-"""Inputs and outputs of the three graphs: what the manifest promises to every program that loads a bundle."""
+"""Inputs and outputs of the three graphs, as promised by the manifest to every program that loads a bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def interfaces(
         features: (tokens, width) of image_features.
         image_tokens: Tokens of image_embeds.
         language: The language model's sizes.
-        cache_dtype: Of the KV cache, ``int8``, ``float16`` or ``float32``.
+        cache_dtype: Data type of the KV cache: ``int8``, ``float16`` or ``float32``.
     """
     context = language.max_position_embeddings
     batch, kept = Axis("batch", None), Axis("kept", None)

@@ -18,10 +18,10 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_pointer(file: Path) -> None:
-    """Stop at what git leaves in the place of a large file that it has not downloaded.
+    """Refuse a pointer file, which git leaves in place of a large file that it has not downloaded.
 
     Raises:
-        ExportError: ``file`` is that.
+        ExportError: ``file`` is a pointer file.
     """
     start = b""
     with suppress(OSError), file.open("rb") as opened:  # whoever reads the file says what is wrong
@@ -51,14 +51,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class Config:
-    """A configuration, or a part of one, whose fields are asked for by name and kind.
+    """A configuration, or a part of one, with typed access to its fields.
 
-    Every field must be used, as the keys of weight files must: :meth:`finish` stops at those that were not asked for.
+    Every field must be used, like the keys of weight files: :meth:`finish` refuses unused ones.
 
     Args:
-        label: What messages call it: its file, and the part of it.
-        given: Fields, as the file has them.
-        defaults: Of fields that a file may leave out, by the published code.
+        label: Name for messages: the file, and the part of it.
+        given: Fields in the file.
+        defaults: Values of fields that a file may leave out, from the published code.
     """
 
     def __init__(self, label: str, given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
@@ -68,18 +68,18 @@ class Config:
         self._asked: set[str] = set()
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
-        """The same configuration, read by a class with these defaults: what is asked of one is asked of both."""
+        """The same configuration with other defaults; both share the record of used fields."""
         same = Config(self.label, self.given, defaults)
         same._asked = self._asked
         return same
 
     def get(self, name: str) -> Any:
-        """A field's value, None where it is absent."""
+        """A field's value; None if it is absent."""
         self._asked.add(name)
         return self.fields.get(name)
 
     def part(self, name: str, defaults: Mapping[str, Any] | None = None) -> Config:
-        """The object under a name."""
+        """The nested object of this name."""
         fields = self.get(name)
         if not isinstance(fields, dict):
             raise ExportError(f"{self.label}: {name} is {fields!r:.60}; expected an object")
@@ -107,17 +107,17 @@ class Config:
         return value
 
     def expect(self, name: str, *allowed: object) -> None:
-        """Stop unless a field, None where it is absent, has one of the values that the exporter knows how to honour."""
+        """Refuse a field whose value (None if absent) is not one of the supported ones."""
         value = self.get(name)
         if not any(type(value) is type(other) and value == other for other in allowed):
             known = " or ".join("absent" if other is None else repr(other) for other in allowed)
             raise ExportError(f"{self.label}: {name} is {value!r:.60}, which is not supported; expected {known}")
 
     def finish(self) -> None:
-        """Stop at fields that may change the network, for all that is known: call it when all others were asked for.
+        """Refuse unused fields, which might change the network; call it after all fields were read.
 
-        Fields that are absent, null, false, 0 or empty ask for nothing; :data:`.harmless.HARMLESS` has the names of
-        those that change no number whatever they say.
+        Fields that are absent, null, false, 0 or empty are accepted; :data:`.harmless.HARMLESS` has the names of
+        those that never affect the network.
         """
         unknown = [name for name, value in self.given.items() if value and name not in self._asked | HARMLESS]
         if unknown:

@@ -1,4 +1,4 @@
-"""4 bits with error compensation: what rounding one column loses, the columns after it take back.
+"""4-bit quantisation with error compensation: later columns compensate the rounding errors of earlier ones.
 
 GPTQ (Frantar et al. 2022, https://arxiv.org/abs/2210.17323) keeps the error of a layer's products small for the inputs
 X seen in calibration: ||X (W - Q)^T||^2 = trace((W - Q) H (W - Q)^T) with H = X^T X, a column at a time. It is done
@@ -19,8 +19,8 @@ from .precision import best_scales_int4, pack_int4, steps_int4
 PACKED_INT4, SCALES_INT4 = "packed_int4", "scales_int4"
 """Suffixes of the tensors that :func:`quantize_gptq` makes of a linear layer's weight."""
 DAMPING = 1.0
-"""Of the Hessian's mean diagonal, added to its diagonal. 100 times the paper's, as layers before err too, which is
-an error in all directions; and so a small calibration set is not learnt by heart. On a language model KL was 0.084 with
+"""Fraction of the Hessian's mean diagonal added to its diagonal. 100 times the paper's, as earlier layers err too, in
+all directions, and so that a small calibration set is not overfitted. On a language model KL was 0.084 with
 4,096 tokens and 0.094 with 1,024; with 0.01 it was 0.100 and 0.158."""
 HESSIAN_COLUMNS = 2560
 """Columns whose errors compensate each other, at most. More would cost the cube of it, and gained nothing: what is far
@@ -28,7 +28,7 @@ apart in an MLP's inner layer is hardly correlated."""
 
 
 def hessians(x: Tensor) -> list[Tensor]:
-    """X^T X of the inputs seen, float32 [tokens, columns], for each :data:`HESSIAN_COLUMNS` of them."""
+    """X^T X of the observed inputs, float32 [tokens, columns], for each block of :data:`HESSIAN_COLUMNS` columns."""
     return [part.t() @ part for part in x.split(HESSIAN_COLUMNS, dim=1)]
 
 
@@ -40,8 +40,8 @@ def quantize_gptq(weight: Tensor, hessian: Sequence[Tensor], group_size: int) ->
 
     Args:
         weight: float32 [rows, columns].
-        hessian: Of its input, as :func:`hessians` gives it.
-        group_size: Values that share a scale; it divides :data:`HESSIAN_COLUMNS`.
+        hessian: Hessian of its input, from :func:`hessians`.
+        group_size: Number of values that share a scale; it divides :data:`HESSIAN_COLUMNS`.
 
     Returns:
         packed: uint8 [rows, groups, group_size / 2], the even column in the low four bits.
@@ -56,7 +56,7 @@ def quantize_gptq(weight: Tensor, hessian: Sequence[Tensor], group_size: int) ->
 
 
 def _compensated(weight: Tensor, hessian: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Steps int8 [rows, groups, group_size] from -8 to 7, and scales float32 [rows, groups]."""
+    """Quantised values int8 [rows, groups, group_size] from -8 to 7, and scales float32 [rows, groups]."""
     rows, columns = weight.shape
     upper, cost = _factors(hessian)
     # By column, since a column at a time is what is worked on.

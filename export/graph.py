@@ -1,4 +1,4 @@
-"""Writes one ONNX graph node by node, its weights streamed to an external data file as they come.
+"""Writes one ONNX graph node by node, and streams its weights to an external data file.
 
 Operators of the ``com.microsoft`` domain are ONNX Runtime's own fused ones.
 """
@@ -25,13 +25,13 @@ OPSET, CONTRIB_OPSET, IR_VERSION = 21, 1, 10
 ALIGNMENT = 4096
 """Bytes; external data must start at a page to be memory-mapped, and 4 KiB is every platform's smallest page."""
 TAPS = "tinygptv.taps"
-"""Of a graph's metadata: JSON, the row that ``verify`` shows for each of some tensors, to the tensor's name."""
+"""Key in a graph's metadata: JSON that maps row names in ``verify`` to names of tensors."""
 TO_END = int(np.iinfo(np.int64).max)
-"""Where a slice that takes all the rest ends."""
+"""End index of a slice without an upper bound."""
 INLINE_BYTES = 1024
 """Smaller constants stay in the .onnx file, where shape inference can see them."""
 HIDDEN, ROWS = ("hidden_shape", (0, 0, -1)), ("row_shape", (0, -1))
-"""Constants that a Reshape gives an activation its own shape back with: [batch, sequence, width]; in chunks [tokens,
+"""Shapes for Reshape that restore an activation: [batch, sequence, width]; in chunks [tokens,
 width]."""
 DTYPES = {
     "int8": TensorProto.INT8,
@@ -47,7 +47,7 @@ class GraphWriter:
 
     Args:
         folder: Where the two files are written.
-        name: Of the graph; files are ``name.onnx`` and ``name.onnx.data``.
+        name: Name of the graph; files are ``name.onnx`` and ``name.onnx.data``.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -74,7 +74,7 @@ class GraphWriter:
         self._data.close()
 
     def contract(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], working_bytes: int) -> None:
-        """Declare the graph's inputs and outputs, and the memory that a run takes by estimate."""
+        """Declare the graph's inputs and outputs, and the estimated memory of a run."""
         self._specs, self._working_bytes = (tuple(inputs), tuple(outputs)), working_bytes
 
     def op(
@@ -96,7 +96,7 @@ class GraphWriter:
         return names[0]
 
     def tap(self, row: str, tensor: str) -> None:
-        """Note in the graph's metadata which tensor ``verify`` finds under the name ``row``."""
+        """Record in the graph's metadata which tensor ``verify`` compares under the name ``row``."""
         self._taps[row] = tensor
 
     def rename_output(self, old: str, new: str) -> None:
@@ -127,7 +127,7 @@ class GraphWriter:
         return name
 
     def quantized(self, how: Quantization) -> None:
-        """Note for the manifest that one more linear layer is stored so."""
+        """Record for the manifest one more linear layer with this quantisation."""
         self._quantized[how] += 1
 
     def cast(self, x: str, name: str, dtype: str) -> str:
@@ -135,7 +135,7 @@ class GraphWriter:
         return str(self.op("Cast", [x], name=name, to=DTYPES[dtype]))
 
     def by_blocks(self, x: str, block: torch.Tensor, name: str) -> str:
-        """The last axis of ``x`` in blocks, each times ``block`` [size, size]."""
+        """Split the last axis of ``x`` into blocks, and multiply each by ``block`` [size, size]."""
         size = len(block)
         name_of_shape, shape = self._hidden_shape
         shapes = self.constant(f"{name_of_shape}_by_{size}", (*shape, size)), self.constant(name_of_shape, shape)
@@ -144,14 +144,14 @@ class GraphWriter:
         return self.op("Reshape", [product, shapes[1]], name=name)
 
     def by_chunks(self, x: str, name: str, sizes: tuple[int, int], chunk: int, body: Callable[[str], str]) -> str:
-        """``body`` of x, so many tokens at a time: what is between its operators then stays in the CPU's cache.
+        """Apply ``body`` to chunks of the tokens, so that its intermediate results stay in the CPU's cache.
 
         Args:
             x: Tensor [batch, tokens, width].
-            name: Of the result.
+            name: Name of the result.
             sizes: (tokens, width).
-            chunk: Tokens at a time; they must divide all tokens.
-            body: Writes the nodes for a tensor [chunk, width]; gives the name of the result, of the same shape.
+            chunk: Number of tokens in a chunk; must divide the number of all tokens.
+            body: Writes the nodes for a tensor [chunk, width]; returns the name of the result, of the same shape.
         """
         tokens, width = sizes
         nodes, self._nodes = self._nodes, []
@@ -176,14 +176,14 @@ class GraphWriter:
         then: Callable[[], Sequence[str]],
         otherwise: Callable[[], Sequence[str]],
     ) -> None:
-        """Two ways to the same tensors, of which one is taken in a run.
+        """Write two alternative subgraphs for the same tensors, of which each run executes one.
 
         Args:
-            condition: One bool: whether it is ``then``.
-            name: Of the node.
-            outputs: Each tensor's name, and its dtype.
-            then: Writes the nodes of the one way; gives its names of the tensors, in the order of ``outputs``.
-            otherwise: The same of the other.
+            condition: A bool tensor: whether to run ``then``.
+            name: Name of the node.
+            outputs: Name and data type of each tensor.
+            then: Writes the nodes of one alternative; returns its tensors' names, in the order of ``outputs``.
+            otherwise: Writes the nodes of the other alternative.
         """
         nodes, graphs = self._nodes, list[onnx.GraphProto]()
         for number, way in enumerate((then, otherwise)):

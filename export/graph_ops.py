@@ -1,4 +1,4 @@
-"""The verbs of :class:`.ops.Ops` as nodes of a graph: what is fused, or computed in chunks, is decided here."""
+"""The operations of :class:`.ops.Ops` as nodes of a graph; decides what is fused or computed in chunks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .ops import LEAST, Activation, Rotary
 from .precision import SchemeOf
 
 LARGEST_CHUNK, SMALLEST_CHUNK = 256, 64
-"""Of an MLP, in tokens. More: what it keeps between its layers leaves the cache; fewer: the products get slower.
+"""Limits of an MLP's chunk, in tokens. Larger: its intermediate results leave the cache; smaller: slower products.
 448 px of ViT-g give 1025 tokens, five chunks of 205: less time, and half the memory, than all at once."""
 
 
 class GraphOps:
-    """See :class:`.ops.Ops`.
+    """Implements :class:`.ops.Ops` by writing nodes.
 
     Args:
-        graph: Where to; its contract is declared.
-        tensors: The part's, by name; float32.
-        scheme_of: How each linear layer is quantised.
-        cache: How keys and values are stored; attention computes in float16 where they are.
+        graph: The graph to write to; its contract must be declared.
+        tensors: The part's tensors by name; float32.
+        scheme_of: The quantisation of each linear layer.
+        cache: The KV cache's storage; attention computes in float16 if the cache does.
         on_layer: Called with (number, count) before each layer.
     """
 
@@ -43,7 +43,7 @@ class GraphOps:
         self._linears = Linears(graph, tensors)
         self._cache, self._on_layer = cache, on_layer
         self._least: dict[str, float] = {}
-        """Of tensors that a GELU gave: no value is less."""
+        """Lower bounds of tensors that are outputs of a GELU."""
 
     def layers(self, count: int) -> Iterator[int]:
         for number in range(count):
@@ -191,5 +191,5 @@ class GraphOps:
 
 
 def chunk_size(tokens: int) -> int:
-    """How many tokens go through an MLP at a time: a divisor of all, or all of them where no divisor is of use."""
+    """Number of tokens in a chunk of an MLP: a divisor of all tokens, or all of them if no divisor is suitable."""
     return next((size for size in range(LARGEST_CHUNK, SMALLEST_CHUNK - 1, -1) if tokens % size == 0), tokens)

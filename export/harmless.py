@@ -1,4 +1,4 @@
-"""Names of configuration fields that change no number of an exported network, whatever they say.
+"""Names of configuration fields that never change the numbers of an exported network.
 
 They are those of ``transformers``' classes (4.36 to 5.0) and of the published projects' training code, PEFT's, and
 those of image processors. Where a reader gives one of them a meaning, it asks for the field and checks it.
@@ -39,11 +39,11 @@ logit_scale_init_value projection_dim vision_use_head
 _TOLD_BY_OTHERS = """
 hidden_size mm_hidden_size tie_word_embeddings vision_hidden_size vocab_size
 """
-"""By the shapes of weights, or by the configuration of the part that has them."""
+"""Fields determined by the shapes of weights, or by the configuration of the part that has them."""
 _OF_WHAT_IS_OFF = """
 image_grid_pinpoints num_queries num_resampler_layers qalora_group_size resampler_hidden_size
 """
-"""Readers refuse what these belong to: pictures cut into several, projectors with queries, adapters of groups."""
+"""Fields of unsupported features, which readers refuse: pictures cut into several, projectors with queries, adapters"""
 _IMAGE_PROCESSOR = """
 data_format default_to_square feature_extractor_type image_processor_type image_seq_length input_data_format
 processor_class return_tensors

@@ -1,4 +1,4 @@
-"""Linear layers: the one place where a precision becomes operators."""
+"""Linear layers: the only module that turns a precision into operators."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from .precision import (
 from .smoothing import INPUT_FACTOR, INPUT_ROTATION
 
 ACCURACY_LEVEL_INT8 = 4
-"""MatMulNBits computes with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
+"""Makes MatMulNBits compute with int8 activations; levels 0 and 1 unpack every weight to float32 at every token."""
 
 
 class Linears:
     """Writes a graph's linear layers.
 
     Args:
-        graph: Where to.
+        graph: The graph to write to.
         tensors: ``<name>.weight`` float32 [rows, columns], ``<name>.bias`` float32 [rows] where the layer has one, and
             where smoothing needs them ``<name>.input_factor`` float32 [columns], that the input is multiplied by, and
             ``<name>.input_rotation`` float32 [size, size], that blocks of it are multiplied by then; and where
@@ -46,13 +46,13 @@ class Linears:
         self._quantized: dict[str, _Tokens] = {}
 
     def __call__(self, x: str, name: str, outputs: Sequence[str], scheme: Scheme | None) -> list[str]:
-        """``x @ weight.T + bias``, in as many equal parts along the last axis as there are ``outputs``.
+        """``x @ weight.T + bias``, split into equal parts along the last axis, one for each of ``outputs``.
 
         Args:
             x: Tensor [..., columns].
-            name: Of the layer.
+            name: Name of the layer.
             outputs: Names of the results.
-            scheme: How it is quantised; None: not at all.
+            scheme: The quantisation; None for none.
         """
         weight, bias = self._tensors[f"{name}.weight"], self._tensors.get(f"{name}.bias")
         biases = [None] * len(outputs) if bias is None else bias.tensor_split(len(outputs))
@@ -66,7 +66,7 @@ class Linears:
         return [self._floats(x, *part) for part in parts]
 
     def _smoothed(self, x: str, name: str) -> str:
-        """``x`` as calibration wants it, for all layers that read it."""
+        """``x`` with the layer's smoothing, computed once for all layers that read it."""
         if x not in self._smooth:
             graph, smooth = self._graph, x
             factor, rotation = (self._tensors.get(f"{name}.{kind}") for kind in (INPUT_FACTOR, INPUT_ROTATION))
@@ -78,7 +78,7 @@ class Linears:
         return self._smooth[x]
 
     def _tokens(self, x: str, name: str, scheme: PerChannel) -> _Tokens:
-        """``x``, quantised once for all layers that read it."""
+        """``x`` quantised per-token, computed once for all layers that read it."""
         if x not in self._quantized:
             minimum = None
             if scheme.minimum is not None and f"{name}.{INPUT_ROTATION}" not in self._tensors:
@@ -135,7 +135,7 @@ class Linears:
         return list(outputs)
 
     def _in_groups(self, name: str, weight: Tensor, scheme: GroupWise) -> tuple[Tensor, Tensor]:
-        """Packed values and scales: as calibration found them, or each value rounded by itself."""
+        """Packed values and scales: those from calibration, or with each value rounded to nearest."""
         if scheme.bits == 8:
             return quantize_groups(weight, scheme.size)
         if f"{name}.{PACKED_INT4}" in self._tensors:
@@ -143,7 +143,7 @@ class Linears:
         return quantize_groups_int4(weight, scheme.size)
 
     def _quantized_tokens(self, x: str, name: str, minimum: Tensor | None) -> _Tokens:
-        """``minimum``, float32 [columns]: what ``x`` had taken off, so that it is never below 0."""
+        """Quantise ``x`` per-token; ``minimum``, float32 [columns], was subtracted so that it is never below 0."""
         graph = self._graph
         axis = graph.constant("last_axis", [-1])
         if minimum is None:
@@ -186,13 +186,13 @@ class Linears:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """An input that was quantised with one scale for each token."""
+    """An input quantised per-token."""
 
     uint8: str
     largest: str
-    """Tensor [..., 1]: the largest magnitude of each."""
+    """Largest magnitude of each token, tensor [..., 1]."""
     step: str
-    """What one step of ``uint8`` is worth, in proportion to it."""
+    """Value of one ``uint8`` step, relative to it."""
     zero_point: str
     minimum: Tensor | None
-    """What was taken off before, float32 [columns]."""
+    """Minimum that was subtracted before, float32 [columns]."""

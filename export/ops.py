@@ -1,6 +1,6 @@
-"""The verbs that a part's ``run`` is written in.
+"""The operations that a part's ``run`` is written in.
 
-:class:`.graph_ops.GraphOps` writes the nodes of an ONNX graph, :class:`.torch_ops.TorchOps` computes the same in
+:class:`.graph_ops.GraphOps` writes them as nodes of an ONNX graph, :class:`.torch_ops.TorchOps` computes them in
 torch. Names are those of the part's ``tensors``: a linear layer ``name`` has ``name.weight`` and ``name.bias``.
 Activations are [batch, sequence, width] unless a verb says otherwise; heads lie side by side in the last axis.
 """
@@ -16,9 +16,9 @@ import torch
 T = TypeVar("T")
 
 Activation = Literal["erf", "tanh", "quick"]
-"""GELU, exact; its tanh form; x * sigmoid(1.702 x)."""
+"""Variants of GELU: exact; the tanh approximation; x * sigmoid(1.702 x)."""
 LEAST: dict[Activation, float] = {"erf": -0.17, "tanh": -0.1701, "quick": -0.1637}
-"""Just below the least value of each: no output needs a step of int8 for less."""
+"""Lower bound of each variant: int8 steps need not cover lower outputs."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Rotary:
     dim: int
     theta: float
     positions: int
-    """The context."""
+    """Number of positions in the context."""
 
     def angles(self, length: int) -> torch.Tensor:
         """Position * theta^(-2j / dim), float32 [length, dim / 2]."""
@@ -38,19 +38,19 @@ class Rotary:
 
 
 class Ops(Protocol[T]):
-    """What a network is made of. ``T`` is a tensor: its name in a graph, or its value."""
+    """The operations of a network. ``T`` is a tensor: its name in a graph, or its value."""
 
     def layers(self, count: int) -> Iterator[int]:
-        """0 to ``count`` - 1, one a layer: progress is counted by it."""
+        """Iterate over 0 to ``count`` - 1, one for each layer; used to report progress."""
 
     def tap(self, row: str, x: T) -> None:
-        """Mark a tensor, so that ``verify`` compares it with the oracle's under the name ``row``."""
+        """Mark a tensor for ``verify``, which compares it with the oracle's under the name ``row``."""
 
     def patches(self, pixel_values: T, name: str, size: int) -> T:
         """Convolution with kernel and stride ``size``: [batch, 3, side, side] to [batch, patches, width]."""
 
     def class_token(self, x: T, name: str) -> T:
-        """The tensor ``name`` [1, 1, width] before the first token of each picture."""
+        """Insert the tensor ``name`` [1, 1, width] before the first token of each picture."""
 
     def add_positions(self, x: T, name: str, output: str) -> T:
         """The sum of x and the tensor ``name`` [1, sequence, width]."""
@@ -71,34 +71,34 @@ class Ops(Protocol[T]):
         """LayerNorm over each head's dimensions, with one weight and bias for all heads."""
 
     def add(self, x: T, y: T, name: str) -> T:
-        """The sum."""
+        """The sum of both."""
 
     def add_norm(self, x: T, update: T, name: str, epsilon: float) -> tuple[T, T]:
-        """(x + update, its LayerNorm)."""
+        """The sum x + update, and its LayerNorm."""
 
     def linear(self, x: T, name: str) -> T:
-        """X @ weight.T + bias; without a bias where the part has no ``name.bias``."""
+        """``x @ weight.T + bias``; without a bias if the part has no ``name.bias``."""
 
     def split_linear(self, x: T, name: str, parts: int) -> tuple[T, ...]:
-        """The same, cut into equal parts along the last axis."""
+        """Like ``linear``, split into equal parts along the last axis."""
 
     def wide_linear(self, x: T, name: str, parts: int) -> T:
-        """The same as ``linear``, for so many outputs that a graph computes them in parts."""
+        """Like ``linear``, for so many outputs that a graph computes them in parts."""
 
     def activation(self, x: T, kind: Activation, name: str) -> T:
-        """GELU of one kind."""
+        """GELU of the given variant."""
 
     def chunked(self, x: T, name: str, sizes: tuple[int, int], body: Callable[[T], T]) -> T:
-        """``body`` of x [batch, *sizes] with sizes (tokens, width), some tokens at a time where that pays."""
+        """``body`` of x [batch, *sizes] with sizes (tokens, width), applied to chunks of tokens if that is faster."""
 
     def attention(self, q: T, k: T, v: T, name: str, heads: int) -> T:
         """softmax(q k^T / sqrt(head_dim)) v, each token seeing all of the context k, v."""
 
     def rotate(self, x: T, name: str, heads: int, rotary: Rotary) -> T:
-        """Rotary positions."""
+        """Apply rotary positions."""
 
     def causal_attention(self, q: T, k: T, v: T, layer: int, name: str, heads: int) -> T:
-        """The same as ``attention``, each token seeing itself and those before it, those in the KV cache included."""
+        """Like ``attention``, but each token attends to itself and those before it, including those in the KV cache."""
 
     def last_positions(self, x: T) -> T:
-        """The positions whose logits are wanted."""
+        """The last positions, whose logits are requested."""

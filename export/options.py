@@ -1,4 +1,4 @@
-"""Options that the commands share."""
+"""Options shared by the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .sources.families import STAGES
 
 
 def add_source_files(parser: argparse.ArgumentParser) -> None:
-    """The published files: names of the options are those of :class:`.sources.SourceFiles`."""
+    """Add the options for published files, with the names of :class:`.sources.SourceFiles`."""
     siblings = parser.add_argument_group("LLaVA-Phi, Mipha, TinyLLaVA, Bunny")
     siblings.add_argument("--model", type=Path, metavar="DIR", help="the published folder, with config.json")
     siblings.add_argument(

@@ -1,4 +1,4 @@
-"""int8 and int4: the one place where a float becomes an integer, and what that rounding does to a product.
+"""int8 and int4 quantisation: all rounding of floats to integers, and its error in products.
 
 Two schemes. Group-wise: a scale for each group of values along the input dimension, of the weights (8 or 4 bits) and of
 the activations (8 bits) alike; what MatMulNBits computes, fastest for one token at a time. Per-channel: a scale for
@@ -19,16 +19,16 @@ from tinygptv.runtime.bundle.manifest import DECODER, PROJECTOR, VISION_ENCODER
 from torch import Tensor
 
 ZERO_POINT = 128
-"""What MatMulNBits takes for zero where a graph gives no zero points (8 bits); ours for a token's uint8 values too."""
+"""Default zero point of MatMulNBits (8 bits); also used for a token's uint8 values."""
 LARGEST = 127
 LARGEST_UNSIGNED = 255
 INT4_ZERO_POINT, LEAST_INT4, LARGEST_INT4 = 8, -8, 7
-"""Of MatMulNBits with 4 bits: what stands for zero where a graph gives no zero points, and the steps around it."""
+"""Zero point of MatMulNBits with 4 bits if a graph gives none, and the range of values around it."""
 SHRINKING = (1.0, 0.9, 0.8, 0.7)
 """Scales tried for a group of 4 bits, relative to the one that reaches its largest magnitude: clipping that one value
 makes the steps of all others finer."""
 CHUNK_VALUES = 16 << 20
-"""float32 values quantised at a time: bounds the temporaries to a few times 64 MiB whatever the matrix."""
+"""Number of float32 values quantised at a time: limits temporaries to a few times 64 MiB for any matrix."""
 SMALLEST_STEP = 1e-30
 """A row of zeros has no scale; any step quantises it to zeros."""
 
@@ -90,7 +90,7 @@ def best_scales_int4(values: Tensor, cost: Tensor) -> Tensor:
 
     Args:
         values: float32 [group_size, ...], groups along the first axis.
-        cost: Of the squared error of each value of a group, float32 [group_size].
+        cost: Weight of each value's squared error in a group, float32 [group_size].
 
     Returns:
         float32 [...]; of a group of zeros 0.
@@ -105,7 +105,7 @@ def best_scales_int4(values: Tensor, cost: Tensor) -> Tensor:
 
 
 def steps_int4(values: Tensor, scale: Tensor) -> Tensor:
-    """``values`` in whole steps of ``scale``, -8 to 7, as float32."""
+    """``values`` in steps of ``scale``, rounded to integers from -8 to 7, as float32."""
     # All zeros have scale 0 and are zeros by any divisor.
     return (values / torch.where(scale == 0, 1.0, scale)).round_().clamp_(LEAST_INT4, LARGEST_INT4)
 
@@ -138,57 +138,57 @@ def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_groups(x: Tensor, group_size: int) -> Tensor:
-    """What is left of float32 [rows, columns] after quantising in groups: weights or activations of MatMulNBits."""
+    """Float32 [rows, columns] after group-wise quantisation and back: weights or activations of MatMulNBits."""
     scaled, scale = _scaled(_in_groups(x, group_size))
     return (scaled.round_() * scale).flatten(1)[:, : x.shape[1]]
 
 
 def round_groups_int4(x: Tensor, group_size: int) -> Tensor:
-    """The same for weights of 4 bits."""
+    """Weights after group-wise quantisation to 4 bits and back."""
     groups = _in_groups(x, group_size).movedim(2, 0)
     scale = best_scales_int4(groups, torch.ones(group_size))
     return steps_int4(groups, scale).mul_(scale).movedim(0, 2).flatten(1)[:, : x.shape[1]]
 
 
 def round_rows(x: Tensor) -> Tensor:
-    """The same for one symmetric scale a row: weights, or activations of a token."""
+    """Values after quantisation with one symmetric scale a row, and back: weights, or activations per-token."""
     scaled, scale = _scaled(x)
     return scaled.round_() * scale
 
 
 def round_rows_above(x: Tensor, minimum: Tensor) -> Tensor:
-    """The same for activations of which nothing is below ``minimum`` [columns]: all 256 steps from there up."""
+    """Activations that are never below ``minimum`` [columns], after quantisation from there up, and back."""
     step = (x - minimum).amax(dim=1, keepdim=True).clamp_min(SMALLEST_STEP) / LARGEST_UNSIGNED
     return ((x - minimum) / step).round_() * step + minimum
 
 
 def _in_groups(x: Tensor, group_size: int) -> Tensor:
-    """[rows, columns] to [rows, groups, group_size], padded with zeros."""
+    """Reshape [rows, columns] to [rows, groups, group_size], padded with zeros."""
     return torch.nn.functional.pad(x, (0, -x.shape[1] % group_size)).unflatten(1, (-1, group_size))
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` in steps of its scale, -127 to 127, along the last axis; and the scales, of size 1 there."""
+    """``x`` in steps of its scale along the last axis, from -127 to 127; and the scales, with size 1 on that axis."""
     scale = x.abs().amax(dim=-1, keepdim=True) / LARGEST
     # All zeros have scale 0 and are zeros by any divisor.
     return x / torch.where(scale > 0, scale, torch.ones_like(scale)), scale
 
 
 PROJECTOR_GROUP_SIZE, CAREFUL_GROUP_SIZE = 32, 64
-"""Of the projector; of the decoder's layers that a faster scheme's rounding costs too much."""
+"""Group sizes of the projector, and of decoder layers for which faster schemes are not exact enough."""
 LM_HEAD_GROUP_SIZES = {"int8": 16, "int4": 32}
-"""Of the decoder's last layer, by precision. Beside layers of 4 bits, groups of 16 would not show in the answers."""
+"""Group size of the decoder's last layer, by precision. With 4-bit layers, 16 would not change the answers."""
 LARGER_GROUP_SIZES = (256, 128)
-"""Of those other layers, tried first."""
+"""Larger group sizes for decoder layers, tried first."""
 INT4_GROUP_SIZES = (128, 32)
-"""Of 4-bit weights, the fastest first: with 128 a token is decoded, and a prompt read, 1.4 times as fast as with 32
+"""Group sizes of 4-bit weights, the fastest first: 128 decodes a token, and reads a prompt, 1.4 times as fast as 32
 (MatMulNBits at Phi-2's sizes, Zen 4)."""
 CLOSE_ENOUGH = 3e-4
 """Squared error of a layer's products in proportion to them, up to which calibration takes a faster scheme. Rounding
 normally distributed inputs and weights costs half of it per-channel: (4 / 127)^2 / 12 each, where the largest of
 thousands are four standard deviations. More is outliers that neither smoothing nor rotation could help."""
 CLOSE_ENOUGH_INT4 = 0.02
-"""The same for weights of 4 bits, of which normally distributed ones in groups of 128 cost half of it too, each rounded
+"""As CLOSE_ENOUGH, for 4-bit weights: normally distributed ones in groups of 128 cost half of it too, each rounded
 by itself."""
 
 
@@ -197,8 +197,8 @@ class GroupWise:
     """MatMulNBits: weights of 8 or 4 bits and int8 activations, a scale for each group of values along the input.
 
     Args:
-        size: Values of a group.
-        bits: Of a weight.
+        size: Number of values in a group.
+        bits: Bits of a weight.
     """
 
     size: int
@@ -206,24 +206,24 @@ class GroupWise:
 
     @property
     def way(self) -> str:
-        """As the table of costs calls it."""
+        """Name in the table of costs."""
         return f"{'4 bits, ' if self.bits == 4 else ''}blocks {self.size}"
 
     @property
     def close_enough(self) -> float:
-        """Of the squared error in proportion to the products."""
+        """Maximum accepted squared error, relative to the products."""
         return CLOSE_ENOUGH if self.bits == 8 else CLOSE_ENOUGH_INT4
 
     def above(self, least: float) -> GroupWise:
-        """The scheme for an input that is never less: the same, groups have no use for it."""
+        """The scheme for an input with a lower bound: unchanged, as groups do not use it."""
         return self
 
     def round_weight(self, weight: Tensor) -> Tensor:
-        """What quantising leaves of a weight matrix [rows, columns]."""
+        """A weight matrix [rows, columns] after quantisation and back."""
         return (round_groups if self.bits == 8 else round_groups_int4)(weight, self.size)
 
     def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
-        """What quantising leaves of an input [tokens, columns]; a smoothing factor changes no group."""
+        """An input [tokens, columns] after quantisation and back; a smoothing factor changes no group."""
         return round_groups(x, self.size)
 
 
@@ -239,32 +239,32 @@ class PerChannel:
 
     @property
     def way(self) -> str:
-        """As the table of costs calls it."""
+        """Name in the table of costs."""
         return "rows"
 
     @property
     def close_enough(self) -> float:
-        """Of the squared error in proportion to the products."""
+        """Maximum accepted squared error, relative to the products."""
         return CLOSE_ENOUGH
 
     def above(self, least: float) -> PerChannel:
-        """The scheme for an input that is never less."""
+        """The scheme for an input with a lower bound."""
         return PerChannel(least)
 
     def round_weight(self, weight: Tensor) -> Tensor:
-        """What quantising leaves of a weight matrix [rows, columns]."""
+        """A weight matrix [rows, columns] after quantisation and back."""
         return round_rows(weight)
 
     def round_input(self, x: Tensor, factor: Tensor) -> Tensor:
-        """What quantising leaves of an input [tokens, columns] that was divided by ``factor`` [columns]."""
+        """An input [tokens, columns] divided by ``factor`` [columns], after quantisation and back."""
         return round_rows(x) if self.minimum is None else round_rows_above(x, self.minimum / factor)
 
 
 Scheme = GroupWise | PerChannel
 SchemeOf = Callable[[str], Scheme | None]
-"""How the linear layer of a name is quantised; None: not at all."""
+"""Maps a linear layer's name to its quantisation; None for none."""
 CandidatesOf = Callable[[str], tuple[Scheme, ...]]
-"""How the linear layer of a name may be quantised, the fastest first and the most exact last; empty: not at all."""
+"""Maps a linear layer's name to possible quantisations, from the fastest to the most exact; empty for none."""
 
 
 def candidates(precision: str, group_size: int | None, exact: Collection[str] = ()) -> dict[str, CandidatesOf]:
@@ -312,14 +312,14 @@ def candidates(precision: str, group_size: int | None, exact: Collection[str] = 
 
 
 COSTS = Path(__file__).with_name("costs.json")
-"""By CPU, and by tokens at once: milliseconds of the decoder's products each way, as benchmarks/full_size/kernels.py
+"""Milliseconds of the decoder's products with each scheme, by CPU and number of tokens; benchmarks/full_size/kernels.py
 measured them."""
 PROMPTS, STEPS = 5, 32
 """What a question costs: passes of 70 tokens (a prompt has 70 with TinyGPT-V, 750 with some siblings), and of one."""
 
 
 def cost(scheme: Scheme) -> float:
-    """Of a question with its answer, in proportion to what it costs in groups of 64; mean of the CPUs measured."""
+    """Cost of a question with its answer, relative to groups of 64; mean of the measured CPUs."""
 
     def on(milliseconds: Mapping[str, Mapping[str, float]], way: str) -> float:
         return PROMPTS * milliseconds["70"][way] + STEPS * milliseconds["1"][way]
@@ -329,7 +329,7 @@ def cost(scheme: Scheme) -> float:
 
 
 def worthwhile(schemes: tuple[Scheme, ...]) -> tuple[Scheme, ...]:
-    """Those of some schemes, the most exact last, that cost less than each one behind them."""
+    """Filters schemes, of which the most exact is last: keeps those that cost less than all later ones."""
     kept: list[Scheme] = []
     for scheme in reversed(schemes):
         if not kept or cost(scheme) < cost(kept[0]):
@@ -343,7 +343,7 @@ def _costs() -> list[dict[str, dict[str, float]]]:
 
 
 def chosen(candidates_of: CandidatesOf, choice: Mapping[str, Scheme]) -> SchemeOf:
-    """The scheme of each layer: that of ``choice``, or the most exact one where nothing was measured."""
+    """The scheme of each layer: the one in ``choice``, or the most exact one if it was not measured."""
 
     def scheme_of(name: str) -> Scheme | None:
         left = candidates_of(name)

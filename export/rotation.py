@@ -1,4 +1,4 @@
-"""Rotations that spread a linear layer's outlier channels over many, so that one int8 scale serves all of them.
+"""Rotations that spread a linear layer's outlier channels over many, so that one int8 scale fits all of them.
 
 y = W x stays the same where x is multiplied by an orthogonal matrix and W by its transpose (Chee et al. 2023, QuIP,
 https://arxiv.org/abs/2307.13304; Ashkboos et al. 2024, QuaRot, https://arxiv.org/abs/2404.00456). The matrix is
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Channels that an outlier is spread over, at most."""
+"""Maximum number of channels that an outlier is spread over."""
 
 
 def block_of(width: int) -> int:
-    """The block's size for inputs of a width: its largest divisor up to :data:`BLOCK`; of a prime width 1, no rotation.
+    """The block size for inputs of a width: its largest divisor up to :data:`BLOCK`; 1 (no rotation) for a prime.
 
     2560, 1408, 6144, 1152 and their like have 64; SigLIP's 4304 = 16 x 269 has 16.
     """
@@ -43,5 +43,5 @@ def orthogonal(size: int) -> Tensor:
 
 
 def rotate(x: Tensor, block: Tensor) -> Tensor:
-    """The last axis of x [..., width] in blocks, each times ``block`` [size, size]."""
+    """Split the last axis of x [..., width] into blocks, and multiply each by ``block`` [size, size]."""
     return (x.unflatten(-1, (-1, len(block))) @ block).flatten(-2)

@@ -28,7 +28,7 @@ from .torch_ops import TorchOps, Value
 INPUT_FACTOR = "input_factor"
 """Suffix of the tensor a linear layer's input is multiplied by, where nothing before it could take the division."""
 INPUT_ROTATION = "input_rotation"
-"""Suffix of the block that a linear layer's input is rotated by after that, where nothing before it could be."""
+"""Suffix of the rotation block for a linear layer's input, if no earlier layer can absorb the rotation."""
 STRENGTHS = (0.0, 0.5)
 """How much of the range moves into the weights (alpha, in the paper's equation 4), tried in turn: none, or one half.
 Where rounding errs alike in all channels, as after a rotation, one half is the least error (by Cauchy's inequality)."""
@@ -45,15 +45,15 @@ class Group:
 
     linears: tuple[str, ...]
     norm: str = ""
-    """The norm that the tensor comes from."""
+    """Name of the norm whose output the tensor is."""
     norm_has_bias: bool = True
-    """An RMSNorm has none, and can divide but not move."""
+    """Whether the norm has a bias; without one (RMSNorm) it can divide but not shift."""
     values: str = ""
     """The fused q, k, v layer of the attention that the tensor comes from: each channel mixes one row of v."""
     heads: int = 0
-    """Of that attention."""
+    """Number of heads of that attention."""
     least: float | None = None
-    """No value of the tensor is less."""
+    """Lower bound of the tensor's values."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,20 @@ class Smoothing:
     rotation: Tensor | None = None
     """The block of a rotation, float32 [size, size]; None for none."""
     error: float = 0.0
-    """Of the group's products in int8: squared, in proportion to the output, tokens' mean; summed over layers."""
+    """Squared int8 error of the group's products, relative to the output: mean over tokens, summed over layers."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """What becomes of an input [tokens, channels]."""
+        """Apply the smoothing to an input [tokens, channels]."""
         return _rotated((x - self.shift) / self.factor, self.rotation)
 
     @property
     def nothing(self) -> bool:
-        """Whether the input stays as it is."""
+        """Whether the smoothing leaves the input unchanged."""
         return self.rotation is None and not self.shift.any() and bool((self.factor == 1).all())
 
 
 def groups_of(part: Part, sizes: Any) -> tuple[Group, ...]:
-    """The groups of a part, in the order of computation: found by its ``run`` on the meta device."""
+    """The groups of a part in the order of computation, found by running it on the meta device."""
     shapes = part.tensors(sizes)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     readers: dict[Value, list[str]] = {}
@@ -97,7 +97,7 @@ def _group(x: Value, linears: Sequence[str], read_otherwise: bool) -> Group:
 
 
 class _Listening:
-    """Passes the verbs on, and keeps the tensors that any other than a linear layer reads."""
+    """Forwards operations, and records the tensors that are read by anything but a linear layer."""
 
     def __init__(self, ops: TorchOps) -> None:
         self._ops = ops
@@ -113,7 +113,7 @@ class _Listening:
 
 
 PASSING = ("linear", "split_linear", "wide_linear", "chunked", "last_positions")
-"""Verbs that read nothing but linear layers' inputs, or only hand a tensor on; not ``tap``, by which it is shown."""
+"""Operations that only feed linear layers or pass a tensor on; not ``tap``, which exposes it."""
 
 
 class Smoothed(Mapping[str, Tensor]):
@@ -121,7 +121,7 @@ class Smoothed(Mapping[str, Tensor]):
 
     Args:
         tensors: The model's, by name; float32.
-        smoothings: Of the groups that have one.
+        smoothings: Smoothing by group; groups without one are left unchanged.
         rounded: Further tensors, that a :class:`.compensation.Compensator` made of the others.
     """
 
@@ -181,7 +181,7 @@ class Smoothed(Mapping[str, Tensor]):
                 self._added[f"{linear}.{INPUT_ROTATION}"] = block
 
     def _need_bias(self, linear: str, rows: int, shift: Tensor) -> None:
-        """A layer without a bias gets one, of zeros, that the edits of a shift begin with."""
+        """Give a layer without a bias one of zeros, so that a shift can be added to it."""
         if shift.any() and f"{linear}.bias" not in self:
             self._added[f"{linear}.bias"] = torch.zeros(rows)
 
@@ -194,7 +194,7 @@ def _rotated(x: Tensor, block: Tensor | None) -> Tensor:
 
 
 def _values_rotated(x: Tensor, rest: int, block: Tensor) -> Tensor:
-    """The rows of v, which are those after ``rest``, of a weight [rows, columns] or a bias [rows]."""
+    """Rotate the rows of v, which follow the first ``rest``, of a weight [rows, columns] or a bias [rows]."""
     return torch.cat((x[:rest], rotate(x[rest:].t(), block).t()))
 
 
@@ -204,13 +204,13 @@ def find_smoothing(
     weights: Iterable[Tensor],
     scheme: Scheme,
 ) -> Smoothing:
-    """The smoothing of a group with which int8 products come closest to exact ones.
+    """The smoothing of a group that minimises the error of its int8 products.
 
     Args:
-        group: Whose input it is.
+        group: The group that reads the input.
         x: Input seen in calibration, float32 [tokens, channels].
-        weights: Of the group's linear layers, float32 [rows, channels] each.
-        scheme: How they are quantised.
+        weights: Weights of the group's linear layers, float32 [rows, channels] each.
+        scheme: The quantisation of the layers.
     """
     matrices = list(weights)
     zero, width = torch.zeros(x.shape[1]), x.shape[1]
@@ -250,13 +250,13 @@ def find_smoothing(
 
 
 CLEARLY_LESS = 0.97
-"""Of the squared error of no smoothing at all: what gains less was fitted to what calibration happened to see."""
+"""Maximum error relative to no smoothing at all: a smaller gain would only be fitted to the calibration data."""
 SAMPLED_TOKENS, SAMPLED_ROWS = 512, 1024
-"""Of the input and of each weight matrix, evenly spread: enough to tell strengths apart, in a fraction of the time."""
+"""Rows sampled from the input and from each weight matrix, evenly spaced: enough to compare strengths, and faster."""
 
 
 def _reach(x: Tensor) -> Tensor:
-    """Root mean square of each column; the paper's largest magnitude did a little worse on a language model."""
+    """Root mean square of each column; on a language model, the paper's largest magnitude was slightly worse."""
     return x.square().mean(dim=0).sqrt().clamp_min(SMALLEST_RANGE)
 
 
@@ -272,5 +272,5 @@ def _loudness(products: Tensor) -> Tensor:
 
 
 def _spread(x: Tensor, count: int) -> Tensor:
-    """At most ``count`` rows, evenly spread."""
+    """At most ``count`` rows, evenly spaced."""
     return x[:: -(-len(x) // count)]

@@ -1,4 +1,4 @@
-"""The torch twin of the graph writer: a part computed in float32, one layer's weights at a time.
+"""The torch counterpart of the graph writer: computes a part in float32, one layer's weights at a time.
 
 Calibration watches the input of every linear layer with it. Run on the meta device it computes nothing, and shows
 which linear layers read the same tensor and where that tensor comes from.
@@ -18,7 +18,7 @@ from .ops import LEAST, Activation, Rotary
 
 @dataclass(frozen=True)
 class Origin:
-    """What computed a tensor, as far as smoothing can make use of it."""
+    """The origin of a tensor, as far as smoothing can use it."""
 
     norm: str = ""
     """The norm whose output it is."""
@@ -26,9 +26,9 @@ class Origin:
     values: str = ""
     """The linear layer whose last third are the values v that an attention mixes: the tensor is the mixture."""
     heads: int = 0
-    """Of that attention."""
+    """Number of heads of that attention."""
     least: float | None = None
-    """No value is less."""
+    """Lower bound of the values."""
 
 
 UNKNOWN = Origin()
@@ -36,20 +36,20 @@ UNKNOWN = Origin()
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor on its way through a network; two are the same only if they are one object."""
+    """An intermediate tensor of a network; two are the same only if they are one object."""
 
     data: Tensor
     origin: Origin = UNKNOWN
 
 
 Observe = Callable[[str, Value], object]
-"""Is given the name and the input of each linear layer, in the order of computation."""
+"""Called with the name and the input of each linear layer, in the order of computation."""
 OnCache = Callable[[str, Value, Value, int], object]
-"""Is given the name of each causal attention, the keys and values that the KV cache holds of it, and its heads."""
+"""Called for each causal attention with its name, the keys and values in its KV cache, and its number of heads."""
 
 
 class TorchOps:
-    """See :class:`.ops.Ops`.
+    """Implements :class:`.ops.Ops` by computing in torch.
 
     Args:
         tensors: The part's, by name; float32.

@@ -63,7 +63,7 @@ class Answer:
 
 
 class AnswerWriter:
-    """Puts one answer together from its tokens as they come."""
+    """Builds one answer from its tokens as they are generated."""
 
     def __init__(
         self,
@@ -75,18 +75,18 @@ class AnswerWriter:
     ) -> None:
         """
         Args:
-            detokenizer: A fresh one.
-            prompt_tokens: Positions of the prompt.
-            max_new_tokens: How many tokens may come.
-            truncated_turns: Turns that were left out of the prompt.
-            boxes: Whether the text may hold boxes.
+            detokenizer: A new detokenizer.
+            prompt_tokens: Number of positions of the prompt.
+            max_new_tokens: Maximum number of tokens.
+            truncated_turns: Number of turns left out of the prompt.
+            boxes: Whether the text may contain boxes.
         """
         self._detokenizer = detokenizer
         self._prompt_tokens = prompt_tokens
         self.max_new_tokens = max_new_tokens
         self._truncated_turns = truncated_turns
         self.cached_tokens = 0
-        """Positions of the prompt that need not be computed; set by whoever runs the decoder."""
+        """Number of the prompt's positions that were cached; set by the caller that runs the decoder."""
         self._boxes = boxes
         self._images: Sequence[EncodedImage] = ()
         self._encoded: Sequence[EncodedImage] = ()
@@ -97,21 +97,21 @@ class AnswerWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether no more tokens are wanted: a stop string was met, or ``max_new_tokens`` have come."""
+        """Whether the answer needs no more tokens: a stop string was found, or ``max_new_tokens`` were generated."""
         return self._detokenizer.stopped or len(self._token_ids) == self.max_new_tokens
 
     def begin(self, images: Sequence[EncodedImage], encoded: Sequence[EncodedImage]) -> None:
-        """Start the clock: prefill is about to begin.
+        """Start the timing, immediately before prefill.
 
         Args:
-            images: What the answer is about.
-            encoded: Those of them that were encoded for this very answer; their time is part of the answer's.
+            images: The images of the question.
+            encoded: Those that were encoded for this answer; the time for that is included in the answer's.
         """
         self._images, self._encoded = images, encoded
         self._asked = time.perf_counter()
 
     def push(self, token_id: int) -> str:
-        """Take a token; returns the text that can be shown by now, which may be empty."""
+        """Add a token; returns the text that is now final, which may be empty."""
         self._last = time.perf_counter()
         self._first = self._first or self._last
         self._token_ids.append(token_id)
@@ -120,12 +120,12 @@ class AnswerWriter:
         return piece
 
     def record(self, token_id: int, logits: NDArray[np.float32], count: int) -> None:
-        """Note how probable a token is that was sampled, and is pushed next unless it ends the text.
+        """Record the log-probability of a sampled token, which is pushed next unless it ends the text.
 
         Args:
-            token_id: Of the token.
-            logits: What the model gave, float32 [vocabulary].
-            count: How many of the most probable tokens are noted with it.
+            token_id: The sampled token.
+            logits: The model's logits, float32 [vocabulary].
+            count: Number of most probable tokens to record with it.
         """
         text = self._detokenizer.token_bytes
         sampled, *top = (TokenLogprob(each, text(each), value) for each, value in logprobs_of(logits, token_id, count))
@@ -133,11 +133,11 @@ class AnswerWriter:
 
     @property
     def logprobs(self) -> Sequence[TokenLogprob]:
-        """Of the tokens so far, as :attr:`Answer.logprobs`."""
+        """Log-probabilities of the tokens so far, as in :attr:`Answer.logprobs`."""
         return self._logprobs[: len(self._token_ids)]
 
     def finish(self, cancelled: bool = False) -> tuple[str, Answer]:
-        """The text held back until now, and the complete answer."""
+        """Finish the answer; returns the remaining text and the complete answer."""
         # An answer may be over before its first token, or before prefill.
         first = self._first or time.perf_counter()
         self._asked = self._asked or first
@@ -199,12 +199,12 @@ class AnswerStream(Iterator[str]):
     ) -> None:
         """
         Args:
-            ids: Token ids as they are decoded; the first ``next`` is the prefill.
-            writer: A fresh one.
-            images: Those that the answer is about.
-            encoded: Those of them that this very call encoded.
-            cancellation: What ``ids`` are cancelled by.
-            callback: Called with the answer as soon as it is complete, before anybody else gets it.
+            ids: Token ids as they are decoded; the first ``next`` runs the prefill.
+            writer: A new writer.
+            images: The images of the question.
+            encoded: Those that were encoded by this call.
+            cancellation: The cancellation that ``ids`` check.
+            callback: Called with the complete answer before anything else receives it.
         """
         self._ids = ids
         self._writer = writer

@@ -24,7 +24,7 @@ class AsyncAnswerStream(AsyncIterator[str]):
         self._start = start
         self._cancellation = Cancellation()
         self._lock = threading.Lock()
-        """Held while a thread works on the stream: a task that was cancelled leaves its thread behind."""
+        """Held while a thread uses the stream: a cancelled task leaves its thread running."""
         self._stream: AnswerStream | None = None
         self._answer: Answer | None = None
 

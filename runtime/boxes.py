@@ -66,8 +66,8 @@ def parse_boxes(text: str, width: int, height: int, view: View | None = None) ->
 
     Args:
         text: Any text; what is not a box is ignored.
-        width: Of the upright picture in pixels, such as :attr:`EncodedImage.width`.
-        height: Likewise.
+        width: Width of the upright picture in pixels, such as :attr:`EncodedImage.width`.
+        height: Height of the upright picture in pixels, such as :attr:`EncodedImage.height`.
         view: What the model was shown, such as :attr:`EncodedImage.view`; the whole picture if None.
 
     Returns:
@@ -141,8 +141,8 @@ def format_box(
         top: Likewise.
         right: More than ``left``, at most ``width``: the first column outside, as in :class:`Box`.
         bottom: Likewise.
-        width: Of the upright picture in pixels.
-        height: Likewise.
+        width: Width of the upright picture in pixels.
+        height: Height of the upright picture in pixels.
         view: What the model is shown, such as :attr:`EncodedImage.view`; the whole picture if None. Of a box that
             reaches beyond it, the part within it.
 
@@ -170,7 +170,7 @@ def identify_question(
 
 
 def _extents(width: int, height: int, view: View | None) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where 0 and 100 are, across and down."""
+    """The positions of 0 and 100, horizontally and vertically."""
     if width < 1 or height < 1:
         raise ArgumentError(f"the picture's size is {width} x {height}; expected at least one pixel each way")
     left, top, right, bottom = view or (0, 0, width, height)
@@ -178,7 +178,7 @@ def _extents(width: int, height: int, view: View | None) -> tuple[tuple[float, f
 
 
 def _pixels(one: int, other: int, size: int, extent: tuple[float, float]) -> tuple[int, int]:
-    """Two edges in hundredths, in any order, as the first pixel inside and the first one beyond."""
+    """Two edges in hundredths, in any order, converted to the first pixel inside and the first one outside."""
     start, end = extent
     low, high = sorted(min(max(edge, 0), 100) for edge in (one, other))
     first, last = (math.floor(start + edge * (end - start) / 100 + 0.5) for edge in (low, high))
@@ -212,7 +212,7 @@ def _hundredths(
 
 
 def _joint(blanks: str, after: str) -> str:
-    """What stands between two words where a box was."""
+    """The text between two words after a box was removed."""
     if after[0] in ",.;:!?)":
         return ""
     return "\n" if "\n" in blanks else " "

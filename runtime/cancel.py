@@ -31,7 +31,7 @@ class Cancellation:
         self._lock = threading.Lock()
         self._requested = False
         self._ends: list[Callable[[], object]] = []
-        """What ends each thing that is being done or waited for."""
+        """Functions that end running computations and waits."""
 
     @property
     def requested(self) -> bool:

@@ -69,7 +69,7 @@ def caption_each(
     """
     wanted = model.manifest.caption_question if question is None else question
     readable: list[int] = []
-    """Numbers of the pictures that could be read, in the order in which they are asked about."""
+    """Indices of the readable pictures, in the order of their questions."""
     failed: list[tuple[int, Captioned]] = []
 
     def asked() -> Iterator[tuple[EncodedImage, str]]:

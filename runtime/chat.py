@@ -126,13 +126,13 @@ class Chat:
         return merged(chosen, {"template": self._template})
 
     def _end(self) -> None:
-        """Close an answer that is not read any more."""
+        """Close an answer that is no longer read."""
         if self._stream is not None:
             self._stream.close()
 
 
 class _ChatCache:
-    """Keeps a chat's sequence for it, all of it; the first comes from what other questions left."""
+    """Keeps a chat's complete sequence; the first one comes from the cache shared with other questions."""
 
     def __init__(self, prefixes: PrefixCache) -> None:
         self._prefixes = prefixes
@@ -146,6 +146,6 @@ class _ChatCache:
         self._sequence = sequence
 
     def forget_turns(self) -> None:
-        """Keep what any first question begins with."""
+        """Discard all but the positions that every first question shares."""
         if self._sequence:
             self._sequence.shrink()

@@ -15,7 +15,7 @@ from .commands.terminal import complain, replace_what_lacks
 from .errors import TinyGPTVError, is_memory_shortage, line_of
 
 COMMANDS = (ask, chat, app, caption, serve, mcp, bundle, tune, doctor)
-"""Modules, in the order of the help; each has ``add(commands)``, which says what runs it: ``set_defaults(run=...)``."""
+"""Command modules in the order of the help; each has ``add(commands)``, which sets the function to run."""
 EXAMPLES = f"""\
 examples:
   tinygptv ask photo.jpg "What is in this picture?" --bundle ~/models/tinygptv
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_stdout() -> None:
-    """Writing what is left at exit would fail, and complain, once more."""
+    """Redirect stdout, so that flushing it at exit does not fail again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Looks the version up when it is asked for: that takes a tenth of a command's start."""
+    """Looks up the version only on request, since that takes a tenth of a command's start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version

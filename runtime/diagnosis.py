@@ -1,4 +1,4 @@
-"""What this machine can do with a bundle, and what it will: one look at everything that speed and memory depend on."""
+"""Reports what a bundle can do on this machine: everything that speed and memory depend on."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ PACKAGES = ("tinygptv", "onnxruntime", "numpy", "pillow", "tokenizers")
 
 @dataclass(frozen=True)
 class TunedState:
-    """One place where a tuned copy may be."""
+    """One folder in which a tuned copy may be."""
 
     folder: str
     usable: bool
     reason: str
-    """Why it is not; empty if it is."""
+    """Why there is no copy that fits; empty if there is one."""
 
 
 @dataclass(frozen=True)
 class BundleDiagnosis:
-    """A bundle that can be read."""
+    """The diagnosis of a readable bundle."""
 
     folder: str
     name: str
     family: str
     stage: int | None
-    """Of TinyGPT-V's training; None for the other families."""
+    """Training stage of TinyGPT-V; None for the other families."""
     precision: dict[str, str]
-    """Of each graph."""
+    """The precision of each graph."""
     bytes: int
     tuned: tuple[TunedState, ...]
     needs: tuple[Need, ...]
     tiers: tuple[Tier, ...]
-    """The closest to the published model first; none for an fp32 bundle."""
+    """Possible precisions, the most exact first; empty for an fp32 bundle."""
     context: int
-    """Positions of the model, of image tokens too."""
+    """Context length in positions, including image tokens."""
     image_tokens: int
-    """Positions that one picture takes."""
+    """Number of positions of one picture."""
     kv_cache: tuple[CacheNeed, ...]
-    """For one picture, two and three, as many as fit in the context."""
+    """KV cache sizes for one to three pictures, as many as fit in the context."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`diagnose` found."""
+    """The result of :func:`diagnose`."""
 
     cpu: Processor
     int8: Kernels
     int8_saturates: bool
-    """Whether products of uint8 and int8 would overflow, so that uint8 weights are used instead (tried out)."""
+    """Whether products of uint8 and int8 would overflow, so that uint8 weights are used instead (tested)."""
     memory: SystemMemory
     versions: dict[str, str]
     python: str
     threads: int
-    """That will compute."""
+    """Number of threads that will be used."""
     telemetry_off: bool
     bundle: BundleDiagnosis | None
     problems: tuple[str, ...]
-    """What stands in the way of an answer; none if it is empty."""
+    """Problems that prevent answers; empty if there are none."""
     advice: tuple[str, ...]
 
 
@@ -124,7 +124,7 @@ def diagnose(folder: Path) -> Diagnosis:
 
 
 def _better_tier(bundle: BundleDiagnosis) -> Tier | None:
-    """The most exact tier that fits with all graphs open, if it is another than the bundle's own."""
+    """The most exact precision that fits with all graphs open, if it differs from the bundle's own."""
     best = next((tier for tier in bundle.tiers if tier.fits), None)
     return None if best is None or best.precision == bundle.precision[DECODER] else best
 
@@ -165,7 +165,7 @@ def _size(count: int) -> str:
 
 
 def render(report: Diagnosis) -> str:
-    """The report for a person, a line for each thing."""
+    """The report as text, one item a line."""
     cpu, mem, bundle = report.cpu, report.memory, report.bundle
     available = "unknown how much is" if mem.available is None else f"{mem.available / 1e9:.1f} GB"
     total = "" if mem.total is None else f" of {mem.total / 1e9:.1f} GB"

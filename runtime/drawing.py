@@ -95,7 +95,7 @@ def _check_box(box: Box, size: tuple[int, int]) -> None:
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, line: int) -> None:
-    """The box's outermost pixels in its colour, and within them a thin line that shows where the picture has it too."""
+    """Draw the box's outermost pixels in its colour, and inside them a thin line for places of the same colour."""
     shorter = min(box.right - box.left, box.bottom - box.top)
     hair = max(1, line // 3)
     if shorter > 4 * (line + hair):
@@ -109,7 +109,7 @@ def _draw_outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, line: int
 
 
 def _fitting(phrase: str, font: Font, width: int) -> str:
-    """A phrase on one line, in letters that the font has, and cut short where it is wider than ``width`` pixels."""
+    """A phrase on one line, limited to the font's characters and to ``width`` pixels."""
     letters = unicodedata.normalize("NFKD", phrase.translate(_TYPEWRITTEN))
     letters = "".join(letter for letter in letters if not unicodedata.combining(letter))
     text = " ".join(letters.split())
@@ -135,7 +135,7 @@ def label_place(box: Box, width: int, height: int, size: tuple[int, int], others
 
 
 def _places(box: Box, width: int, height: int, size: tuple[int, int]) -> Iterator[Box]:
-    """Places for a label, best first: above the box, below, in its corners, then anywhere lower and higher."""
+    """Possible places for a label, best first: above the box, below, in its corners, then anywhere lower and higher."""
     beside, inside = (box.top - height, box.bottom), (box.top, box.bottom - height)
     lower, higher = range(box.top, size[1], height), range(box.top - height, -1, -height)
     for tops in (beside, inside, lower, higher):
@@ -149,7 +149,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _inclusive(box: Box) -> tuple[int, int, int, int]:
-    """As Pillow draws rectangles, the last column and row included."""
+    """A box in Pillow's form for rectangles, which includes the last column and row."""
     return box.left, box.top, box.right - 1, box.bottom - 1
 
 

@@ -1,4 +1,4 @@
-"""A loaded bundle at work: images to embeddings, conversations to prompts, prompts to answers."""
+"""A loaded bundle: encodes images, builds prompts, and generates answers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt that fits, and what its answer is written with."""
+    """A prompt that fits in the context, with the options of its answer."""
 
     segments: list[list[int]]
-    """Token ids, cut where images go."""
+    """Token ids, split at the images."""
     shared_tokens: int
-    """How many of them, from the first on, every question about the same images begins with."""
+    """Number of first tokens that every question about the same images shares."""
     writer: AnswerWriter
     options: AnswerOptions
 
@@ -53,7 +53,7 @@ class Prepared:
 
 
 class Engine:
-    """May be used by several threads at once: every answer owns its cache while it is written."""
+    """Encodes images and generates answers. Safe for concurrent use: every answer has a KV cache of its own."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class Engine:
     ) -> None:
         """
         Args:
-            manifest: The bundle's.
-            sessions: Its graphs.
-            table: Its token embeddings.
-            tokenizer: Its own.
-            images: What was encoded before.
-            telling: Within it, a want of memory becomes an error that says what would help.
+            manifest: The bundle's manifest.
+            sessions: The bundle's graphs.
+            table: The bundle's token embeddings.
+            tokenizer: The bundle's tokenizer.
+            images: Cache of encoded images.
+            telling: Context manager that turns memory errors into one that says what would help.
         """
         self.telling = telling
         self.manifest = manifest
@@ -79,14 +79,14 @@ class Engine:
         self.table = table
         self.tokenizer = tokenizer
         self.prefixes = PrefixCache()
-        """For other questions about the same images."""
+        """Cache for other questions about the same images."""
         self.conversations = ConversationCache(self.prefixes)
-        """For the next question of a conversation whose turns are given with it."""
+        """Cache for the next question of a conversation whose turns are passed in."""
         self._closing_tokens = {each.name: closing_tokens(each, tokenizer) for each in manifest.templates}
         self._images = images
 
     def encode_image(self, image: ImageSource | EncodedImage, cancellation: Cancellation | None = None) -> EncodedImage:
-        """Embeddings of a picture, from the cache if they are there."""
+        """Encode a picture, or take its embeddings from the cache."""
         if isinstance(image, EncodedImage):
             return image
         cancellation = cancellation or Cancellation()
@@ -119,21 +119,21 @@ class Engine:
         )
 
     def segments(self, turns: Sequence[Turn], image_count: int, template: str | None) -> list[list[int]]:
-        """Token ids of a conversation, cut where images go; as :class:`.Prompt`."""
+        """Token ids of a conversation, split at the images; see :class:`.Prompt`."""
         return self._prompt(turns, image_count, template)[0].segments()
 
     def check_turns(self, turns: Sequence[Turn], image_count: int, template: str | None) -> None:
-        """Raise what is wrong with what was said; its length is not: the oldest of it may be left out."""
+        """Raise an error if the turns are invalid; their length is not checked, as the oldest can be left out."""
         Prompt(self.manifest.template(template), self.tokenizer, turns, image_count)
 
     def _prompt(
         self, turns: Sequence[Turn], image_count: int, template: str | None, system: str | None = None
     ) -> tuple[Prompt, int]:
-        """A prompt, and the first of its turns that may fit with those after it.
+        """Build a prompt, and find the first of its turns that may fit with those after it.
 
         Raises:
-            ContextOverflowError: The last question is too long to be tokenised: that would take gigabytes of memory.
-            ArgumentError: A question is empty, or there is no such template.
+            ContextOverflowError: The last question is so long that tokenising it would take gigabytes of memory.
+            ArgumentError: A question is empty, or the template does not exist.
         """
         prompt = Prompt(self.manifest.template(template), self.tokenizer, turns, image_count, system)
         context = self.manifest.contract.context
@@ -147,11 +147,11 @@ class Engine:
         return prompt, oldest
 
     def prepare(self, turns: Sequence[Turn], image_count: int, options: AnswerOptions) -> Prepared:
-        """A conversation as a prompt that fits: as many of the oldest turns are left out as need be.
+        """Build a prompt that fits in the context, leaving out as many of the oldest turns as necessary.
 
         Raises:
             ContextOverflowError: Not even the last question fits.
-            ArgumentError: A question is empty, or there is no such template.
+            ArgumentError: A question is empty, or the template does not exist.
         """
         context, image_tokens = self.manifest.contract.context, self.manifest.contract.image_tokens
         template = self.manifest.template(options.template)
@@ -191,15 +191,15 @@ class Engine:
         store: CacheStore,
         callback: Callable[[Answer], object] = lambda answer: None,
     ) -> AnswerStream:
-        """Write the answer to a prompt.
+        """Generate the answer to a prompt.
 
         Args:
             prepared: The prompt.
-            images: One for each of its slots.
-            encoded: Those of them that were encoded for this answer.
+            images: One image for each of its slots.
+            encoded: Those that were encoded for this answer.
             cancellation: Ends it from another thread.
-            store: Where its KV cache comes from and goes to.
-            callback: Called with the answer once it is complete.
+            store: Supplies its KV cache, and takes it back.
+            callback: Called with the complete answer.
 
         Raises:
             ArgumentError: An image was encoded by another model.
@@ -211,7 +211,7 @@ class Engine:
     def _ids(
         self, prepared: Prepared, images: Sequence[EncodedImage], cancellation: Cancellation, store: CacheStore
     ) -> Generator[int, None, None]:
-        """Nothing is taken from the store before the first token is asked for; all of it is put back at the end."""
+        """Generate token ids. The cache is taken from the store before the first token, and put back at the end."""
         with self.telling():
             yield from self._decoded(prepared, images, cancellation, store)
 
@@ -248,7 +248,7 @@ class Engine:
             store.put(sequence)
 
     def text_token_ids(self, answer: Answer, template: str | None) -> tuple[int, ...] | None:
-        """The token ids of an answer's text: all but those of a stop string; None where one token holds both."""
+        """Token ids of an answer's text, without those of a stop string; None if one token contains both."""
         ids = answer.token_ids
         if answer.finish_reason != "stop":
             return ids

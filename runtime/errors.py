@@ -9,7 +9,7 @@ _OF_MEMORY = re.compile(
     "bad_alloc|bad allocation|failed to allocate|cannot allocate|failed to map segment|out of memory|start new thread",
     re.IGNORECASE,
 )
-"""How libraries speak of memory that they did not get; Python, of a thread that got none."""
+"""Phrases with which libraries report a lack of memory, and Python that it cannot start a thread."""
 
 
 class TinyGPTVError(Exception):
@@ -45,7 +45,7 @@ class ExportError(TinyGPTVError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, for a message: the system's words, without numbers of errors and names of Python's."""
+    """The reason of a failure, for a message: the system's words, without error numbers or Python's names."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, UnicodeError):
@@ -56,13 +56,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """The same with the file that it happened to, where the system names one: a whole message."""
+    """:func:`reason_of` with the affected file, if the system names one: a complete message."""
     name = error.filename if isinstance(error, OSError) else None
     return reason_of(error) if name is None else f"{name}: {reason_of(error)}"
 
 
 def is_memory_shortage(error: BaseException) -> bool:
-    """Whether an error is a want of memory, however a library says it."""
+    """Whether an error is due to a lack of memory, however a library reports it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return _OF_MEMORY.search(str(error)) is not None

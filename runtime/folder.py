@@ -1,4 +1,4 @@
-"""The pictures of folders, in an order that is always the same, and what texts beside them are called."""
+"""The pictures of folders, in a fixed order, and the names of the texts beside them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
     *(".tga", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""Of files that people take for pictures; those that cannot be read are reported, not passed over in silence."""
+"""Suffixes of picture files; those that cannot be read are reported instead of being skipped silently."""
 _SLUG_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file as it is now."""
+    """A picture file in its present state."""
 
     folder: str
-    """As it was named."""
+    """Path of the folder as the user gave it."""
     file: str
-    """Its path relative to the folder, with ``/`` on every system."""
+    """Path relative to the folder, with ``/`` on every system."""
     size: int
     mtime: float
-    """When it was last changed, in seconds since 1970."""
+    """Time of the last change, in seconds since 1970."""
 
     @property
     def path(self) -> Path:
-        """Where it is."""
+        """Path of the file."""
         return Path(self.folder, self.file)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file or folder that could not even be looked at."""
+    """A file or folder that cannot be accessed."""
 
     folder: str
     file: str
@@ -49,7 +49,7 @@ class Unreadable:
 
 
 def pictures_in(folders: Sequence[Path]) -> Iterator[Picture | Unreadable]:
-    """Every picture in some folders and those below them, folder by folder, by name.
+    """Every picture in the folders and their subfolders, folder by folder, sorted by name.
 
     Names that begin with a dot are hidden, and skipped. Links are followed, but no folder is entered twice.
 
@@ -86,15 +86,15 @@ def _pictures_in(top: Path, folder: Path, prefix: str, entered: set[str]) -> Ite
 
 
 def sidecar_ending(question: str, caption_question: str) -> str:
-    """What the name of a text about a picture ends in: ``.txt`` for captions, else with the question in it.
+    """The ending of a sidecar file's name: ``.txt`` for captions, otherwise with the question in it.
 
     Args:
-        question: What was asked.
-        caption_question: What asks the model for a caption.
+        question: The question that was asked.
+        caption_question: The model's question for a caption.
 
     Returns:
-        Such as ``.what-color-is-it-e8eb81.txt``: the digits are of the question's SHA-256, as only its letters and
-        digits are in the words.
+        The ending, such as ``.what-color-is-it-e8eb81.txt``: the digits are of the question's SHA-256, as only its
+        letters and digits are in the words.
     """
     if question == caption_question:
         return ".txt"
@@ -104,11 +104,11 @@ def sidecar_ending(question: str, caption_question: str) -> str:
 
 
 def sidecars(files: Iterable[str], ending: str = ".txt") -> dict[str, str]:
-    """Where the text about each picture goes: ``photo.txt``, or ``photo.jpg.txt`` if the former may be another's too.
+    """The sidecar file of each picture: ``photo.txt``, or ``photo.jpg.txt`` if another picture may use the former.
 
     Args:
         files: All pictures of a folder, as in :attr:`Picture.file`.
-        ending: As :func:`sidecar_ending` gives it.
+        ending: The result of :func:`sidecar_ending`.
     """
     names = {file: (os.path.splitext(file)[0] + ending, file + ending) for file in files}
     claims = Counter(name.casefold() for pair in names.values() for name in pair)  # some systems ignore case

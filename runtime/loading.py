@@ -1,4 +1,4 @@
-"""A bundle's folder, opened: which copy of its graphs, how many of them at once, and what else answers need."""
+"""Opens a bundle's folder: selects the copy of its graphs, and loads everything that answers need."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 TRIES = 5
-"""To open a graph while tuned copies come and go."""
+"""Maximum attempts to open a graph while another process tunes the bundle."""
 DEMO_BUNDLE = Path(__file__).parent / "demo"
-"""The small trained model that comes with the package."""
+"""The small trained model that is included in the package."""
 
 MemoryMode = Literal["default", "low"]
 
 THREADS_VARIABLE = "TINYGPTV_THREADS"
-"""How many threads a model computes with where its program does not say."""
+"""Environment variable with the default number of threads."""
 
 
 def load_engine(
@@ -79,7 +79,7 @@ def load_engine(
 
 
 class _Opener:
-    """Opens a bundle's graphs, also while another process tunes it or undoes that."""
+    """Opens a bundle's graphs, even while another process tunes it or undoes that."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class _Opener:
         self._progress, self._reporting = progress, threading.Lock()
         sizes = {record.name: record.size for record in manifest.files}
         self._sizes = {name: sizes[graph.data] for name, graph in manifest.graphs.items()}
-        """Bytes of weights."""
+        """Size of each graph's weights in bytes."""
         self._opened: set[str] = set()
 
     def __call__(self, name: str) -> InferenceSession:
@@ -121,7 +121,7 @@ class _Opener:
 
 
 def _threads_of_environment() -> int | None:
-    """What the variable says; None where it is not set."""
+    """The value of the variable; None if it is not set."""
     text = os.environ.get(THREADS_VARIABLE)
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Many questions at once, each answer given as soon as it is complete."""
+"""Batched answers to many questions, each yielded as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .vision.encoded import EncodedImage
 from .vision.image import ImageSource
 
 IMAGES_AHEAD = 32
-"""Encoded one after the other with little memory, where each change between images and text takes seconds."""
+"""Images encoded in one go with little memory, where each change between images and text takes seconds."""
 
 
 class _Question:
-    """One row of the batch; it samples for itself, whatever is in the other rows."""
+    """One row of the batch; its sampling does not depend on the other rows."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class _Question:
         self._sample = prepared.sampler()
 
     def encode(self) -> EncodedImage:
-        """The image, encoded now if it was not."""
+        """The image, encoded now if necessary."""
         self._encoded = self._encoded or self._engine.encode_image(self._image, self._cancellation)
         return self._encoded
 
@@ -67,13 +67,13 @@ def answer_each(
     """Answer questions in batches.
 
     Args:
-        engine: The model's.
-        asked: Images and prompts, taken as there is room for them.
-        batch_size: Answers written at a time, at least 1.
+        engine: The model's engine.
+        asked: Images and prompts, taken as rows become free.
+        batch_size: Maximum number of answers in the batch, at least 1.
         cancellation: Ends it from another thread.
 
     Yields:
-        A question's number, from 0, and its answer, as soon as that is complete.
+        A question's index, from 0, and its answer, as soon as that is complete.
 
     Raises:
         ImageError: An image cannot be read.

@@ -1,4 +1,4 @@
-"""How much memory a bundle needs, estimated from its manifest, and what to say where there is too little."""
+"""Estimates a bundle's memory needs from its manifest, and writes the advice if there is too little."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from .errors import MemoryShortageError, is_memory_shortage
 from .system.machine import SystemMemory, system_memory
 
 PROCESS_BYTES = 120_000_000
-"""Python, numpy and onnxruntime by themselves."""
+"""Memory of Python, numpy and onnxruntime."""
 PACKING_OVERHEAD = 1.07
-"""Packed weights over weights as they are in the bundle (measured: 1.01 to 1.06)."""
+"""Ratio of packed weights to the weights in the bundle (measured: 1.01 to 1.06)."""
 TEXT_POSITIONS = 480
-"""Of a question and its answer, without pictures: what the KV cache is reckoned for."""
+"""Positions of a question and its answer without pictures, for estimates of the KV cache."""
 DECODER_SHARE = {"int8": 1.0, "int4": 0.6}
-"""Weights of a decoder by its precision, in proportion to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
+"""Size of a decoder's weights by precision, relative to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
 MOST_PICTURES = 3
-"""As many as the report speaks of; more may fit in the context."""
+"""Maximum number of pictures in the report; more may fit in the context."""
 CERTAIN = 0.9
-"""Of an estimate: less than this is never enough."""
+"""Fraction of an estimate below which memory is certainly not enough."""
 HELPFUL = 0.85
-"""Of what is needed: what takes more than this is no advice."""
+"""Fraction of the needed memory below which an alternative is worth recommending."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Memory for one question about one picture, estimated, in bytes."""
+    """Estimated memory for one question about one picture, in bytes."""
 
     memory: str
-    """``default`` or ``low``, as for :meth:`TinyGPTV.load`."""
+    """Memory mode: ``default`` or ``low``, as for :meth:`TinyGPTV.load`."""
     peak: int
-    """At the most at once, weights included."""
+    """Peak memory, including weights."""
     unbacked: int
-    """Of it, what no file backs: the rest can be read again from the disk, if slowly."""
+    """The part not backed by a file: the rest can be read again from the disk, if slowly."""
     fits: bool | None
-    """Whether ``peak`` is available now; None if the system does not tell what is."""
+    """Whether ``peak`` is available now; None if the system does not report what is available."""
 
 
 @dataclass(frozen=True)
 class Tier:
-    """One precision that the model can be exported at, and what it would need here."""
+    """A precision that the model can be exported at, with its memory needs on this machine."""
 
     precision: str
-    """``int8`` or ``int4``: of the decoder."""
+    """Precision of the decoder: ``int8`` or ``int4``."""
     peak: int
-    """Bytes at the most at once, with all graphs open."""
+    """Peak memory in bytes, with all graphs open."""
     fits: bool | None
-    """As :attr:`Need.fits`."""
+    """See :attr:`Need.fits`."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class CacheNeed:
 
     pictures: int
     positions: int
-    """Of the pictures, the question and the answer; at most the context."""
+    """Positions of the pictures, the question and the answer; at most the context."""
     bytes: int
 
 
 def need_of(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
-    """Of a bundle in a mode, ``default`` or ``low``; tuned or not."""
+    """Memory needs of a bundle in a mode, ``default`` or ``low``; tuned or not."""
     weights = _weights(manifest)
     computing = max(graph.working_bytes for graph in manifest.graphs.values())
     work = PROCESS_BYTES + computing + caches_of(manifest.contract)[0].bytes
@@ -73,7 +73,7 @@ def need_of(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) ->
 
 
 def _weights(manifest: Manifest) -> dict[str, int]:
-    """Bytes of each graph's weights in memory."""
+    """Size in memory of each graph's weights, in bytes."""
     sizes = {record.name: record.size for record in manifest.files}
     return {name: int(sizes[manifest.graphs[name].data] * PACKING_OVERHEAD) for name in GRAPHS}
 
@@ -83,7 +83,7 @@ def _fits(peak: int, mem: SystemMemory) -> bool | None:
 
 
 def tiers_of(manifest: Manifest, mem: SystemMemory) -> Iterator[Tier]:
-    """What the model of a bundle would need at each precision."""
+    """Memory needs of a bundle's model at each precision."""
     own = DECODER_SHARE.get(manifest.graphs[DECODER].precision)
     if own is None:
         return
@@ -94,7 +94,7 @@ def tiers_of(manifest: Manifest, mem: SystemMemory) -> Iterator[Tier]:
 
 
 def caches_of(contract: Contract) -> tuple[CacheNeed, ...]:
-    """For one picture and more, as many as fit in the context."""
+    """KV cache sizes for one and more pictures, as many as fit in the context."""
     found = []
     for pictures in range(1, MOST_PICTURES + 1):
         positions = pictures * contract.image_tokens + TEXT_POSITIONS
@@ -106,17 +106,17 @@ def caches_of(contract: Contract) -> tuple[CacheNeed, ...]:
 
 
 def check_memory(manifest: Manifest, mode: str, is_tuned: bool) -> None:
-    """See, before anything is loaded, that the memory may be enough.
+    """Check before loading that the memory may be enough.
 
-    Swap counts as memory here: what is slow is not impossible.
+    Swap counts as memory here, since slow answers are better than none.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         mode: ``default`` or ``low``.
         is_tuned: Whether weights are mapped from the disk.
 
     Raises:
-        MemoryShortageError: It cannot be; says what is needed, what is available and what would help.
+        MemoryShortageError: It is not enough; says what is needed, what is available and what would help.
     """
     mem = system_memory()
     if mem.available is None or mem.swap is None:
@@ -127,10 +127,10 @@ def check_memory(manifest: Manifest, mode: str, is_tuned: bool) -> None:
 
 @contextmanager
 def shortage_told(manifest: Manifest, mode: str, is_tuned: bool) -> Iterator[None]:
-    """What fails within for want of memory, however a library says it, becomes a MemoryShortageError.
+    """Turn memory errors of any library in the body into MemoryShortageError.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         mode: ``default`` or ``low``.
         is_tuned: Whether weights are mapped from the disk.
     """

@@ -50,7 +50,7 @@ class TinyGPTV:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Made of loaded parts; :meth:`load` is the usual way."""
+        """Create a model from loaded parts; :meth:`load` is the usual way."""
         self.manifest = engine.manifest
         self._open: Engine | None = engine
 
@@ -364,7 +364,7 @@ class TinyGPTV:
     def _prepare(
         self, pictures: Sequence[Picture], question: str, turns: Sequence[tuple[str, str]], options: AnswerOptions
     ) -> Prepared:
-        """What is wrong with the question should not cost the seconds that an image takes."""
+        """Build the prompt before images are encoded, so that errors in the question are reported immediately."""
         return self._engine.prepare([*_turns(turns), Turn(question)], len(pictures), options)
 
     def _begin(

@@ -1,4 +1,4 @@
-"""The sessions of a bundle's three graphs: opened at once and kept, or open only while they are needed."""
+"""The sessions of a bundle's three graphs: all kept open, or opened only while they are needed."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 
 class OpenSessions:
-    """A session for each of the three graphs; may be used by several threads at once."""
+    """A session for each of the three graphs; safe for concurrent use."""
 
     def __init__(self, open_graph: Callable[[str], InferenceSession], manifest: Manifest, low_memory: bool) -> None:
-        """Returns at once: the graphs are opened by other threads, and who needs one waits for it.
+        """Return at once; other threads open the graphs, and callers that need one wait for it.
 
         Args:
-            open_graph: Opens the graph of a name.
-            manifest: The bundle's.
-            low_memory: Keep only the graph that was used last. One that is still in use by then lives until its user
-                is done, so an image that is encoded in the middle of an answer needs the memory of both.
+            open_graph: Opens the graph of a given name.
+            manifest: The bundle's manifest.
+            low_memory: Keep only the graph that was used last. If it is still in use, it stays open until that use
+                ends, so an image that is encoded in the middle of an answer needs the memory of both.
         """
         self._open_graph = open_graph
         self._contract = manifest.contract
         self.low_memory = low_memory
         self._lock = threading.Lock()
         self._last: dict[str, InferenceSession] = {}
-        """With low memory: the one that is open, by its name."""
+        """With low memory: the open session, by its graph's name."""
         self._kept: dict[str, Future[InferenceSession]] = {}
         if not low_memory:
             # onnxruntime packs a graph's weights on one core: the three load at the same time.
@@ -50,10 +50,10 @@ class OpenSessions:
             pool.shutdown(wait=False)
 
     def wait(self) -> None:
-        """Until all graphs are open that are kept so.
+        """Wait until all graphs are open that are kept open.
 
         Raises:
-            BundleError: onnxruntime cannot load one, or its tuned copy is damaged.
+            BundleError: onnxruntime cannot load a graph, or its tuned copy is damaged.
         """
         wait(self._kept.values())
         for session in self._kept.values():
@@ -61,20 +61,20 @@ class OpenSessions:
 
     @property
     def vision(self) -> Vision:
-        """The two that see. Made anew each time: kept here, they would refer to each other, and to gigabytes."""
+        """The vision graphs. Not stored, as that would be a reference cycle that keeps the weights in memory."""
         return Vision(_SessionOnDemand(self, VISION_ENCODER), _SessionOnDemand(self, PROJECTOR))
 
     def decoder(self, cancellation: Cancellation) -> Decoder:
-        """The language model; what is started with it keeps it open.
+        """The decoder; sequences started with it keep its session open.
 
         Raises:
-            BundleError: As :meth:`wait`.
+            BundleError: See :meth:`wait`.
             CancellationError: It was cancelled while the graph was not open yet.
         """
         return Decoder(self.session(DECODER, cancellation), self._contract)
 
     def session(self, name: str, cancellation: Cancellation) -> InferenceSession:
-        """The session of a graph, opened if need be; errors as for :meth:`decoder`."""
+        """The session of a graph, opened if necessary; errors as for :meth:`decoder`."""
         if not self.low_memory:
             return cancellation.wait(self._kept[name])
         with self._lock:
@@ -93,7 +93,7 @@ def _opened(open_graph: Callable[[str], InferenceSession], name: str) -> Inferen
 
 
 class _SessionOnDemand:
-    """One of the sessions, opened when it is run."""
+    """A session that is opened when it is run."""
 
     def __init__(self, sessions: OpenSessions, name: str) -> None:
         self._sessions = sessions
@@ -111,7 +111,7 @@ class _SessionOnDemand:
 def open_graph(
     folder: Path, manifest: Manifest, name: str, threads: int | None, tuned: Tuned | None, turn: threading.Lock
 ) -> InferenceSession:
-    """Open one graph of a bundle: its tuned copy, which is checked on the way, or the portable one.
+    """Open one graph of a bundle: its tuned copy, which is verified meanwhile, or the portable one.
 
     Graphs with the same ``turn`` are read from the disk one after the other.
 

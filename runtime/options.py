@@ -11,9 +11,9 @@ from .language.generate import check_max_new_tokens
 from .language.sampling import GREEDY, LogitsProcessor, Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 300
-"""As in the released demo."""
+"""The default of the released demo."""
 MOST_TOP_LOGPROBS = 20
-"""As OpenAI's own."""
+"""Maximum of ``top_logprobs``, as in OpenAI's API."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ def regions_of(manifest: Manifest, text: str, width: int, height: int) -> tuple[
     Args:
         manifest: The model's.
         text: The answer.
-        width: Of the upright picture in pixels.
-        height: Likewise.
+        width: Width of the upright picture, in pixels.
+        height: Height of the upright picture, in pixels.
     """
     return parse_boxes(text, width, height, view_of(width, height, manifest.image)) if manifest.boxes else ()
 
@@ -31,8 +31,8 @@ def question_about(manifest: Manifest, box: tuple[float, float, float, float], w
     Args:
         manifest: The model's.
         box: Left, top, right and bottom in pixels of the upright picture.
-        width: Of it, in pixels.
-        height: Likewise.
+        width: Width of the upright picture, in pixels.
+        height: Height of the upright picture, in pixels.
 
     Raises:
         ArgumentError: The model does not know boxes, or this one is not within the picture, or not within what the
@@ -43,7 +43,7 @@ def question_about(manifest: Manifest, box: tuple[float, float, float, float], w
 
 
 def check_boxes(manifest: Manifest) -> None:
-    """Raise ArgumentError unless the model knows boxes."""
+    """Raise ArgumentError unless the model supports boxes."""
     if not manifest.boxes:
         raise ArgumentError(
             f"{manifest.name} is of the family {manifest.family}, which knows no boxes; ask in words instead"

@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-"""CLIPVisionConfig's: files may leave out what does not differ from these."""
+"""Defaults of CLIPVisionConfig, for fields that files leave out."""
 KNOWN: dict[str, dict[str, Any]] = {}
 """Published towers whose sizes need no configuration."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -33,30 +33,30 @@ CROPS = True
 
 @dataclass(frozen=True)
 class Sizes:
-    """Field names are those of ``transformers``' CLIPVisionConfig."""
+    """Sizes of the tower; field names are those of ``transformers``' CLIPVisionConfig."""
 
     image_size: int
     patch_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    """Blocks that are used."""
+    """Number of blocks that are used."""
     stored_layers: int
-    """Blocks that the files may hold."""
+    """Maximum number of blocks in the files."""
     num_attention_heads: int
     hidden_act: Activation
     layer_norm_eps: float
     keep_first: bool
-    """Whether the projector gets the class token, too (``cls_patch``)."""
+    """Whether the projector also gets the class token (``cls_patch``)."""
 
     @property
     def sequence(self) -> int:
-        """One class token and the patches, row by row."""
+        """Number of tokens: one class token and the patches, row by row."""
         return 1 + (self.image_size // self.patch_size) ** 2
 
     @property
     def tokens(self) -> int:
-        """Tokens per picture that the projector gets."""
+        """Number of tokens per picture that the projector gets."""
         return self.sequence - (not self.keep_first)
 
 
@@ -79,7 +79,7 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """From the keys of ``transformers``' CLIPVisionModel."""
+    """Readers for the keys of ``transformers``' CLIPVisionModel."""
     width, patch = sizes.hidden_size, sizes.patch_size
     token = weights.take(f"{NAME}.embeddings.class_embedding", (width,))
     positions = weights.take(f"{NAME}.embeddings.position_embedding.weight", (sizes.sequence, width))
@@ -96,18 +96,18 @@ def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
 
 
 def unused(sizes: Sizes) -> Iterable[str]:
-    """Blocks after the last used one, the final norm, and what else a whole CLIP holds."""
+    """Patterns of blocks after the last used one, the final norm, and the rest of a complete CLIP."""
     yield from vit.unused_by_transformers(sizes.stored_layers, sizes)
     yield r"tower\.(visual|text)_projection\.weight"
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """pixel_values."""
+    """Shape of pixel_values."""
     return 1, 3, sizes.image_size, sizes.image_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """pixel_values [batch, 3, size, size] to image_features [batch, tokens, width]."""
+    """Compute image_features [batch, tokens, width] from pixel_values [batch, 3, size, size]."""
     x = ops.patches(x, "visual.patch_embed.proj", sizes.patch_size)
     x = ops.add_positions(ops.class_token(x, "visual.cls_token"), "visual.pos_embed", "visual.embeddings")
     x = ops.layer_norm(x, "visual.pre_norm", sizes.layer_norm_eps)

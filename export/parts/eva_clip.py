@@ -16,7 +16,7 @@ EXACT: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Sizes:
-    """Field names are those of ``transformers``' configuration classes."""
+    """Sizes of the tower; field names are those of ``transformers``' configuration classes."""
 
     image_size: int
     """Side of the square input, in pixels."""
@@ -25,7 +25,7 @@ class Sizes:
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    """Blocks that are used."""
+    """Number of blocks that are used."""
     num_attention_heads: int
     layer_norm_eps: float = 1e-6
     output_norm_eps: float = 1e-5
@@ -38,7 +38,7 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens per picture that the projector gets: all."""
+        """Number of tokens per picture that the projector gets: all of them."""
         return self.sequence
 
 
@@ -57,7 +57,7 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """Published keys are the names, but that qkv's bias is (q_bias, 0, v_bias) and the positions are resized."""
+    """Readers by published key; qkv's bias is joined as (q_bias, 0, v_bias), and the positions are resized."""
     width = sizes.hidden_size
     reads: dict[str, Read] = {}
     for name, shape in tensors(sizes).items():
@@ -80,12 +80,12 @@ def unused(sizes: Sizes) -> Iterable[str]:
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """pixel_values."""
+    """Shape of pixel_values."""
     return 1, 3, sizes.image_size, sizes.image_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """pixel_values [batch, 3, size, size] to image_features [batch, tokens, width]."""
+    """Compute image_features [batch, tokens, width] from pixel_values [batch, 3, size, size]."""
     x = ops.patches(x, "visual.patch_embed.proj", sizes.patch_size)
     x = ops.add_positions(ops.class_token(x, "visual.cls_token"), "visual.pos_embed", "visual.embeddings")
     ops.tap("embeddings", x)
@@ -110,6 +110,6 @@ def _resized(positions: Read, tokens: int) -> torch.Tensor:
 
 
 def _qkv_bias(q: Read, v: Read) -> torch.Tensor:
-    """K has no bias of its own."""
+    """The bias of q, k and v as one tensor; k's is zero."""
     query = q()
     return torch.cat((query, torch.zeros_like(query), v()))

@@ -18,10 +18,10 @@ class Sizes:
     tokens: int
     input_size: int
     hidden_size: int
-    """Of the language model."""
+    """Hidden size of the language model."""
     num_hidden_layers: int
     numbered: bool
-    """Whether keys have the layer's place in a Sequential: 0, 2, 4 ..."""
+    """Whether keys contain the layer's index in a Sequential: 0, 2, 4 ..."""
 
 
 def tensors(sizes: Sizes) -> dict[str, Shape]:
@@ -34,7 +34,7 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """Activations have numbers in the published Sequential, so every second one is a linear layer's."""
+    """Readers for the layers; in the published Sequential only even indices are linear layers."""
     reads = {}
     for name, shape in tensors(sizes).items():
         _, number, kind = name.split(".")
@@ -45,17 +45,17 @@ def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
 
 
 def unused(sizes: Sizes) -> Iterable[str]:
-    """Nothing."""
+    """No patterns: all keys are used."""
     return ()
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """image_features."""
+    """Shape of image_features."""
     return 1, sizes.tokens, sizes.input_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """image_features [batch, tokens, width] to image_embeds [batch, tokens, hidden]."""
+    """Compute image_embeds [batch, tokens, hidden] from image_features [batch, tokens, width]."""
     for i in ops.layers(sizes.num_hidden_layers):
         if i:
             x = ops.activation(x, "erf", f"projector.{i}.gelu")

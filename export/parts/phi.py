@@ -1,4 +1,4 @@
-"""Phi-2, as it is or with TinyGPT-V's norms: inputs_embeds and the KV cache to logits and the cache."""
+"""Phi-2, optionally with TinyGPT-V's norms: from inputs_embeds and the KV cache to logits and the new cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..ops import Ops, Rotary, T
 from . import Read, Shape, Weights
 
 LM_HEAD_PARTS = 4
-"""Loading holds the weights of one product twice: by far the largest would set the peak."""
+"""Number of parts of the last product: loading holds a product's weights twice, and this one would set the peak."""
 EXACT: frozenset[str] = frozenset()
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 51200,
@@ -31,12 +31,12 @@ DEFAULTS: dict[str, Any] = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
 }
-"""PhiConfig's (transformers): files may leave out what does not differ from these."""
+"""Defaults of PhiConfig (transformers), for fields that files leave out."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Field names are those of ``transformers``' PhiConfig."""
+    """Sizes of the model; field names are those of ``transformers``' PhiConfig."""
 
     vocab_size: int
     hidden_size: int
@@ -46,17 +46,17 @@ class Sizes:
     max_position_embeddings: int
     """Context length, in tokens (image tokens count)."""
     rotary_dim: int
-    """Leading dimensions of each head that are rotated (32 of 80 as published)."""
+    """Number of leading dimensions of each head that are rotated (32 of 80 as published)."""
     rope_theta: float
     layer_norm_eps: float = 1e-5
     qk_norm: bool = False
-    """LayerNorms over each head of q and k."""
+    """Whether there are LayerNorms over each head of q and k."""
     post_norm: bool = False
-    """An RMSNorm after the attention's output projection."""
+    """Whether there is an RMSNorm after the attention's output projection."""
     post_norm_eps: float = 1e-6
     head_bias: bool = True
     stored_vocab_size: int | None = None
-    """Rows that files hold, where they are more than the vocabulary: the last ones belong to no token, and are cut."""
+    """Number of rows in the files if it exceeds the vocabulary: the last ones belong to no token, and are dropped."""
 
     @property
     def head_dim(self) -> int:
@@ -64,7 +64,7 @@ class Sizes:
 
 
 def sizes_from(config: Config, **changes: Any) -> Sizes:
-    """The language model's, with what the family changes.
+    """The language model's sizes, with the family's changes.
 
     Raises:
         ExportError: A field is missing or out of range, or asks for what Phi-2 does not have.
@@ -100,7 +100,7 @@ def sizes_from(config: Config, **changes: Any) -> Sizes:
 
 
 def _rotary(config: Config) -> Config:
-    """The rotary settings: fields of their own, or as transformers 5 writes them, in one object.
+    """The rotary settings, from separate fields, or from one object as in transformers 5.
 
     Raises:
         ExportError: They scale the rotation (linear, dynamic, yarn, longrope ...), or contradict each other.
@@ -160,7 +160,7 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """From fused (``query_key_value``, rows (head, q/k/v, head_dim)) or separate q, k and v.
+    """Readers for fused (``query_key_value``, rows (head, q/k/v, head_dim)) or separate q, k and v.
 
     The bias of a q or k norm is 0 where no layer of any file has one.
     """
@@ -180,19 +180,19 @@ def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
 
 
 def unused(sizes: Sizes) -> Iterable[str]:
-    """Rotary frequencies, which the sizes tell, and the bias of a head that the model has without one."""
+    """Patterns of rotary frequencies, which follow from the sizes, and of a head's bias if the model has none."""
     yield r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
     if not sizes.head_bias:
         yield r"lm_head\.bias"
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """inputs_embeds."""
+    """Shape of inputs_embeds."""
     return 1, 2, sizes.hidden_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """inputs_embeds [batch, sequence, hidden] to logits [batch, kept, vocabulary].
+    """Compute logits [batch, kept, vocabulary] from inputs_embeds [batch, sequence, hidden].
 
     A layer computes, with h = input_layernorm(x): x + post_layernorm(attention(h)) + mlp(h).
     """

@@ -15,7 +15,7 @@ EXACT: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Sizes:
-    """Field names are those of ``transformers``' Blip2QFormerConfig."""
+    """Sizes of the projector; field names are those of ``transformers``' Blip2QFormerConfig."""
 
     num_query_tokens: int
     hidden_size: int
@@ -28,17 +28,17 @@ class Sizes:
     encoder_hidden_size: int
     """Width of image_features."""
     output_size: int
-    """Of the language model."""
+    """Hidden size of the language model."""
     cross_attention_frequency: int = 2
     layer_norm_eps: float = 1e-12
 
     @property
     def tokens(self) -> int:
-        """Image tokens per picture."""
+        """Number of image tokens per picture."""
         return self.num_query_tokens
 
     def crosses(self, layer: int) -> bool:
-        """Whether a layer looks at the picture."""
+        """Whether a layer has cross-attention to the picture."""
         return layer % self.cross_attention_frequency == 0
 
 
@@ -72,12 +72,12 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """Each under its own name."""
+    """A reader for each tensor; the published key is its name."""
     return {name: weights.take(name, shape) for name, shape in tensors(sizes).items()}
 
 
 def unused(sizes: Sizes) -> Iterable[str]:
-    """The Q-Former's text half and heads, and BLIP-2's T5."""
+    """Patterns of the Q-Former's text half and heads, and of BLIP-2's T5."""
     yield r"Qformer\.cls\..+"
     yield r"Qformer\.bert\.embeddings\.(position_ids|(word|position)_embeddings\.weight)"
     yield r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate\.dense|output\.dense|output\.LayerNorm)\.(weight|bias)"
@@ -85,12 +85,12 @@ def unused(sizes: Sizes) -> Iterable[str]:
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """image_features."""
+    """Shape of image_features."""
     return 1, sizes.encoder_tokens, sizes.encoder_hidden_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """image_features [batch, tokens, width] to image_embeds [batch, queries, hidden]; post-norm, no mask."""
+    """Compute image_embeds [batch, queries, hidden] from image_features [batch, tokens, width]; post-norm, no mask."""
     heads, epsilon = sizes.num_attention_heads, sizes.layer_norm_eps
 
     def attend(hidden: T, name: str, context: T) -> T:

@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-"""SiglipVisionConfig's: files may leave out what does not differ from these."""
+"""Defaults of SiglipVisionConfig, for fields that files leave out."""
 KNOWN = {
     "google/siglip-so400m-patch14-384": DEFAULTS
     | {
@@ -43,16 +43,16 @@ CROPS = False
 
 @dataclass(frozen=True)
 class Sizes:
-    """Field names are those of ``transformers``' SiglipVisionConfig."""
+    """Sizes of the tower; field names are those of ``transformers``' SiglipVisionConfig."""
 
     image_size: int
     patch_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    """Blocks that are used."""
+    """Number of blocks that are used."""
     stored_layers: int
-    """Blocks that the files may hold."""
+    """Maximum number of blocks in the files."""
     num_attention_heads: int
     hidden_act: Activation
     layer_norm_eps: float
@@ -61,12 +61,12 @@ class Sizes:
 
     @property
     def sequence(self) -> int:
-        """The patches, row by row; pixels beyond the last whole patch are not looked at."""
+        """Number of patches, row by row; pixels beyond the last complete patch are ignored."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tokens(self) -> int:
-        """Tokens per picture that the projector gets."""
+        """Number of tokens per picture that the projector gets."""
         return self.sequence - (not self.keep_first)
 
 
@@ -87,7 +87,7 @@ def tensors(sizes: Sizes) -> dict[str, Shape]:
 
 
 def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
-    """From the keys of ``transformers``' SiglipVisionModel."""
+    """Readers for the keys of ``transformers``' SiglipVisionModel."""
     width, patch = sizes.hidden_size, sizes.patch_size
     positions = weights.take(f"{NAME}.embeddings.position_embedding.weight", (sizes.sequence, width))
     return {
@@ -101,19 +101,19 @@ def read(weights: Weights, sizes: Sizes) -> dict[str, Read]:
 
 
 def unused(sizes: Sizes) -> Iterable[str]:
-    """Blocks after the last used one, the final norm, the pooling head, and what else a whole SigLIP holds."""
+    """Patterns of blocks after the last used one, final norm, pooling head, and the rest of a complete SigLIP."""
     yield from vit.unused_by_transformers(sizes.stored_layers, sizes)
     yield r"tower\.vision_model\.head\..+"
     yield r"tower\.logit_bias"
 
 
 def example_input(sizes: Sizes) -> Shape:
-    """pixel_values."""
+    """Shape of pixel_values."""
     return 1, 3, sizes.image_size, sizes.image_size
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T) -> T:
-    """pixel_values [batch, 3, size, size] to image_features [batch, tokens, width]."""
+    """Compute image_features [batch, tokens, width] from pixel_values [batch, 3, size, size]."""
     x = ops.patches(x, "visual.patch_embed.proj", sizes.patch_size)
     x = ops.add_positions(x, "visual.pos_embed", "visual.embeddings")
     ops.tap("embeddings", x)

@@ -1,4 +1,4 @@
-"""The pre-norm transformer that all vision towers are made of; EVA-CLIP's names for its tensors.
+"""The pre-norm transformer shared by all vision towers, with EVA-CLIP's names for its tensors.
 
 With h = norm1(x): x = x + attn(h); then x = x + mlp(norm2(x)) (Dosovitskiy et al. 2020, section 3.1).
 """
@@ -24,14 +24,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "tanh",
     "quick_gelu": "quick",
 }
-"""By ``transformers``' names."""
+"""Activations by their names in ``transformers``."""
 FIRST_QKV = frozenset({f"{BLOCK}.0.attn.qkv"})
 """What is rounded there, every later block inherits: in int8 it cost CLIP and SigLIP towers more than all other layers
 together (golden models, worst token: cosine 0.998, 0.9995 without), and it is a fiftieth of a tower's products."""
 
 
 class Sizes(Protocol):
-    """What blocks are made from; field names are those of ``transformers``' configuration classes."""
+    """Sizes of the blocks; field names are those of ``transformers``' configuration classes."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -39,7 +39,7 @@ class Sizes(Protocol):
     def intermediate_size(self) -> int: ...
     @property
     def num_hidden_layers(self) -> int:
-        """Blocks that are used."""
+        """Number of blocks that are used."""
 
     @property
     def num_attention_heads(self) -> int: ...
@@ -47,7 +47,7 @@ class Sizes(Protocol):
     def layer_norm_eps(self) -> float: ...
     @property
     def sequence(self) -> int:
-        """Tokens that the blocks see."""
+        """Number of tokens that the blocks process."""
 
 
 def tensors(sizes: Sizes) -> Iterator[tuple[str, Shape]]:
@@ -69,7 +69,7 @@ def tensors(sizes: Sizes) -> Iterator[tuple[str, Shape]]:
 
 
 def run(ops: Ops[T], sizes: Sizes, x: T, activation: Activation, final_norm: tuple[str, float] | None = None) -> T:
-    """All blocks over x [batch, sequence, width], and the norm after them (name, epsilon) where there is one."""
+    """Run all blocks on x [batch, sequence, width], then the final norm (name, epsilon) if there is one."""
     heads, epsilon, count = sizes.num_attention_heads, sizes.layer_norm_eps, sizes.num_hidden_layers
     normed = ops.layer_norm(x, f"{BLOCK}.0.norm1", epsilon)
     for i in ops.layers(count):
@@ -130,7 +130,7 @@ def sizes_from(config: Config, select_layer: int) -> dict[str, Any]:
 
 
 def read_transformers_blocks(weights: Weights, sizes: Sizes) -> Iterator[tuple[str, Read]]:
-    """The blocks' tensors from the keys of ``transformers``' CLIP and SigLIP, ``tower.vision_model.encoder.…``."""
+    """Readers for the blocks from the keys of ``transformers``' CLIP and SigLIP, ``tower.vision_model.encoder.…``."""
     shapes = dict(tensors(sizes))
     names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj"}
     for name, shape in shapes.items():
@@ -149,7 +149,7 @@ def _stacked(reads: Sequence[Read]) -> torch.Tensor:
 
 
 def unused_by_transformers(stored_layers: int, sizes: Sizes) -> Iterator[str]:
-    """Patterns of keys of ``transformers``' CLIP and SigLIP that are behind the last used block, or of the text half.
+    """Patterns of unused keys of ``transformers``' CLIP and SigLIP: blocks after the last used one, and the text half.
 
     Args:
         stored_layers: Blocks that the files may hold.
@@ -162,5 +162,5 @@ def unused_by_transformers(stored_layers: int, sizes: Sizes) -> Iterator[str]:
 
 
 def working_bytes(sizes: Sizes) -> int:
-    """Estimated memory of one picture's run: attention's products and the MLP's inner tensor, twice over."""
+    """Estimated memory of encoding one picture: attention's products and the MLP's inner tensor, twice."""
     return 2 * FLOAT_BYTES * sizes.sequence * (sizes.num_attention_heads * sizes.sequence + sizes.intermediate_size)

@@ -1,4 +1,4 @@
-"""The published files: read, recognised, and every key of them accounted for."""
+"""Reads the published files, recognises the model, and accounts for every key."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ File = str | os.PathLike[str]
 
 
 class SourceFiles(TypedDict, total=False):
-    """The published files of one model, of one family or the other."""
+    """The published files of one model, of any family."""
 
     model: File | None
     """Folder of LLaVA-Phi, Mipha, TinyLLaVA or Bunny."""
     tower: File | None
     """Folder of the vision tower, where ``model`` needs one."""
     phi: File | None
-    """Folder of Phi-2: for TinyGPT-V, and where ``model`` holds adapters only."""
+    """Folder of Phi-2: for TinyGPT-V, or if ``model`` contains adapters only."""
     vision: File | None
     """``eva_vit_g.pth``."""
     qformer: File | None
@@ -32,7 +32,7 @@ class SourceFiles(TypedDict, total=False):
     checkpoint: File | None
     """``TinyGPT-V_for_StageN.pth``."""
     stage: int | None
-    """Of ``checkpoint``, 1 to 4."""
+    """Stage of ``checkpoint``, 1 to 4."""
     architecture: File | None
     """JSON with what TinyGPT-V's files don't tell, for other than the published sizes."""
 
@@ -60,7 +60,7 @@ def open_model(**sources: Unpack[SourceFiles]) -> Model:
 
 
 def problem_with(**sources: Unpack[SourceFiles]) -> str | None:
-    """What is given and not needed, or needed and not given; None if nothing is."""
+    """What is missing from the files or given without need; None if nothing is."""
     given = {name for name, value in sources.items() if value is not None}
     if unknown := given - set(SourceFiles.__annotations__):
         raise TypeError(f"unknown source files: {', '.join(sorted(unknown))}")

@@ -20,7 +20,7 @@ from tinygptv.runtime.errors import ExportError, reason_of
 
 _MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<26x2H")
-"""Of which the lengths of the name and of the extra field count (PKWARE's APPNOTE, section 4.3.7)."""
+"""Only the lengths of the name and of the extra field are read (PKWARE's APPNOTE, section 4.3.7)."""
 _PICKLE = "/data.pkl"
 _ITEM_BYTES = {
     **dict.fromkeys(("Untyped", "Byte", "Char", "Bool", "QUInt8", "QInt8", "QUInt4x2", "QUInt2x4"), 1),
@@ -29,11 +29,11 @@ _ITEM_BYTES = {
     **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
     "ComplexDouble": 16,
 }
-"""By what is before ``Storage`` in the names of torch's classes."""
+"""Bytes of an item, by the part before ``Storage`` in the names of torch's classes."""
 
 
 def is_archive(file: Path) -> bool:
-    """Whether a file begins as zip files do; torch decides by the same."""
+    """Whether a file begins like a zip file; torch uses the same test."""
     with file.open("rb") as opened:
         return opened.read(len(_MAGIC)) == _MAGIC
 
@@ -44,7 +44,7 @@ class Record:
 
     name: str
     start: int
-    """Of its bytes, in the archive."""
+    """Offset of its bytes in the archive."""
     size: int
     crc: int
 
@@ -86,7 +86,7 @@ class Archive:
 
     @property
     def has_sums(self) -> bool:
-        """Whether it was written with sums: torch has an option not to."""
+        """Whether the archive has checksums, which torch can omit."""
         return any(record.crc for record in self.records)
 
     def _damaged(self, reason: str) -> ExportError:
@@ -102,7 +102,7 @@ class RecordSums:
         self._damaged: list[str] = []
 
     def __call__(self, piece: memoryview) -> None:
-        """Take the next bytes."""
+        """Process the next bytes."""
         end = self._at + len(piece)
         for record in self._records[self._done :]:
             begun, stop = max(self._at, record.start), min(end, record.end)
@@ -116,7 +116,7 @@ class RecordSums:
         self._at = end
 
     def finish(self) -> None:
-        """After the last byte.
+        """Check the last record, after the last byte.
 
         Raises:
             ExportError: A record is not the one that was written.
@@ -138,7 +138,7 @@ def _record(opened: BinaryIO, info: zipfile.ZipInfo) -> Record:
 
 
 class _Named:
-    """Stands in for whatever a pickle names: takes every argument, item and state, and does nothing."""
+    """Stands in for every class in a pickle: accepts every argument, item and state, and does nothing."""
 
     def __init__(self, *arguments: object) -> None: ...
     def __setstate__(self, state: object) -> None: ...
@@ -148,14 +148,14 @@ class _Named:
 
 
 class _Storages(pickle.Unpickler):
-    """Reads of a pickle which storages it needs. Nothing that it names is looked up, so nothing is run."""
+    """Reads from a pickle which storages it needs. No class in it is looked up, so that no code is run."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
         self._sizes: dict[str, int] = {}
 
     def read(self) -> dict[str, int]:
-        """Bytes of each storage, by its key."""
+        """Size of each storage in bytes, by its key."""
         self.load()
         return self._sizes
 

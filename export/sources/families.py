@@ -1,4 +1,4 @@
-"""The published models, as data: how each is asked, and what its files are called.
+"""Data on the published models: their prompts, and the names of their files.
 
 Templates are those of the published code: DLYuanGod/TinyGPT-V's conversations, and LLaVA-1.5's form with two
 separators, which LLaVA-Phi, Mipha, TinyLLaVA and Bunny share.
@@ -15,24 +15,24 @@ from ..parts import Tower, clip, siglip
 from .lora import Prefixes
 
 TOWERS: dict[str, Tower] = {"siglip": siglip, "clip": clip}
-"""By what the published code looks for in a tower's name, in this order."""
+"""Vision towers by the part of a name that the published code tests for, in this order."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Published models that are asked in the same way."""
+    """Published models with the same prompts."""
 
     name: str
     templates: tuple[PromptTemplate, ...]
     caption_question: str
     stop_strings: tuple[str, ...] = ()
-    """What ends an answer besides the tokenizer's end of text."""
+    """Texts that end an answer besides the tokenizer's end of text."""
     tasks: tuple[str, ...] = ()
-    """Tags that questions were trained with."""
+    """Task tags that the model was trained with."""
     boxes: bool = False
-    """Whether answers hold boxes."""
+    """Whether answers contain boxes."""
     prefixes: Prefixes = ()
-    """Of the keys in a folder that holds all of the model; canonical ones begin with ``tower.`` and ``projector.``."""
+    """Prefixes of keys in a folder with the complete model; canonical ones begin with ``tower.`` and ``projector.``."""
 
 
 _IMG = f"<Img>{IMAGE_SLOT}</Img> "
@@ -48,7 +48,7 @@ _LLAVA = PromptTemplate(
     after_answer="<|endoftext|>",
 )
 _CAPTION = "Provide a one-sentence caption for the provided image."
-"""LLaVA-1.5's own words (LLaVA's text caption data)."""
+"""The caption question of LLaVA-1.5 (LLaVA's text caption data)."""
 _LLAVA_PREFIXES = (("model.vision_tower.", "tower."), ("model.mm_projector.", "projector."))
 _NESTED_PREFIXES = (("model.vision_tower.vision_tower.", "tower."), ("model.mm_projector.", "projector."))
 _FACTORY_PREFIXES = (
@@ -82,7 +82,7 @@ TINYLLAVA_LEGACY = replace(TINYLLAVA, prefixes=_NESTED_PREFIXES)
 BUNNY = replace(LLAVA_PHI, name="bunny", prefixes=_NESTED_PREFIXES)
 
 BY_MODEL_TYPE = {"llava_phi": LLAVA_PHI, "mipha_phi": MIPHA, "tinyllava": TINYLLAVA, "bunny-phi": BUNNY}
-"""By ``model_type`` in config.json."""
+"""Families by ``model_type`` in config.json."""
 ARCHITECTURES = {
     "LlavaPhiForCausalLM": LLAVA_PHI,
     "MiphaPhiForCausalLM": MIPHA,
@@ -90,11 +90,11 @@ ARCHITECTURES = {
     "TinyLlavaPhiForCausalLM": TINYLLAVA_LEGACY,
     "BunnyPhiForCausalLM": BUNNY,
 }
-"""By ``architectures`` in config.json."""
+"""Families by ``architectures`` in config.json."""
 STAGE_TEMPLATES = {1: "human_assistant", 2: "human_assistant", 3: "human_assistant", 4: "inst"}
-"""TinyGPT-V's released demo of each stage."""
+"""Templates of TinyGPT-V's released demo, by stage."""
 IMAGE_SIZES = {1: 224, 2: 224, 3: 224, 4: 448}
-"""Pixels a side that each stage of TinyGPT-V was trained at."""
+"""Side in pixels of the images that each stage of TinyGPT-V was trained on."""
 STAGES = tuple(IMAGE_SIZES)
 TEMPLATE_NAMES = tuple(
     dict.fromkeys(t.name for family in (TINYGPT_V, *ARCHITECTURES.values()) for t in family.templates)

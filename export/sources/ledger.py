@@ -1,4 +1,4 @@
-"""Every key of every file accounted for: taken as a tensor of the model, listed as unused, or a reason to stop."""
+"""Accounts for every key of every file: used by the model, listed as unused, or an error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KeyLedger:
             self._keys[key] = stored
         self._kinds = {kind_of(key) for key in self._keys}
         self.taken_bytes = 0
-        """Bytes that reading every taken key takes from the file."""
+        """Size in the files of all keys that were taken, in bytes."""
         self._taken: set[str] = set()
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -51,7 +51,7 @@ class KeyLedger:
         return kind_of(key) in self._kinds
 
     def shape(self, key: str) -> Shape:
-        """Shape of a key that is there."""
+        """Shape of an existing key."""
         return self.reader.shapes[self._keys[key]]
 
     def take(self, key: str, shape: Shape) -> Read:
@@ -74,11 +74,11 @@ class KeyLedger:
                 yield key.rpartition(".")[0], stored
 
     def overridden(self, key: str) -> None:
-        """Account for ``key``, which another file's tensor takes the place of."""
+        """Account for a key that is replaced by another file's tensor."""
         self._taken.add(key)
 
     def finish(self, unused: Iterable[str]) -> None:
-        """Stop unless every key was taken or matches one of the patterns of known-unused keys."""
+        """Raise an error unless every key was taken or matches a pattern of known unused keys."""
         known = re.compile("|".join(f"(?:{pattern})" for pattern in unused) or r"(?!)")
         unknown = [
             stored
@@ -147,7 +147,7 @@ class Ledgers:
         return lambda: torch.addmm(weight(), b(), a(), alpha=scale)
 
     def finish(self, unused: Iterable[str]) -> int:
-        """Stop unless every key of every file is accounted for; the bytes that reading all tensors takes."""
+        """Raise an error unless all keys are accounted for; returns the size of all tensors in the files, in bytes."""
         patterns = list(unused)
         # Where the base model's file does not fit, neither do the adapters: it is the one to name.
         for ledger in reversed(self._ledgers):

@@ -1,4 +1,4 @@
-"""Low-rank adapters: where they are, and what PEFT's adapter_config.json says of them."""
+"""Low-rank adapters: finding them, and reading PEFT's adapter_config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..documents import Config, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 Prefixes = tuple[tuple[str, str], ...]
-"""(what stored keys begin with, what canonical keys begin with instead); the first that fits counts."""
+"""(stored prefix, canonical prefix) pairs for keys; the first match is used."""
 FACTORY_ADAPTERS: Prefixes = (
     ("base_model.model.language_model.", ""),
     ("base_model.model.vision_tower._vision_tower.", "tower."),
@@ -32,15 +32,15 @@ class Lora:
     """Low-rank adapters: W + (alpha / r) B A, computed in float32 (Hu et al. 2021, section 4.1)."""
 
     alpha: float
-    """The scale is alpha / r, with the rank r that the shapes tell."""
+    """The scale is alpha / r, with the rank r from the shapes."""
     adapted: Callable[[str], bool]
-    """Whether a linear layer, by its canonical name, must have one."""
+    """Whether a linear layer, by its canonical name, must have an adapter."""
     rank: int | None = None
-    """r, where a file says so besides the shapes."""
+    """The rank r, if a file states it."""
 
 
 def read_lora(folder: Path, prefixes: Prefixes) -> Lora:
-    """What adapter_config.json says, as PEFT reads it; ``prefixes`` are those of the adapters' keys."""
+    """Read adapter_config.json like PEFT; ``prefixes`` are those of the adapters' keys."""
     config = Config(str(folder / ADAPTER_CONFIG), read_json(folder / ADAPTER_CONFIG))
     config.expect("peft_type", None, "LORA")
     config.expect("bias", None, "none")
@@ -65,7 +65,7 @@ def read_lora(folder: Path, prefixes: Prefixes) -> Lora:
 
 
 def _canonical_targets(targets: Sequence[str], prefixes: Prefixes) -> tuple[set[str], tuple[str, ...]]:
-    """Whole names, as canonical ones, and ends of names."""
+    """Complete names in canonical form, and endings of names."""
     whole, suffixes = set(), []
     for target in targets:
         if "layers." not in target and "_connector." not in target:

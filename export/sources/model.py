@@ -1,4 +1,4 @@
-"""A published model: its parts with their sizes, every key accounted for, one tensor in memory at a time."""
+"""A published model: its parts with their sizes, every key accounted for; loads one tensor at a time."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Of the part, such as ``eva_clip``."""
+        """Name of the part, such as ``eva_clip``."""
         return str(self.part.__name__).rpartition(".")[2]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a model is, but for its weights."""
+    """A model without its weights."""
 
     family: Family
     networks: Mapping[str, Network]
-    """By the graph that they become."""
+    """The parts by the graph that they become."""
     image: ImagePreprocessing
     tokenizer: Path
     """Folder with the tokenizer's files."""
     default_template: str
     stage: int | None = None
-    """Of TinyGPT-V's training."""
+    """Training stage of TinyGPT-V."""
 
 
 class Model(Mapping[str, Tensor]):
@@ -78,11 +78,11 @@ class Model(Mapping[str, Tensor]):
             self._shapes |= network.part.tensors(network.sizes)
             unused += network.part.unused(network.sizes)
         self.stored_bytes = ledgers.finish(unused)
-        """Bytes that reading every tensor once takes from the files."""
+        """Size in the files of all tensors, in bytes."""
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """The parts, by the graph that they become."""
+        """The parts by the graph that they become."""
         return self.description.networks
 
     def __getitem__(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, in which of the formats."""
+"""Finds the weight files of a folder, in any of the formats."""
 
 from __future__ import annotations
 

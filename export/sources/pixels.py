@@ -1,4 +1,4 @@
-"""How a published model has its pictures prepared: its processor's file, or the published code's constants."""
+"""The image preprocessing of a published model, from its processor's file or the published code's constants."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..parts import Three, Tower
 
 PROCESSOR = "preprocessor_config.json"
 BICUBIC = 3
-"""Pillow's number."""
+"""Pillow's number for bicubic."""
 
 
 def image_preprocessing(tower: Tower, image_size: int, config: Config, folder: Path | None) -> ImagePreprocessing:
-    """Pixels for a tower.
+    """The image preprocessing for a tower.
 
     Args:
-        tower: Which one.
-        image_size: The tower's.
+        tower: The vision tower.
+        image_size: The tower's image size.
         config: The model's; ``image_aspect_ratio`` decides about padding.
         folder: Where a preprocessor_config.json may be; the constants of the published processors otherwise.
 
@@ -44,7 +44,7 @@ def image_preprocessing(tower: Tower, image_size: int, config: Config, folder: P
 
 
 def _read(file: Path, crops: bool, image_size: int) -> tuple[Three, Three]:
-    """Mean and standard deviation, once all else is as published."""
+    """Read mean and standard deviation, after checking that all other settings are as published."""
     config = Config(str(file), read_json(file))
     for name in ("do_resize", "do_normalize", "do_rescale", "do_center_crop", "do_convert_rgb"):
         config.expect(name, None, crops if name == "do_center_crop" else True)
@@ -65,7 +65,7 @@ def _read(file: Path, crops: bool, image_size: int) -> tuple[Three, Three]:
 
 
 def _sides(size: Any) -> set[Any]:
-    """A size is written as a number or as an object of sides."""
+    """The values in a size, which is written as a number or as an object of sides."""
     return set(size.values()) if isinstance(size, dict) else {size}
 
 

@@ -24,15 +24,15 @@ V = TypeVar("V")
 REMAP_BYTES = 256 << 20
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What DistributedDataParallel, torch.compile, FSDP and activation checkpointing put into the names of keys."""
+"""Prefixes in keys from DistributedDataParallel, torch.compile, FSDP and activation checkpointing."""
 
 
 class Sums(Protocol):
-    """Looks at the bytes of a file in order, and says at their end whether they are those that were written."""
+    """Computes checksums of a file's bytes in order, and compares them at the end."""
 
     def __call__(self, piece: memoryview) -> None: ...
     def finish(self) -> None:
-        """Stop if they are not."""
+        """Raise an error if the checksums differ."""
 
 
 class Reader(abc.ABC):
@@ -40,18 +40,18 @@ class Reader(abc.ABC):
 
     def __init__(self, label: str, files: list[Path]) -> None:
         self.label = label
-        """What messages call this source: its path as the user gave it."""
+        """Name of this source in messages: its path as the user gave it."""
         self.files = files
         self.on_read: Callable[[int], object] = lambda stored_bytes: None
-        """Callback: the stored bytes of each tensor that was read, for progress."""
+        """Progress callback with the stored bytes of each tensor that was read."""
         self._touched = 0
         self._where: dict[str, Path] = {}
         self._prefix = ""
-        """What the files put before every key; other code does not see it."""
+        """Prefix of every key in the files; it is hidden from other code."""
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Every key with its shape."""
+        """Shape of every key."""
         self.stored_bytes: dict[str, int] = {}
-        """Every key with the bytes it takes in its file."""
+        """Size of every key in its file, in bytes."""
 
     def _add(self, key: str, file: Path, shape: tuple[int, ...], stored_bytes: int) -> None:
         if key in self._where:
@@ -59,7 +59,7 @@ class Reader(abc.ABC):
         self._where[key], self.shapes[key], self.stored_bytes[key] = file, shape, stored_bytes
 
     def _complete(self, index: dict[str, str]) -> None:
-        """Once all keys were added: check the index of shards, and take wrappers off the keys.
+        """Finish after all keys were added: check the index of shards, and remove wrappers' prefixes from the keys.
 
         Raises:
             ExportError: The index is wrong, or only some keys have a wrapper's name.
@@ -88,7 +88,7 @@ class Reader(abc.ABC):
         """The tensor under its key in a file, possibly a view of the mapped file."""
 
     def sums(self, file: Path) -> Sums | None:
-        """What checks the bytes of one of the files while they go by; None where the format has no sums."""
+        """The checksums to compute while a file is read; None if its format has none."""
         return None
 
     @abc.abstractmethod

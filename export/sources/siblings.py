@@ -1,4 +1,4 @@
-"""LLaVA-Phi, Mipha, TinyLLaVA and Bunny as they were published: one folder, or folders that make one model.
+"""LLaVA-Phi, Mipha, TinyLLaVA and Bunny as published: one folder, or several folders for one model.
 
 What they have in common: a CLIP or SigLIP tower, an MLP and plain Phi-2. How their configurations say so differs.
 """
@@ -44,12 +44,12 @@ HOME = {"": r"model\.|lm_head\.", "tower.": r"tower\.", "projector.": r"projecto
 
 @dataclass
 class _Files:
-    """What is read of a model, in the order in which it wins."""
+    """The files of a model, in order of precedence."""
 
     ledgers: list[KeyLedger] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     named: list[tuple[str, Path]] = field(default_factory=list)
-    """(role, path) of everything that decides what the bundle holds."""
+    """(role, path) of every file that determines the content of the bundle."""
 
     def add(self, role: str, reader: Reader, cause: str, prefixes: Prefixes, home: str = r"(?!)") -> None:
         self.ledgers.append(KeyLedger(reader, cause, prefixes, home))
@@ -90,7 +90,7 @@ def open_sibling(folder: Path, tower: Path | None = None, phi_folder: Path | Non
 
 
 def _recognise(config: Config) -> Family:
-    """The family, by ``model_type`` and ``architectures``, which must not contradict each other."""
+    """The family by ``model_type`` and ``architectures``, which must not contradict each other."""
     kind, classes = config.get("model_type"), config.get("architectures") or []
     by_class = ARCHITECTURES.get(classes[0]) if isinstance(classes, list) and len(classes) == 1 else None
     family = BY_MODEL_TYPE.get(kind) if isinstance(kind, str) else None
@@ -181,7 +181,7 @@ def _open_tinyllava(folder: Path, config: Config) -> Model:
 
 
 def _open_tinyllava_legacy(folder: Path, config: Config, tower: Path | None) -> Model:
-    """TinyLLaVABench's layout, from before the Factory."""
+    """Open a model in TinyLLaVABench's layout, from before the Factory."""
     files = _Files()
     files.describe("model", folder)
     cause = "this is not a complete folder of TinyLLaVA, or its download is incomplete"
@@ -280,7 +280,7 @@ def _assemble(
     processor: Path | None,
     lora: Lora | None = None,
 ) -> Model:
-    """A model of a tower, an MLP and Phi-2; ``others`` are the configurations besides its own."""
+    """Combine a tower, an MLP and Phi-2 into a model; ``others`` are the configurations besides its own."""
     projector = mlp.Sizes(
         tokens=sizes.tokens,
         input_size=sizes.hidden_size,
@@ -314,7 +314,7 @@ def _projector_layers(kind: str, config: Config) -> int:
 
 
 def _with_context(sizes: phi.Sizes, config: Config) -> phi.Sizes:
-    """Text and image are cut at ``tokenizer_model_max_length`` by the published code."""
+    """Limit the context to ``tokenizer_model_max_length``, at which the published code truncates text and image."""
     if config.get("tokenizer_model_max_length") is None:
         return sizes
     length = config.integer("tokenizer_model_max_length")

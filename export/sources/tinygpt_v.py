@@ -28,7 +28,7 @@ TRAINED_NORMS = r".*\.(q_layernorm|k_layernorm|post_layernorm)\.weight"
 
 @dataclass(frozen=True)
 class Untold:
-    """What is in no weight file. The defaults are the published model's: ViT-g/14's blocks in use, and head counts."""
+    """Sizes that no weight file contains. The defaults are the published model's: ViT-g/14's blocks, and heads."""
 
     image_size: int
     patch_size: int = 14
@@ -114,7 +114,7 @@ def open_tinygpt_v(
 
 
 def read_untold(file: Path | None, stage: int) -> Untold:
-    """The published constants of ``stage``, with what the architecture JSON says instead."""
+    """The published constants of ``stage``, overridden by the architecture JSON."""
     untold = Untold(image_size=IMAGE_SIZES[stage])
     if file is None:
         return untold
@@ -131,7 +131,7 @@ def read_untold(file: Path | None, stage: int) -> Untold:
 def _networks(
     untold: Untold, phi_folder: Path, vision: Reader, blip2: Reader, stage: TorchReader
 ) -> dict[str, Network]:
-    """Put the sizes together from the Phi-2 folder's config.json, the weights' shapes and ``untold``."""
+    """Combine the sizes from the Phi-2 folder's config.json, the weights' shapes and ``untold``."""
     width, _, patch, _ = _shape(vision, "patch_embed.proj.weight", 4, "--vision is not an EVA-CLIP ViT")
     if patch != untold.patch_size:
         raise ExportError(f"{vision.label}: patches are {patch} px; expected {untold.patch_size} (see --architecture)")
@@ -202,7 +202,7 @@ def _shape(reader: Reader, key: str, rank: int, cause: str) -> tuple[int, ...]:
 
 
 def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
-    """Stage files differ in what they hold and in the image size they were trained at: the two commonest mix-ups."""
+    """Check content and image size of a stage file, since these two are most often confused."""
     has_qformer = "query_tokens" in reader.shapes
     if stage == 4 and not has_qformer:
         raise ExportError(
@@ -227,7 +227,7 @@ def _check_stage(reader: TorchReader, stage: int, expected_size: int) -> None:
 
 
 def _lora_alpha(reader: TorchReader) -> float:
-    """16 unless the stage file's ``config.model.lora_alpha`` says otherwise."""
+    """The alpha of LoRA: 16 unless the stage file's ``config.model.lora_alpha`` says otherwise."""
     model = reader.config.get("model")
     alpha = model.get("lora_alpha", 16) if isinstance(model, dict) else 16
     if type(alpha) not in (int, float) or not 0 < alpha < math.inf:

@@ -25,7 +25,7 @@ CLASSES = (
     "PreTrainedTokenizerFast",
     "TokenizersBackend",
 )
-"""Of ``transformers``: those that cut texts as Phi-2's tokenizer does, and those that do what tokenizer.json says."""
+"""Classes of ``transformers`` that split texts like Phi-2's tokenizer, or that follow tokenizer.json."""
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -122,7 +122,7 @@ def _read_added_tokens(folder: Path, config: dict[str, Any], special: set[str]) 
 
 
 def _join(added: dict[int, AddedToken], token_id: int, token: AddedToken, file: Path) -> None:
-    """Add a token of ``file`` to those of other files, which must not say anything else of it."""
+    """Add a token of ``file`` to those of other files, which must not contradict it."""
     flags = ("content", "single_word", "lstrip", "rstrip")
     same_id, same_text = added.get(token_id), [other for other in added.values() if other.content == token.content]
     if (same_text and same_text != [same_id]) or (
@@ -183,7 +183,7 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> Iterator[str]:
 
 
 def _content(value: object, file: Path) -> str | None:
-    """A special token's text: it is written as a string, or as an object with its ``content``."""
+    """The text of a special token, which is written as a string, or as an object with its ``content``."""
     content = value.get("content") if isinstance(value, dict) else value
     if content is None or isinstance(content, str):
         return content

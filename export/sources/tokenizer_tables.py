@@ -1,4 +1,4 @@
-"""Vocabulary and merges of a byte-level BPE tokenizer, from whichever of its files are there."""
+"""Vocabulary and merges of a byte-level BPE tokenizer, from the files that exist."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VOCAB = "vocab.json"
 MERGES = "merges.txt"
 FAST_TOKENIZER = "tokenizer.json"
 _NOT_PLAIN = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-"""Settings of BPE that Phi-2's tokenizer has not."""
+"""Settings of BPE that Phi-2's tokenizer does not use."""
 _MARK = re.compile(r"<[^<>\s]+>")
-"""Such as ``<pad>``: a token that no text becomes, which needs no merge."""
+"""Matches tokens such as ``<pad>``, which no text becomes, and which need no merge."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What defines a byte-level BPE tokenizer, with the file to blame for its vocabulary and for its merges."""
+    """The tables of a byte-level BPE tokenizer, with the files that they come from, for messages."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -68,7 +68,7 @@ def read_tables(folder: Path) -> Tables:
 
 
 def _check_fast_tables(file: Path, vocab: dict[str, Any], merges: list[tuple[str, str]]) -> None:
-    """Stop if a tokenizer.json, which other programs would take, has other tables beside those of the older files."""
+    """Refuse a tokenizer.json, which other programs would read, if its tables differ from those of the older files."""
     if not _part(optional(file), "model"):
         return
     other_vocab, other_merges = _read_fast_tables(file)
@@ -123,7 +123,7 @@ def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_merges(tables: Tables, added: Collection[str]) -> None:
-    """Stop unless every token can come from a text: as a byte, from a merge, or because it was ``added``.
+    """Check that every token can come from a text: as a byte, from a merge, or because it was ``added``.
 
     Raises:
         ExportError: Merges are missing: ids would be right, but not those that the model was trained with.

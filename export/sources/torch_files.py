@@ -1,4 +1,4 @@
-"""Files of ``torch.save``: tensors by name, read with ``weights_only=True`` and from a mapping where that can be."""
+"""Files of ``torch.save``: tensors by name, read with ``weights_only=True`` and memory-mapped if possible."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _load_torch(file: Path) -> dict[str, Any]:
 
 
 def _load_stream(file: Path) -> Any:
-    """Files from before torch 1.6 are one stream of pickles and storages, and cannot be mapped."""
+    """Load a file from before torch 1.6, a stream of pickles and storages that cannot be memory-mapped."""
     with file.open("rb") as opened:
         document = torch.load(opened, map_location="cpu", weights_only=True)
         # torch has compared every storage's length; there are no sums. What is behind the last one is not read.
@@ -102,7 +102,7 @@ def _load_stream(file: Path) -> Any:
 
 
 def _unusual_kind(tensor: torch.Tensor) -> str | None:
-    """What a tensor is that is no plain array of numbers in memory."""
+    """The kind of a tensor that is not a plain dense array; None if it is one."""
     kinds = {
         "a nested tensor": tensor.is_nested,
         "a sparse tensor": tensor.layout is not torch.strided,

@@ -1,4 +1,4 @@
-"""Which vision tower a published configuration asks for, and its sizes."""
+"""Finds the vision tower that a published configuration names, and its sizes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FIRST_NORM = "tower.vision_model.encoder.layers.0.layer_norm1.weight"
 FIRST_MLP = "tower.vision_model.encoder.layers.0.mlp.fc1.weight"
 POSITIONS = "tower.vision_model.embeddings.position_embedding.weight"
 REFUSED = ("dinov2", "mof", "eva")
-"""In names of towers: kinds that the published code has besides, and the exporter has not."""
+"""Parts of the names of towers that the published code supports and the exporter does not."""
 
 
 def find_tower(config: Config, name: str) -> Tower:
-    """The tower that the published code would take: by what a field, its name, contains."""
+    """The tower that the published code would use, by substrings of its name in a field."""
     text = config.text(name)
     # The Factory's names may say their class before a colon.
     lowered = text.partition(":")[0].lower()
@@ -37,14 +37,14 @@ def find_tower(config: Config, name: str) -> Tower:
 
 @dataclass(frozen=True)
 class Select:
-    """Which hidden state of the tower, and whether its first token goes on to the projector."""
+    """The tower's hidden state to use, and whether its first token is passed to the projector."""
 
     layer: int
     keep_first: bool
 
 
 def select(config: Config, layer_name: str, feature_name: str) -> Select:
-    """What two fields say: -2 and ``patch`` where they are absent."""
+    """The selection in two fields; -2 and ``patch`` if they are absent."""
     layer = config.get(layer_name) if layer_name in config.fields else -2
     if type(layer) is not int:
         raise ExportError(f"{config.label}: {layer_name} is {layer!r:.60}; expected a whole number such as -2")
@@ -60,7 +60,7 @@ def tower_config(tower: Tower, folder: Path) -> Config:
 
 
 def nested(folder: Path, config: Config | None, name: str, defaults: Mapping[str, Any]) -> Config:
-    """A part's own config.json where it has a folder, else the object ``name`` of the model's.
+    """A part's own config.json if it has a folder, otherwise the object ``name`` of the model's.
 
     Raises:
         ExportError: There is no such configuration, or there are two that contradict each other.
@@ -85,7 +85,7 @@ def nested(folder: Path, config: Config | None, name: str, defaults: Mapping[str
 
 
 def tower_of_weights(tower: Tower, weights: KeyLedger, config: Config, folder: Path | None) -> Config:
-    """The configuration of a tower whose weights the model's folder holds, but not its configuration.
+    """The configuration of a tower whose weights are in the model's folder without their configuration.
 
     That of a published tower, if the weights have its shapes; else the one in ``folder``, what ``--tower`` names.
     """

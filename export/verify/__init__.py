@@ -1,1 +1,1 @@
-"""Holding a bundle against a second implementation, in torch: same files, same photos and texts."""
+"""Compares a bundle with a second implementation, in torch: same files, same photos and texts."""

@@ -1,4 +1,4 @@
-"""What of a bundle and of the oracle is compared, and by which numbers."""
+"""The measures by which a bundle is compared with the oracle."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerAgreement:
-    """One tensor of a graph against the oracle's, over all tokens of all photos or prompts."""
+    """One tensor of a graph compared with the oracle's, over all tokens of all photos or prompts."""
 
     graph: str
     row: str
     cosine_mean: float
-    """Of the cosines of the tokens' vectors."""
+    """Mean of the cosines of the tokens' vectors."""
     cosine_worst: float
     relative_error: float
     """Norm of the difference over norm of the oracle's, where both began with the same photos and texts."""
     own_error: float
-    """The same where the oracle's layer was given what the bundle's layer was given: this layer's own share."""
+    """The relative error if the oracle's layer gets the bundle's input: this layer's own share."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Agreement:
     """How far a bundle is from the oracle."""
 
     layers: tuple[LayerAgreement, ...]
-    """In the order they are computed."""
+    """The layers in the order of computation."""
     positions: int
-    """Of the prompts' texts: what the three numbers below are over."""
+    """Number of text positions of the prompts, over which the three values below are computed."""
     kl_mean: float
     """KL divergence of the bundle's next-token distribution from the oracle's, in nats."""
     kl_worst: float
     top1: float
-    """Share of positions at which both choose the same token."""
+    """Share of positions at which both select the same token."""
 
     def row(self, name: str) -> LayerAgreement:
         """The only row called ``name``: ``image_features``, ``image_embeds`` or ``logits``."""
@@ -44,12 +44,12 @@ class Agreement:
 
     @property
     def farthest(self) -> LayerAgreement:
-        """The layer that adds most to the error; one whose numbers are not finite is farther than any."""
+        """The layer that adds most to the error; one with values that are not finite counts as the largest."""
         return max(self.layers, key=lambda layer: layer.own_error if layer.own_error >= 0 else float("inf"))
 
 
 class LayerTally:
-    """Adds up a :class:`LayerAgreement`."""
+    """Accumulates a :class:`LayerAgreement`."""
 
     def __init__(self) -> None:
         self._cosines: list[Tensor] = []
@@ -59,9 +59,9 @@ class LayerTally:
         """Count tokens.
 
         Args:
-            found: Of the bundle, [tokens, width].
-            reference: Of the oracle from the same photos and texts.
-            own: Of the oracle's layer from the bundle's own input to this layer.
+            found: Output of the bundle, [tokens, width].
+            reference: Output of the oracle from the same photos and texts.
+            own: Output of the oracle's layer from the bundle's own input to this layer.
         """
         found, reference, own = found.double(), reference.double(), own.double()
         self._cosines.append(torch.nn.functional.cosine_similarity(found, reference, dim=-1))
@@ -71,7 +71,7 @@ class LayerTally:
         self._own_difference += float((found - own).square().sum())
 
     def result(self, graph: str, row: str) -> LayerAgreement:
-        """What all tokens together give."""
+        """The result over all tokens."""
         cosines = torch.cat(self._cosines)
         return LayerAgreement(
             graph=graph,
@@ -84,20 +84,20 @@ class LayerTally:
 
 
 class LogitsTally:
-    """Adds up what an :class:`Agreement` says of next-token distributions."""
+    """Accumulates the values of an :class:`Agreement` on next-token distributions."""
 
     def __init__(self) -> None:
         self._kl: list[Tensor] = []
         self._same: list[Tensor] = []
 
     def add(self, found: Tensor, reference: Tensor) -> None:
-        """Count positions: logits of the bundle and of the oracle, [positions, vocabulary]."""
+        """Add positions: logits of the bundle and of the oracle, [positions, vocabulary]."""
         log_p, log_q = (logits.double().log_softmax(dim=-1) for logits in (reference, found))
         self._kl.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
         self._same.append(found.argmax(dim=-1) == reference.argmax(dim=-1))
 
     def result(self, layers: tuple[LayerAgreement, ...]) -> Agreement:
-        """What all positions together give."""
+        """The result over all positions."""
         kl, same = torch.cat(self._kl), torch.cat(self._same)
         return Agreement(
             layers=layers,

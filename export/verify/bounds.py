@@ -1,4 +1,4 @@
-"""How far a bundle may be from the oracle."""
+"""Limits on the difference between a bundle and the oracle."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from .agreement import Agreement
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of what :class:`.agreement.Agreement` measures: ``min_`` the least, ``max_`` the most."""
+    """Limits on the values of :class:`.agreement.Agreement`: minimum for ``min_``, maximum for ``max_``."""
 
     min_image_features_cosine: float
     """Mean over the vision encoder's tokens."""
     min_image_features_worst_cosine: float
-    """Of the vision encoder's worst token."""
+    """Worst token of the vision encoder."""
     min_image_embeds_cosine: float
     """Mean over the projector's tokens."""
     min_logits_cosine: float
-    """Mean over the text's positions, as the two below."""
+    """Mean over the text's positions, like the two below."""
     max_kl: float
     """KL divergence of the bundle's next-token distribution from the oracle's, in nats."""
     min_top1: float
-    """Share of positions at which both choose the same token."""
+    """Share of positions at which both select the same token."""
 
 
 class Checked(TypedDict):
-    """One bound, and what was found."""
+    """One bound, and the measured value."""
 
     name: str
     value: float
@@ -62,11 +62,11 @@ DEFAULTS = {
         min_top1=0.99,
     ),
 }
-"""By a bundle's least precise graph, that one first."""
+"""Bounds by the precision of a bundle's least precise graph, that one first."""
 
 
 def check(bounds: Bounds, found: Agreement) -> list[Checked]:
-    """Hold what was found against each bound; a value that is no number holds none."""
+    """Check the measured values against each bound; NaN violates every bound."""
     features, embeds = found.row("image_features"), found.row("image_embeds")
     values = {
         "min_image_features_cosine": features.cosine_mean,

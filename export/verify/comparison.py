@@ -1,4 +1,4 @@
-"""Runs bundle and oracle side by side, and compares them layer by layer as they go.
+"""Runs bundle and oracle side by side, and compares them layer by layer.
 
 Each layer of the oracle gets two inputs at once, stacked as one batch: its own, which shows how errors add up from
 the photo on, and the bundle's, which shows what this one layer adds.
@@ -24,7 +24,7 @@ from .prompts import Prompt
 from .tapped_graph import Named, TappedGraph
 
 PHOTOS_AT_ONCE = 4
-"""For each reading of the vision weights; at the published sizes there is 0.9 GB to compare of so many."""
+"""Photos per pass over the vision weights; at the published sizes they need 0.9 GB for comparison."""
 PROMPTS_AT_ONCE = 8
 
 Array = NDArray[np.float32]
@@ -45,7 +45,7 @@ class Comparison:
         self._logits = LogitsTally()
 
     def count_steps(self, photos: int, prompts: int) -> int:
-        """How often ``on_step`` will be called."""
+        """The number of calls of ``on_step``."""
         seen = len(self._oracle.rows(VISION_ENCODER)) + len(self._oracle.rows(PROJECTOR))
         return (
             2 * photos
@@ -119,13 +119,13 @@ class Comparison:
         """Run a part of the oracle beside what the bundle found.
 
         Args:
-            graph: Whose taps are compared.
+            graph: The graph whose taps are compared.
             run: The part of the oracle.
             theirs: Its input, [batch, ...].
             ours: The bundle's input.
             found: Each tensor of the bundle that is compared, [batch, tokens, width]; they are taken out.
-            counted: Of each row of the batch, the tokens that count; all if not given.
-            last_counted: The same for the last tap.
+            counted: For each row of the batch, the tokens that count; all if not given.
+            last_counted: Like ``counted``, for the last tap.
 
         Returns:
             Output of the oracle and of the bundle.
@@ -179,11 +179,11 @@ class Comparison:
         return self._fit(torch.from_numpy(assemble(table, prompt.segments, shown)[0]))
 
     def _fit(self, embeds: Tensor) -> Tensor:
-        """As much of a prompt as the context has room for."""
+        """The part of a prompt that fits in the context."""
         return embeds[: self._contract.context]
 
     def _text_positions(self, prompt: Prompt, length: int) -> Tensor:
-        """Where a prompt's text stands: nothing was trained to follow a token of an image but the next one."""
+        """Positions of a prompt's text; image tokens are excluded, as the model was never trained to continue them."""
         text = torch.ones(length, dtype=torch.bool)
         if prompt.photo is not None:
             start = len(prompt.segments[0])
@@ -192,7 +192,7 @@ class Comparison:
 
 
 def _reference_embeds(rows: dict[int, Tensor], prompt: Prompt, images: Sequence[Tensor]) -> Tensor:
-    """A prompt's inputs_embeds, [sequence, hidden], from the oracle's token embeddings."""
+    """A prompt's inputs_embeds [sequence, hidden], from the oracle's token embeddings."""
     texts = [[rows[token_id] for token_id in segment] for segment in prompt.segments]
     shown = [] if prompt.photo is None else images[prompt.photo].unbind()
     return torch.stack([*texts[0], *shown, *(row for text in texts[1:] for row in text)])

@@ -1,4 +1,4 @@
-"""Checks that a bundle is complete, and was made from these files."""
+"""Checks that a bundle is complete, and was made from the given files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tqdm import tqdm
 from ..sources.model import Model
 
 SINGLE_FILES = ("vision", "qformer", "checkpoint", "architecture")
-"""Roles of one file each."""
+"""Roles that have exactly one file."""
 
 
 def check_bundle(folder: Path, manifest: Manifest, progress: bool) -> None:
-    """Hash every file of the bundle, also those that are too large to be hashed at each load.
+    """Hash every file of the bundle, including those that are too large to be hashed at each load.
 
     Raises:
         BundleError: One is not what the manifest says.

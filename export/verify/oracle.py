@@ -1,4 +1,4 @@
-"""A complete model in torch, from stock classes: the implementation that exported graphs are compared with."""
+"""A complete model in torch, from stock classes: the reference for exported graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sources.model import Network
 from .stock import STOCK
 
 MODULES = {VISION_ENCODER: "vision", PROJECTOR: "projector", DECODER: "language"}
-"""Names of an oracle's parts, by the graph they stand for."""
+"""Attribute names of an oracle's parts, by the graph that they correspond to."""
 FUSED = ".qkv."
 
 
@@ -38,15 +38,15 @@ class Oracle(nn.Module):
             self.add_module(name, STOCK[networks[graph].name].build(networks[graph].sizes))
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Encodes pictures: [batch, 3, size, size] -> [batch, tokens, vision width]."""
+        """Encode pictures: [batch, 3, size, size] -> [batch, tokens, vision width]."""
         return self.vision(pixel_values)
 
     def image_embeds(self, image_features: Tensor) -> Tensor:
-        """Turns vision tokens into the language model's: [batch, tokens, vision width] -> [batch, tokens, hidden]."""
+        """Project vision tokens to the language model: [batch, tokens, vision width] -> [batch, tokens, hidden]."""
         return self.projector(image_features)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Looks token ids up: [batch, sequence] -> [batch, sequence, hidden]."""
+        """Look up token ids: [batch, sequence] -> [batch, sequence, hidden]."""
         return self.language.model.embed_tokens(input_ids)
 
     def hidden_states(self, inputs_embeds: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Oracle(nn.Module):
         return self.language.model(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
 
     def logits(self, inputs_embeds: Tensor) -> Tensor:
-        """Gives the next token's logits after each position: [batch, sequence, hidden] -> [batch, sequence, vocab]."""
+        """The next token's logits after each position: [batch, sequence, hidden] -> [batch, sequence, vocab]."""
         return self.language.lm_head(self.hidden_states(inputs_embeds))
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ def tensors_of(oracle: Oracle) -> dict[str, Tensor]:
 
 
 def placed(networks: Mapping[str, Network]) -> dict[str, tuple[str, ...]]:
-    """Each tensor of the parts, and the names in an oracle's state that it is, or that its thirds are."""
+    """For each tensor of the parts, the names in an oracle's state that it, or its thirds, correspond to."""
     places: dict[str, tuple[str, ...]] = {}
     for graph, network in networks.items():
         stock = STOCK[network.name]
@@ -124,7 +124,7 @@ def placed(networks: Mapping[str, Network]) -> dict[str, tuple[str, ...]]:
 
 
 class StreamedOracle(Oracle):
-    """An oracle for machines that cannot hold it: layers get their weights when they run, and lose them afterwards.
+    """An oracle for machines with too little memory: layers get their weights when they run, and drop them afterwards.
 
     Its methods read every weight they use once, whatever the size of the batch.
 
@@ -138,7 +138,7 @@ class StreamedOracle(Oracle):
             super().__init__(networks)
         self._tensors = tensors
         self.watch: Callable[[str, str, Tensor], Tensor] = lambda graph, row, output: output
-        """Given a graph, a row and the output of the layer that has run; gives what the next layer gets instead."""
+        """Called with a graph, a row and the output of the layer that has run; returns the input of the next layer."""
         # Computed from the sizes, so no file has it.
         self.language.model.rotary_emb = PhiRotaryEmbedding(self.language.config)
         assert not any(buffer.is_meta for buffer in self.buffers())
@@ -155,7 +155,7 @@ class StreamedOracle(Oracle):
         self.eval()
 
     def rows(self, graph: str) -> list[str]:
-        """What is compared of a graph, in the order it is computed."""
+        """The rows of a graph that are compared, in the order of computation."""
         return [row for _, row in self._layers(graph) if row]
 
     def _layers(self, graph: str) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The comparison as a picture: how errors add up from layer to layer, and what each layer adds."""
+"""A plot of the comparison: how errors add up from layer to layer, and what each layer adds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .agreement import LayerAgreement
 from .verification import Verification
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
-"""Of Okabe and Ito's palette: colour-blind people can distinguish them."""
+"""Colours of Okabe and Ito's palette, which colour-blind people can distinguish."""
 DECADES = 3
-"""Shown below the largest value: what is nearly exact, such as a norm in float32, falls below the panel."""
+"""Decades shown below the largest value: nearly exact layers, such as a norm in float32, fall below the panel."""
 CROWDED, STRIDE = 45, 4
-"""Above so many rows, only every fourth of the numbered ones has its name below."""
+"""Above the first number of rows, only every fourth (the second number) of the numbered ones is labelled."""
 
 
 def draw(found: Verification) -> bytes:
-    """A PNG of two panels, both over the layers in the order they are computed."""
+    """Draw a PNG of two panels, both over the layers in the order of computation."""
     layers = found.agreement.layers
     figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
     cosines, errors = figure.subplots(2, 1, sharex=True)
@@ -54,7 +54,7 @@ def _line(axes: Axes, values: list[float], colour: str, label: str) -> None:
 
 
 def _mark_graphs(cosines: Axes, errors: Axes, layers: tuple[LayerAgreement, ...]) -> None:
-    """A band for every other graph with its name on top; the rows' names below, as many as there is room for."""
+    """Draw a band for every other graph with its name on top, and as many rows' names below as fit."""
     graphs = [layer.graph for layer in layers]
     for number, graph in enumerate(dict.fromkeys(graphs)):
         start, count = graphs.index(graph), graphs.count(graph)

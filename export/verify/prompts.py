@@ -1,4 +1,4 @@
-"""What bundle and oracle are shown and asked."""
+"""The photos, questions and texts for bundle and oracle."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Prompt:
     """One prompt, as token ids."""
 
     segments: tuple[tuple[int, ...], ...]
-    """Two where a photo goes between them, else one."""
+    """Token ids; two segments if a photo goes between them, otherwise one."""
     photo: int | None
-    """Number of the photo."""
+    """Index of the photo."""
 
 
 def find_photos(folder: Path | None) -> list[Path | Image.Image]:
@@ -59,7 +59,7 @@ def find_photos(folder: Path | None) -> list[Path | Image.Image]:
 
 
 def _drawn_picture() -> Image.Image:
-    """Edges, smooth shades and a fine pattern, in colour, [300, 400] pixels."""
+    """A colour picture with edges, smooth shades and a fine pattern, [300, 400] pixels."""
     y, x = np.mgrid[0:300, 0:400]
     disc = np.hypot(x - 130, y - 170) < 90
     red = np.where(disc, 220, x * 255 // 400)
@@ -69,7 +69,7 @@ def _drawn_picture() -> Image.Image:
 
 
 def write_prompts(manifest: Manifest, tokenizer: Tokenizer, photos: int) -> list[Prompt]:
-    """Some of the questions about each photo, in the bundle's templates by turns, and the texts alone."""
+    """Some questions about each photo, in the bundle's templates in turn, and the texts alone."""
     prompts: list[Prompt] = []
     for number in range(QUESTIONS_PER_PHOTO * photos):
         template = manifest.templates[number % len(manifest.templates)]
@@ -80,7 +80,7 @@ def write_prompts(manifest: Manifest, tokenizer: Tokenizer, photos: int) -> list
 
 
 def _question(manifest: Manifest, number: int) -> str:
-    """One of the questions; without its tag where the model knows no tags."""
+    """One of the questions; without its tag if the model has no tags."""
     question = QUESTIONS[number % len(QUESTIONS)]
     return question if manifest.tasks else re.sub(r"^\[\w+\] ?", "", question) or manifest.caption_question
 

@@ -1,4 +1,4 @@
-"""What a comparison found, as a table for people and a document for programs."""
+"""The results of a comparison, as a table and as a JSON document."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEGEND = (
 
 
 def table(found: Verification, checked: Sequence[Checked]) -> str:
-    """Every layer, then what was shown to them, then each bound with what was found."""
+    """Every layer, the inputs, and each bound with the measured value."""
     agreement = found.agreement
     width = 2 + max(len(layer.row) for layer in agreement.layers)
     lines: list[str] = []
@@ -51,18 +51,18 @@ def table(found: Verification, checked: Sequence[Checked]) -> str:
 
 
 def failures(found: Verification, checked: Sequence[Checked]) -> str:
-    """One line with the bounds that do not hold, and where to look."""
+    """One line with the violated bounds, and where to look."""
     broken = [f"{c['name']} is {c['value']:.7g}, expected {_expected(c)}" for c in checked if not c["holds"]]
     return f"{'; '.join(broken)}; the layer that adds most: {_name(found.agreement.farthest)}"
 
 
 def _name(layer: LayerAgreement) -> str:
-    """A layer and its own error in words."""
+    """A layer and its own error as text."""
     return f"{layer.graph} {layer.row} (own error {layer.own_error:.3e})"
 
 
 def document(found: Verification, checked: Sequence[Checked]) -> dict[str, Any]:
-    """All of it, for JSON: a number that is not finite is None."""
+    """The complete results for JSON; numbers that are not finite become None."""
     agreement = found.agreement
     written: dict[str, Any] = _finite(
         {

@@ -29,7 +29,7 @@ from transformers.models.siglip.modeling_siglip import SiglipVisionTransformer
 from ..parts import clip, eva_clip, mlp, phi, qformer, siglip
 
 Rules = tuple[tuple[str, str], ...]
-"""(pattern of a tensor's name in the part, its name in the module); a name takes the first that fits it."""
+"""(pattern of a tensor's name in the part, its name in the module) pairs; the first match is used."""
 Rows = Iterator[tuple[str, str]]
 """(a submodule that is loaded as one, the row that ``verify`` shows for its output or an empty text), as they run."""
 
@@ -39,13 +39,13 @@ ACTIVATIONS = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"
 
 @dataclass(frozen=True)
 class Stock:
-    """One part's stand-in."""
+    """The stock implementation of one part."""
 
     build: Callable[[Any], nn.Module]
     rules: Callable[[Any], Rules]
     rows: Callable[[Any], Rows]
     splits_qkv: bool
-    """Whether the fused rows of q, k and v are three layers in it."""
+    """Whether it has separate layers for the fused rows of q, k and v."""
 
 
 class Tower(nn.Module):
@@ -57,7 +57,7 @@ class Tower(nn.Module):
         self.skipped = skipped
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values to image_features."""
+        """Compute image_features from pixel_values."""
         return self.model(pixel_values).last_hidden_state[:, self.skipped :]
 
 
@@ -85,7 +85,7 @@ class QFormerProjector(nn.Module):
         self.llama_proj2 = nn.Linear(sizes.projection_size, sizes.output_size)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        """image_features to image_embeds."""
+        """Compute image_embeds from image_features."""
         queries = self.query_tokens.expand(image_features.shape[0], -1, -1)
         seen = self.qformer(query_embeds=queries, encoder_hidden_states=image_features).last_hidden_state
         return self.llama_proj2(self.llama_proj(seen))
@@ -241,4 +241,4 @@ STOCK = {
     "mlp": Stock(_mlp, _mlp_rules, _mlp_rows, splits_qkv=False),
     "phi": Stock(_phi, lambda sizes: _PHI_RULES if sizes.post_norm else (), _phi_rows, splits_qkv=True),
 }
-"""By the name of the part."""
+"""Stock implementations by the name of the part."""

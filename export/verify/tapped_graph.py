@@ -27,7 +27,7 @@ class TappedGraph:
 
     Args:
         folder: The bundle.
-        graph: Which of its graphs.
+        graph: The graph to load.
         rows: What it is to give: names that its exporter noted in it.
 
     Raises:
@@ -52,7 +52,7 @@ class TappedGraph:
         self._session = open_session(folder.absolute(), graph, threads=None, model=model.SerializeToString())
 
     def see(self, array: Array) -> Named:
-        """Run a vision graph, which has one input; gives each row, float32 [batch, ...]."""
+        """Run a vision graph, which has one input; returns each row, float32 [batch, ...]."""
         return self._run({self._session.get_inputs()[0].name: array})
 
     def read(self, inputs_embeds: Array) -> Named:

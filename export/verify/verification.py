@@ -1,4 +1,4 @@
-"""The comparison of a bundle with the files it was made from, as a whole."""
+"""The complete comparison of a bundle with the files that it was made from."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .prompts import find_photos, write_prompts
 
 @dataclass(frozen=True)
 class Verification:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     bundle: Path
     precision: str
-    """``fp32`` where all of the bundle is, else ``int8``."""
+    """``fp32`` if the complete bundle is, otherwise ``int8``."""
     agreement: Agreement
     photos: int
     prompts: int

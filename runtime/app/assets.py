@@ -1,4 +1,4 @@
-"""Pictures that are part of the program."""
+"""Pictures that are included in the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question and its answer as bubbles: text that can be selected, and what can be done with it."""
+"""One question and its answer as bubbles: selectable text with its buttons."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .label import PlainLabel
 from .turns import Said
 
 _BUTTONS = 64
-"""Pixels beside a bubble."""
+"""Width in pixels that is kept free beside a bubble for its buttons."""
 _COPIED_MILLISECONDS = 1500
 
 
 class _Bubble(QFrame):
-    """A text on a ground of its own."""
+    """Text on a coloured background."""
 
     def __init__(self, role: str, name: str) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class TurnView(QWidget):
     """A question on the right, its answer on the left; buttons appear under the mouse and with the focus."""
 
     again = Signal()
-    """Another answer to the same question is wanted."""
+    """The user wants another answer to the same question."""
     boxes = Signal()
-    """The boxes of this answer are to be seen on the picture."""
+    """The user wants to see the boxes of this answer on the picture."""
 
     def __init__(self, said: Said) -> None:
         super().__init__()
@@ -64,17 +64,17 @@ class TurnView(QWidget):
 
     @property
     def text(self) -> str:
-        """All that can be read there, a line each."""
+        """All text of the turn, one part a line."""
         shown = (self.said.task, self.said.words, self._answer.text.toPlainText(), self._boxes.text(), self.said.note)
         return "\n".join(filter(None, shown))
 
     @property
     def answer_text(self) -> FittedText:
-        """The answer, which can be selected."""
+        """The widget with the answer, whose text can be selected."""
         return self._answer.text
 
     def show_answer(self, doing: str | None = None) -> None:
-        """Show what there is of the answer, and while there is nothing, what is being done, or was before if None."""
+        """Show the answer so far; while it is empty, show ``doing``, or the previous ``doing`` if None."""
         said = self.said
         count = sum(len(region.boxes) for region in said.regions)
         self._doing = self._doing if doing is None else doing
@@ -89,7 +89,7 @@ class TurnView(QWidget):
         self._show_buttons()
 
     def show_newest(self, newest: bool) -> None:
-        """Only the newest answer can be regenerated; its buttons are there always."""
+        """Set whether this is the newest answer: only that can be regenerated, and its buttons are always visible."""
         self._newest = newest
         self._show_buttons()
 

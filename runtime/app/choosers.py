@@ -1,4 +1,4 @@
-"""Dialogs that ask for files; none of them is waited for."""
+"""Dialogs that ask for files; none of them blocks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save_picture(parent: QWidget, name: str, do: Callable[[str], object]) -> Non
 
 
 def show(dialog: QDialog) -> None:
-    """Open a dialog that goes away when it is closed."""
+    """Open a dialog that is deleted when it is closed."""
     dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
     dialog.open()  # unlike exec, does not wait
 

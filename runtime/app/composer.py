@@ -16,19 +16,19 @@ from .sources import has_picture
 from .tasks import Task, offered
 
 _LINES = (1, 6)
-"""The field is as high as its text, within these."""
+"""Minimum and maximum height of the field, in lines."""
 _ASK_FREELY = "Ask about the picture …"
 
 
 class QuestionField(QPlainTextEdit):
-    """Enter asks, Shift+Enter begins a line, a picture may be pasted."""
+    """A text field: Enter asks, Shift+Enter begins a new line, and a picture can be pasted."""
 
     entered = Signal()
     """Enter was pressed."""
     given = Signal(QMimeData)
-    """Something was pasted or dropped that has a picture in it."""
+    """Data that contains a picture was pasted or dropped."""
     focused = Signal(bool)
-    """The field got the focus, or lost it."""
+    """The field got the focus (True) or lost it (False)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class QuestionField(QPlainTextEdit):
         self.document().documentLayout().documentSizeChanged.connect(self.updateGeometry)
 
     def put(self, text: str) -> None:
-        """Replace the text, which can be undone, and go on typing behind it."""
+        """Replace the text (this can be undone) and move the cursor to its end."""
         self.selectAll()
         self.insertPlainText(text)
         self.setFocus()
@@ -82,10 +82,10 @@ class QuestionField(QPlainTextEdit):
 
 
 class Composer(QWidget):
-    """Puts a question together: a task, if one is chosen, and words."""
+    """Composes a question from an optional task and the typed text."""
 
     asked = Signal(str)
-    """A question, its tag included."""
+    """The question to ask, including its tag."""
     stopped = Signal()
 
     def __init__(self) -> None:
@@ -115,11 +115,11 @@ class Composer(QWidget):
 
     @property
     def task(self) -> Task | None:
-        """What is chosen, if anything."""
+        """The chosen task, or None."""
         return next((task for task, chip in zip(self._tasks, self.chips, strict=True) if chip.isChecked()), None)
 
     def offer(self, tags: Sequence[str]) -> None:
-        """Let people choose among a model's tasks; where it has none, there is nothing to choose."""
+        """Offer the tasks of a model; the list is hidden if the model has none."""
         layout = self._chips.layout()
         assert layout is not None
         for chip in self.chips:
@@ -137,25 +137,25 @@ class Composer(QWidget):
         self._update()
 
     def show_state(self, *, ready: bool, answering: bool, busy: bool, note: str) -> None:
-        """Say what the model does.
+        """Show the state of the model.
 
         Args:
-            ready: It can be asked, now or once it has looked at the picture.
-            answering: It is being asked: until that ends, there is nothing but to stop it.
-            busy: It does something that can be stopped.
-            note: What to say about it beside the button.
+            ready: A question can be asked, now or once the picture is encoded.
+            answering: A question is being answered; until that ends, the only action is to stop it.
+            busy: Something that can be stopped is running.
+            note: Text to show beside the button.
         """
         self._ready, self._answering, self._busy = ready, answering, busy
         self._note.setText(note)
         self._update()
 
     def put(self, question: str) -> None:
-        """Fill in a question that stands for itself."""
+        """Fill in a complete question."""
         self.choose(None)
         self.question.put(question)
 
     def choose(self, tag: str | None) -> None:
-        """Choose the task that has a tag, or none."""
+        """Choose the task that has this tag, or no task if None."""
         for task, chip in zip(self._tasks, self.chips, strict=True):
             chip.setChecked(task.tag == tag)
         self._update()
@@ -186,7 +186,7 @@ class Composer(QWidget):
 
     @property
     def _asks(self) -> bool:
-        """Whether the button asks; else it stops."""
+        """Whether the button asks; otherwise it stops."""
         return not self._answering and not (self._busy and not self._question())
 
     def _enter(self) -> None:
@@ -243,5 +243,5 @@ class Composer(QWidget):
 
 
 def _is_picture(source: QMimeData) -> bool:
-    """Whether a picture is meant: spreadsheets and word processors copy one beside the text."""
+    """Whether the data should be read as a picture: spreadsheets and word processors copy one along with the text."""
     return has_picture(source) and (source.hasUrls() or not source.hasText())

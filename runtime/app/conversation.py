@@ -1,4 +1,4 @@
-"""The conversation about a picture: turns from the oldest to the newest, which stays in sight as it grows."""
+"""The conversation about a picture: turns from the oldest to the newest, which stays visible as it grows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .turns import Said
 
 
 class Conversation(QScrollArea):
-    """Follows the newest answer unless somebody reads further up; can be scrolled with the keyboard."""
+    """Scrolls with the newest answer unless the user has scrolled up; works with the keyboard too."""
 
     again = Signal()
-    """Another answer to the last question is wanted."""
+    """The user wants another answer to the last question."""
     boxes = Signal(object)
-    """The boxes of this :class:`Said` are to be seen on the picture."""
+    """The user wants to see the boxes of this :class:`Said` on the picture."""
 
     def __init__(self, hint: QWidget) -> None:
         """
         Args:
-            hint: What is there before anything is said.
+            hint: Widget that is shown while the conversation is empty.
         """
         super().__init__()
         self.views: list[TurnView] = []
@@ -47,11 +47,11 @@ class Conversation(QScrollArea):
 
     @property
     def text(self) -> str:
-        """All that can be read there."""
+        """All text of the conversation."""
         return "\n".join(view.text for view in self.views)
 
     def show_all(self, turns: Sequence[Said]) -> None:
-        """Show another conversation, from its end."""
+        """Show another conversation, scrolled to its end."""
         while self.views:
             self._remove(self.views.pop())
         self._follows = True
@@ -61,7 +61,7 @@ class Conversation(QScrollArea):
         self._hint.setVisible(not self.views)
 
     def add(self, said: Said) -> None:
-        """Begin a turn."""
+        """Add a turn."""
         if self.views:
             self.views[-1].show_newest(False)
         view = TurnView(said)
@@ -74,7 +74,7 @@ class Conversation(QScrollArea):
         self._follow()
 
     def update_of(self, said: Said, doing: str | None = None) -> None:
-        """Show what there is of an answer by now, if it is one of these; while there is nothing, what is being done."""
+        """Update the answer of a turn, if it is in this conversation; while the answer is empty, show ``doing``."""
         for view in self.views:
             if view.said is said:
                 view.show_answer(doing)

@@ -1,4 +1,4 @@
-"""Help, and what this program is."""
+"""The help dialog and the about dialog."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ with Ctrl+B.</p>
 
 
 def help_dialog(parent: QWidget) -> QDialog:
-    """How the window is used."""
+    """A dialog that explains how to use the window."""
     return _dialog(parent, "Help", HELP)
 
 
 def about_dialog(parent: QWidget, model: str, manifest: Manifest | None) -> QDialog:
-    """Name, version, licence, and the model that is loaded."""
+    """A dialog with name, version, licence, and the model that is loaded."""
     try:
         own = version("tinygptv")
     except PackageNotFoundError:  # a frozen program may have left it out

@@ -1,4 +1,4 @@
-"""What is opened and saved, and the dialogs that ask for it."""
+"""Opening and saving files, and the dialogs that ask for them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .sources import pictures_in
 
 
 class Files:
-    """Hands files to the session; what is wrong with one is told, and the others are opened."""
+    """Opens files in the session; a file that cannot be opened is reported, and the others are still opened."""
 
     def __init__(self, parent: QWidget, session: Session) -> None:
         """
         Args:
-            parent: Of the dialogs.
-            session: Where things are opened.
+            parent: Parent of the dialogs.
+            session: The session that opens the files.
         """
         self._parent, self._session = parent, session
 
@@ -47,7 +47,7 @@ class Files:
         self._session.load(replace(self._session.settings, bundle=str(bundle) if bundle else ""))
 
     def take(self, data: QMimeData) -> None:
-        """Open what was dropped or pasted."""
+        """Open dropped or pasted data."""
         sources = pictures_in(data)
         self.open(*sources)
         if not sources:
@@ -58,7 +58,7 @@ class Files:
         self.take(QGuiApplication.clipboard().mimeData())
 
     def save_conversation(self, path: Path) -> None:
-        """Write the conversation that is shown."""
+        """Write the conversation that is shown to a file."""
         if self._session.sheet is not None:
             self._session.began.emit("")
             try:
@@ -81,7 +81,7 @@ class Files:
         choosers.choose_conversation(self._parent, self.open)
 
     def choose_conversation_file(self) -> None:
-        """Ask where to save the conversation, if there is one."""
+        """If there is a conversation, ask where to save it."""
         sheet = self._session.sheet
         if sheet is not None and sheet.said:
             choosers.save_conversation(self._parent, sheet.picture.name, self.save_conversation)

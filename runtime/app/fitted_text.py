@@ -1,4 +1,4 @@
-"""Text that can be selected, in a field as high as it needs."""
+"""Selectable text in a field that is as high as the text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from . import theme
 
 
 class FittedText(QTextEdit):
-    """Text as high as it is, at most as wide as there is room; it grows without losing what is selected in it."""
+    """A field as high as its text, at most as wide as its parent; appending text does not lose the selection."""
 
     def __init__(self, name: str, highest: int = 1 << 20) -> None:
         """
         Args:
-            name: For screen readers.
-            highest: Pixels; text that needs more scrolls.
+            name: Accessible name, for screen readers.
+            highest: Maximum height in pixels; longer text scrolls.
         """
         super().__init__()
         self._highest = highest
@@ -39,7 +39,7 @@ class FittedText(QTextEdit):
         self.document().documentLayout().documentSizeChanged.connect(self._fit)
 
     def put(self, text: str) -> None:
-        """Show a text; where it only grew, what was there stays as it is, and with it what somebody selected."""
+        """Show a text; if it extends the previous text, only the new part is inserted, so that a selection is kept."""
         cursor = QTextCursor(self.document())
         cursor.beginEditBlock()
         kept = self._shown if self._shown and text.startswith(self._shown) else ""

@@ -1,4 +1,4 @@
-"""A layout that fills rows, as words fill lines; Qt has none."""
+"""A layout that wraps its items into rows, as words wrap into lines; Qt has none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PySide6.QtWidgets import QLayout, QLayoutItem
 
 
 class FlowLayout(QLayout):
-    """From left to right, and on the next row where there is no more room."""
+    """Places items from left to right, and starts a new row where one does not fit."""
 
     def __init__(self, spacing: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class FlowLayout(QLayout):
         return size
 
     def _arrange(self, room: QRect, *, move: bool) -> int:
-        """Put everything in its place; returns the height that it takes."""
+        """Compute the layout, and apply it if ``move``; returns the height."""
         x, y, row = room.left(), room.top(), 0
         for item in self._items:
             widget = item.widget()

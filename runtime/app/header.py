@@ -1,4 +1,4 @@
-"""The row at the top: which model answers, and what is done most often."""
+"""The top row: the loaded model and the most frequent actions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WIDEST, _MARGIN = 320, 44
 
 
 class Header(QWidget):
-    """Everything here is in the menus too."""
+    """The top row; every action in it is in the menus too."""
 
     model_wanted = Signal()
     demo_wanted = Signal()
@@ -52,19 +52,19 @@ class Header(QWidget):
         self.show_savable(False)
 
     def show_model(self, name: str, *, loading: bool) -> None:
-        """Say which model answers."""
+        """Show the name of the model, and whether it is being loaded."""
         text = f"Loading {name} …" if loading else name or "no model"
         self._model.show_text(text)
         self._model.setAccessibleName(f"Model: {text}. Choose another")
         self._model.setToolTip("Choose another model")
 
     def show_savable(self, savable: bool) -> None:
-        """Whether there is a conversation to save."""
+        """Set whether there is a conversation to save."""
         self._save.setEnabled(savable)
 
 
 class _ElidedButton(QPushButton):
-    """As wide as its text where there is room, and elided where there is not."""
+    """A button whose text is elided if it does not fit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _ElidedButton(QPushButton):
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
 
     def show_text(self, text: str) -> None:
-        """Show a text, or as much of it as there is room for."""
+        """Set the text, elided if it does not fit."""
         self._whole = text
         self.ensurePolished()
         self.setMaximumWidth(min(_WIDEST, self.fontMetrics().horizontalAdvance(text) + _MARGIN))

@@ -1,4 +1,4 @@
-"""Icons drawn as lines in the colour of text, sharp at any resolution; the program's own icon."""
+"""Line icons in the text colour, sharp at any resolution, and the program's own icon."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from . import theme
 from .assets import ASSETS
 
 _GRID = 24
-"""The icons' lines are drawn on a square of this side."""
+"""Side of the square grid on which the icons' lines are defined."""
 
 
 def program_icon() -> QIcon:
-    """Of windows and launchers."""
+    """The icon of windows and launchers."""
     return QIcon(str(ASSETS / "tinygptv.png"))
 
 
 class IconButton(QToolButton):
-    """A button with an icon for a name; its purpose is its tooltip and accessible name."""
+    """A button that shows an icon; its purpose is its tooltip and accessible name."""
 
     def __init__(self, icon: str, purpose: str, side: int = 28) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class IconButton(QToolButton):
         self.setCursor(Qt.CursorShape.PointingHandCursor)
 
     def show_icon(self, icon: str) -> None:
-        """Change what is drawn."""
+        """Change the icon."""
         self._icon = icon
         self.update()
 
     def be_quiet(self, quiet: bool) -> None:
-        """Draw nothing unless the button has the focus: it keeps its place, so that nothing moves."""
+        """Draw nothing unless the button has the focus; the button keeps its space, so the layout does not change."""
         self._quiet = quiet
         self.update()
 

@@ -1,4 +1,4 @@
-"""Lines about files and errors, whose text may be anything."""
+"""Labels for text with arbitrary content, such as file names and errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PySide6.QtWidgets import QLabel, QSizePolicy
 
 
 class PlainLabel(QLabel):
-    """Shows text as it is, never as HTML, and never makes the window wider.
+    """Shows text literally, never as HTML, and never makes the window wider.
 
-    On one line it is elided where it is too long, and all of it is in the tooltip; or it wraps.
+    On one line, long text is elided and shown in full in the tooltip; otherwise it wraps.
     """
 
     def __init__(self, text: str = "", *, role: str = "", wraps: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The menus: what can be done besides asking, with its keys."""
+"""The menus: every action besides asking, with its shortcut."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Key = QKeySequence.StandardKey
 
 
 class Entry(NamedTuple):
-    """Of a menu."""
+    """An entry of a menu."""
 
     text: str
-    """``&`` before its letter; empty for a line between groups."""
+    """The label, with ``&`` before its mnemonic; empty for a separator."""
     keys: QKeySequence.StandardKey | str = ""
     do: Callable[[], object] = lambda: None
     when: Callable[[], object] = lambda: True
-    """Whether there is anything to do it to."""
+    """Whether the entry is enabled."""
 
 
 class MainMenu:
-    """All that the window can do."""
+    """The menu bar, with every action of the window."""
 
     def __init__(self, window: QMainWindow, session: Session, talk: Talk, files: Files, question: QWidget) -> None:
         """
         Args:
-            window: Whose menus these are.
-            session: What is open.
-            talk: What is said about it.
-            files: What is opened and saved.
-            question: Where the next question is typed.
+            window: The window that gets the menus.
+            session: The loaded model and the open pictures.
+            talk: The questions and answers.
+            files: Opens and saves files.
+            question: The field where the next question is typed.
         """
         self._window, self._session, self._files = window, session, files
         self._conditions: list[tuple[QAction, Callable[[], object]]] = []
@@ -88,23 +88,23 @@ class MainMenu:
         )
 
     def choose_appearance(self, name: str) -> None:
-        """Take a scheme of :data:`.theme.SCHEMES`."""
+        """Apply a colour scheme of :data:`.theme.SCHEMES`."""
         self._session.take(replace(self._session.settings, appearance=name))
 
     def show_settings(self) -> None:
-        """Ask for settings."""
+        """Open the settings dialog."""
         dialog = SettingsDialog(self._window, self._session.settings)
         dialog.chosen.connect(self._session.use)
         dialog.forgotten.connect(self._session.forget)
         choosers.show(dialog)
 
     def show_state(self) -> None:
-        """Disable what there is nothing to do it to."""
+        """Enable the entries that can be used at present, and disable the others."""
         for action, condition in self._conditions:
             action.setEnabled(bool(condition()))
 
     def update(self, settings: Settings) -> None:
-        """Check what is chosen, and list recent pictures."""
+        """Check the entries that match the settings, and list recent pictures."""
         self._appearance.check(settings.appearance)
         self._recent.clear()
         for path in settings.recent:
@@ -131,7 +131,7 @@ def _add_entry(menu: QMenu, entry: Entry) -> QAction:
 
 
 class _Choice:
-    """Entries of a menu of which one is checked."""
+    """Menu entries of which exactly one is checked."""
 
     def __init__(self, menu: QMenu, entries: dict[str, Entry]) -> None:
         self._actions = {name: _add_entry(menu, entry) for name, entry in entries.items()}
@@ -141,5 +141,5 @@ class _Choice:
             group.addAction(action)
 
     def check(self, name: str) -> None:
-        """Check one of them."""
+        """Check the entry of this name."""
         self._actions[name].setChecked(True)

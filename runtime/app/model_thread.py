@@ -1,4 +1,4 @@
-"""The worker's thread, as the window sees it: asks of it what to do, and waits for nothing."""
+"""The window's interface to the worker's thread: it sends requests and never blocks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .worker import Load, Request, Source, Turns, Worker
 
 
 class ModelThread(QThread):
-    """One thing at a time: what is asked for cancels what is being done, unless it goes on with that.
+    """Runs one request at a time: a new request cancels the running one, unless it continues it.
 
-    Every method returns the number of its request at once. Belongs to the window's thread.
+    Every method returns the number of its request immediately. Use it from the window's thread only.
     """
 
     busy_changed = Signal(bool)
@@ -31,11 +31,11 @@ class ModelThread(QThread):
     def __init__(self, load: Load) -> None:
         """
         Args:
-            load: Loads a bundle; called in this thread.
+            load: Loads a bundle; called in the worker's thread.
         """
         super().__init__()
         self.worker = Worker(load)
-        """Its signals are for the window; its slots are not: they would run where they are called."""
+        """Connect to its signals, but do not call its slots directly: they would run in the caller's thread."""
         self.worker.moveToThread(self)
         self._load.connect(self.worker.load)
         self._open.connect(self.worker.open)
@@ -45,17 +45,17 @@ class ModelThread(QThread):
         self.worker.finished.connect(self._end)
         self._number = 0
         self._running: dict[int, Cancellation] = {}
-        """What the worker has not done yet, by its number."""
+        """Requests that the worker has not finished, by number."""
         self._questions: set[int] = set()
 
     @property
     def busy(self) -> bool:
-        """Whether the worker has anything to do."""
+        """Whether the worker has unfinished requests."""
         return bool(self._running)
 
     @property
     def answering(self) -> bool:
-        """Whether any of it is a question."""
+        """Whether any unfinished request is a question."""
         return bool(self._questions)
 
     def load(self, bundle: Path | None, threads: int | None, memory: MemoryMode, picture: Picture | None) -> int:
@@ -77,25 +77,25 @@ class ModelThread(QThread):
         return request.number
 
     def ask(self, picture: Picture, question: str, turns: Turns, options: AnswerOptions, *, goes_on: bool) -> int:
-        """Ask about a picture; see :meth:`.Worker.ask`. ``goes_on`` lets the model look at it until the end first."""
+        """Ask about a picture; see :meth:`.Worker.ask`. ``goes_on`` first lets a running encoding complete."""
         request = self._begin(goes_on)
         self._questions.add(request.number)
         self._ask.emit(request, picture, question, turns, options)
         return request.number
 
     def save_picture(self, picture: Picture, regions: Sequence[Region], path: str) -> int:
-        """Write a picture, after what is being done; see :meth:`.Worker.save_picture`."""
+        """Write a picture after the running requests; see :meth:`.Worker.save_picture`."""
         request = self._begin(goes_on=True)
         self._save.emit(request, picture, regions, path)
         return request.number
 
     def cancel(self) -> None:
-        """End all that is being done; a bundle that is being loaded is loaded all the same."""
+        """Cancel all requests; a bundle that is being loaded is still loaded."""
         for cancellation in self._running.values():
             cancellation.cancel()
 
     def close(self) -> None:
-        """End the thread; waits for what cannot be cancelled, a bundle that is being loaded."""
+        """End the thread; waits for a bundle that is being loaded, since that cannot be cancelled."""
         self.cancel()
         self.requestInterruption()
         self.quit()

@@ -1,4 +1,4 @@
-"""What went wrong, above everything else, until something else is done."""
+"""Error messages at the top of the window, shown until the next action."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HIGHEST = 154
 
 
 class Notice(QFrame):
-    """Errors, one below the other; can be selected and dismissed."""
+    """Errors, one below the other; the text can be selected, and the notice dismissed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,17 +31,17 @@ class Notice(QFrame):
 
     @property
     def text(self) -> str:
-        """All that can be read there."""
+        """All text of the notice."""
         return "\n".join(self._errors)
 
     def complain(self, error: str) -> None:
-        """Show what went wrong, below what else has."""
+        """Add an error below the others."""
         self._errors.append(f"⚠ {error}")
         self._text.put(self.text)
         self.show()
 
     def clear(self) -> None:
-        """Something else is done now."""
+        """Remove all errors, since another action begins."""
         self._errors.clear()
         self._text.put("")
         self.hide()

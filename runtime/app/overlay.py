@@ -1,4 +1,4 @@
-"""Boxes and labels over a picture, painted at the screen's resolution: sharp and readable however small the picture."""
+"""Boxes and labels over a picture, painted at the screen's resolution: readable at any size of the picture."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from . import theme
 
 _LINE = 3
 _LEAST = 5
-"""Pixels of a box's side on the screen: less would not be seen."""
+"""Minimum side of a box on the screen, in pixels, so that it stays visible."""
 _PADDING = 6
 _TURNS = 900
-"""Milliseconds of one turn of what shows that something is being done."""
+"""Milliseconds of one turn of the progress arc."""
 
 
 def draw_regions(
@@ -25,11 +25,11 @@ def draw_regions(
     """Draw regions over a picture, with colours and labels as :func:`tinygptv.runtime.drawing.draw_regions` has them.
 
     Args:
-        painter: Of the widget that shows the picture.
+        painter: Painter of the widget that shows the picture.
         room: The widget's size; labels may stand beside the picture.
-        place: Where on the widget the picture is.
-        size: Width and height that the regions are given in.
-        regions: What to draw.
+        place: Rectangle of the picture in the widget.
+        size: Width and height that the regions' coordinates refer to.
+        regions: The regions to draw.
     """
     painter.save()
     painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -63,14 +63,14 @@ def draw_regions(
 
 
 def on_screen(box: Box, place: QRect, size: tuple[int, int]) -> Box:
-    """Where a box of the picture is on the widget, in whole pixels; never less than what can be seen."""
+    """A box of the picture in the widget's coordinates, in whole pixels; enlarged if it is too small to be visible."""
     left, right = _edges(box.left, box.right, place.left(), place.width() / size[0])
     top, bottom = _edges(box.top, box.bottom, place.top(), place.height() / size[1])
     return Box(left, top, right, bottom)
 
 
 def draw_drag(painter: QPainter, drag: QRect) -> None:
-    """Draw a box that is being drawn."""
+    """Draw the box that the user is dragging."""
     painter.fillRect(drag, QColor(*PALETTE[0], 40))
     for style, colour in ((Qt.PenStyle.SolidLine, "white"), (Qt.PenStyle.DashLine, "black")):
         painter.setPen(QPen(QColor(colour), 1.5, style))
@@ -78,13 +78,13 @@ def draw_drag(painter: QPainter, drag: QRect) -> None:
 
 
 def draw_doing(painter: QPainter, room: QRect, text: str, milliseconds: int | None) -> None:
-    """Say on the picture what is being done with it.
+    """Write on the picture what the model is doing with it.
 
     Args:
-        painter: Of the widget that shows the picture.
-        room: The widget.
-        text: What to say.
-        milliseconds: Since it began, for the arc that turns; None if it waits.
+        painter: Painter of the widget that shows the picture.
+        room: The widget's rectangle.
+        text: The text to show.
+        milliseconds: Time since it began, for the progress arc; None if it is waiting.
     """
     painter.save()
     painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -116,7 +116,7 @@ def _edges(low: int, high: int, start: int, scale: float) -> tuple[int, int]:
 
 
 def _draw_outline(painter: QPainter, box: Box, colour: QColor, within: QColor) -> None:
-    """The box in its colour, and within it a thin line that shows where the picture has it too."""
+    """Draw the box in its colour, with a thin line inside it for places where the picture has the same colour."""
     edge = QRectF(box.left, box.top, box.right - box.left, box.bottom - box.top)
     painter.setBrush(Qt.BrushStyle.NoBrush)
     half = _LINE / 2

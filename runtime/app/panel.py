@@ -1,4 +1,4 @@
-"""The side of the window where one talks with the model: the conversation, and where the next question is typed."""
+"""The side of the window with the conversation and the field where the next question is typed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .start_page import DemoNote
 
 
 class Panel(QFrame):
-    """A card."""
+    """A card with the conversation and the question field."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Panel(QFrame):
         column.addWidget(self.composer)
 
     def explain(self, *, demo: bool, tasks: bool, boxes: bool) -> None:
-        """Say, until something is asked, how to ask this model."""
+        """Show how to ask this model, until a question is asked."""
         parts = ["Ask anything about the picture."]
         if tasks:
             parts.append("The buttons below are what the model was trained to do.")

@@ -1,4 +1,4 @@
-"""The picture, as large as there is room for, with boxes over it, and a box that is drawn on it with the mouse."""
+"""The picture, scaled to the available room, with boxes over it; the user can draw a box with the mouse."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from . import overlay, theme
 
 _MARGIN = 10
 _LEAST_DRAG = 6
-"""Pixels on the screen; less is a click with an unsteady hand."""
+"""Minimum drag in pixels on the screen; a shorter one is taken as a click."""
 _FRAME_MILLISECONDS = 50
 
 
 class PictureView(QWidget):
-    """Shows a picture whole."""
+    """Shows the complete picture."""
 
     boxed = Signal(QRectF)
-    """A box was drawn, in pixels of the picture."""
+    """The user drew a box, in pixels of the picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,40 +43,40 @@ class PictureView(QWidget):
 
     @property
     def image(self) -> QImage:
-        """What is shown; null before the first picture."""
+        """The shown image; null before the first picture."""
         return self._image
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """The boxes over it, in pixels of the picture."""
+        """The boxes over the picture, in its pixels."""
         return self._regions
 
     @property
     def doing(self) -> str:
-        """What it says of itself."""
+        """The text shown on the picture about what the model is doing."""
         return self._doing
 
     def take_boxes(self, wanted: bool) -> None:
-        """Whether boxes can be drawn: only some models can be asked about them."""
+        """Set whether boxes can be drawn: only some models can be asked about them."""
         self._takes_boxes = wanted
         self._drag = None
         self._show_cursor()
 
     def show_image(self, image: QImage, size: tuple[int, int], name: str) -> None:
-        """Show a picture in the place of the one before; ``size`` is the picture's own, ``image`` may be smaller."""
+        """Replace the picture; ``size`` is the picture's own, ``image`` may be smaller."""
         self._image, self._scaled, self._size, self._name = image, QImage(), size, name
         self._drag = None
         self._show_cursor()
         self.show_regions(())
 
     def show_regions(self, regions: Sequence[Region]) -> None:
-        """Show boxes over the picture, in the place of those before."""
+        """Replace the boxes over the picture."""
         self._regions = tuple(regions)
         self.setAccessibleDescription("; ".join([self._name, *(region.phrase or "a box" for region in regions)]))
         self.update()
 
     def show_doing(self, doing: str, *, waits: bool = False) -> None:
-        """Say on the picture what the model does with it, or that it waits; nothing if empty."""
+        """Show on the picture what the model is doing with it, or that it waits; an empty text shows nothing."""
         self._doing = doing
         if doing and not waits:
             self._clock.start()
@@ -138,7 +138,7 @@ class PictureView(QWidget):
         self.setToolTip("Draw a box to ask what is in it" if draws else "")
 
     def _place(self) -> QRect:
-        """Where on the widget the picture is."""
+        """Rectangle of the picture in the widget."""
         room = self.rect().adjusted(_MARGIN, _MARGIN, -_MARGIN, -_MARGIN)
         size = self._image.size().scaled(room.size(), Qt.AspectRatioMode.KeepAspectRatio)
         place = QRect(QPoint(), size.expandedTo(QSize(1, 1)))
@@ -146,7 +146,7 @@ class PictureView(QWidget):
         return place
 
     def _fitted(self) -> QImage:
-        """The picture in as many pixels as the screen shows of it; scaled once for every size."""
+        """The picture scaled to the pixels of the screen; cached for each size."""
         wanted = self._place().size() * self.devicePixelRatio()
         if self._scaled.size() != wanted:
             self._scaled = self._image.scaled(

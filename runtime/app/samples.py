@@ -1,4 +1,4 @@
-"""Pictures to try, which the built-in demo understands."""
+"""Sample pictures that the built-in demo understands."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .assets import ASSETS
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture that is part of the program, and what to ask about it."""
+    """A picture that is included in the program, and a question about it."""
 
     file: str
     title: str
     tag: str
-    """Of a task; empty to ask freely."""
+    """Tag of the question's task; empty for a question without one."""
     words: str
     plain: str
-    """What is asked of models without that task."""
+    """The question for models without that task."""
 
     @property
     def path(self) -> Path:

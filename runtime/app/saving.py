@@ -1,4 +1,4 @@
-"""Conversations as files: Markdown to read, JSON to open again."""
+"""Conversations as files: Markdown for reading, JSON for opening again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARKDOWN = (".md", ".markdown")
 
 @dataclass(frozen=True)
 class SavedRegion:
-    """A :class:`Region`."""
+    """A :class:`Region` as it is saved."""
 
     phrase: str | None
     boxes: tuple[tuple[int, int, int, int], ...]
@@ -28,7 +28,7 @@ class SavedRegion:
 
 @dataclass(frozen=True)
 class SavedTurn:
-    """What of a :class:`Said` stays."""
+    """The part of a :class:`Said` that is saved."""
 
     question: str
     task: str
@@ -45,20 +45,20 @@ class SavedTurn:
 
 @dataclass(frozen=True)
 class SavedConversation:
-    """A picture and what was said about it. The file holds the picture itself, so that it can be opened anywhere."""
+    """A picture and its conversation. The file contains the picture itself, so that it can be opened anywhere."""
 
     format: str
     version: int
     name: str
-    """The picture's."""
+    """Name of the picture."""
     path: str
-    """Of its file, when it was saved; empty if there was none."""
+    """Path of the picture's file at the time of saving; empty if there was none."""
     width: int
     height: int
     known_from: int
     turns: tuple[SavedTurn, ...]
     picture: str
-    """The content of its file, in base64."""
+    """Content of the picture's file, in base64."""
 
     @property
     def data(self) -> bytes:
@@ -70,7 +70,7 @@ class SavedConversation:
 
 
 def save_conversation(sheet: Sheet, path: Path) -> None:
-    """Write a conversation, as Markdown where the file's name ends so, else as JSON.
+    """Write a conversation: as Markdown if the file's name ends in its suffix, otherwise as JSON.
 
     Raises:
         TinyGPTVError: It cannot be written.
@@ -83,7 +83,7 @@ def save_conversation(sheet: Sheet, path: Path) -> None:
 
 
 def as_markdown(sheet: Sheet) -> str:
-    """Questions as quotations, answers as text, boxes as lists."""
+    """The conversation as Markdown: questions as quotations, answers as text, boxes as lists."""
     picture = sheet.picture
     parts = [f"# {picture.name}", f"{picture.width} by {picture.height} pixels. Answers of tinygptv."]
     model = ""
@@ -103,7 +103,7 @@ def as_markdown(sheet: Sheet) -> str:
 
 
 def as_json(sheet: Sheet) -> str:
-    """All that :func:`open_conversation` needs, the picture itself last."""
+    """The conversation as JSON, with all that :func:`open_conversation` needs; the picture itself comes last."""
     picture = sheet.picture
     saved = SavedConversation(
         format=FORMAT,
@@ -123,7 +123,7 @@ def open_conversation(path: Path) -> SavedConversation:
     """Read a conversation that was saved as JSON.
 
     Raises:
-        TinyGPTVError: It cannot be read, or is no such file; says what was found.
+        TinyGPTVError: The file cannot be read, or is not a saved conversation; says what was found.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def open_conversation(path: Path) -> SavedConversation:
 
 
 def _check(saved: SavedConversation, path: Path) -> None:
-    """See that boxes are within the picture, and turns within the conversation."""
+    """Check that boxes are within the picture and indices of turns within the conversation."""
     boxes = [box for turn in saved.turns for region in turn.regions for box in region.boxes]
     boxes += [turn.box for turn in saved.turns if turn.box is not None]
     for box in boxes:

@@ -1,4 +1,4 @@
-"""Which model is loaded and which pictures are open; knows nothing of how it looks."""
+"""The loaded model and the open pictures; independent of how they are shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .worker import Load, Source
 
 @dataclass(frozen=True)
 class _Opening:
-    """What is to be done with a picture once it is open."""
+    """What to do with a picture once it is open."""
 
     path: str = ""
     said: list[Said] = field(default_factory=list)
@@ -35,44 +35,44 @@ class Session(QObject):
     """One model, and several pictures, each with its own conversation."""
 
     began = Signal(str)
-    """Something else is done now, of this name; what went wrong before is past."""
+    """An action of this name begins; earlier errors no longer matter."""
     failed = Signal(str)
-    """One line on what went wrong."""
+    """An error, in one line."""
     sheet_opened = Signal(object)
     sheet_closed = Signal(object)
     sample_opened = Signal(object)
-    """This :class:`.Sample` is shown, and to be asked about."""
+    """This :class:`.Sample` is shown and should be asked about."""
     switched = Signal()
-    """Another sheet is shown, or none, or there is nothing said on it any more."""
+    """Another sheet is shown, or none, or the conversation of the sheet was cleared."""
     model_changed = Signal()
     state_changed = Signal()
     seen = Signal(float)
-    """The model has looked at the picture that is shown, in so many seconds."""
+    """The model has encoded the picture that is shown, in this many seconds."""
     saved = Signal(str)
-    """Something was written to this path."""
+    """A file was written to this path."""
     settings_changed = Signal()
 
     def __init__(self, load: Load, settings: Settings) -> None:
         """
         Args:
             load: Loads a bundle; called in another thread.
-            settings: To begin with.
+            settings: The initial settings.
         """
         super().__init__()
         self.model = ModelThread(load)
         self.settings = settings
         self.sheets: dict[int, Sheet] = {}
-        """The open pictures, by their numbers."""
+        """The open pictures, by number."""
         self.sheet: Sheet | None = None
-        """The one that is shown."""
+        """The sheet that is shown."""
         self.manifest: Manifest | None = None
-        """Of the model that is loaded; while there is none, of the one before."""
+        """Manifest of the loaded model; while none is loaded, of the previous one."""
         self.bundle_name = ""
-        """Of the model that is loaded; empty while there is none."""
+        """Name of the loaded model; empty while none is loaded."""
         self.loading = ""
-        """The name of the model that is being loaded."""
+        """Name of the model that is being loaded."""
         self.looking = 0
-        """The number of the picture that the model looks at."""
+        """Number of the picture that the model is encoding."""
         self._bundle: Path | None = None
         self._wanted = settings
         self._load_request = self._number = 0
@@ -88,17 +88,17 @@ class Session(QObject):
 
     @property
     def reopens(self) -> bool:
-        """Whether anything was closed, or started over."""
+        """Whether there is a closed picture or an earlier conversation to reopen."""
         return bool(self._closed)
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """What is drawn on the picture that is shown."""
+        """The regions drawn on the picture that is shown."""
         shown = self.sheet.shown if self.sheet else None
         return shown.shown_regions if shown else ()
 
     def load(self, settings: Settings) -> None:
-        """Load the model that settings name; they are taken once it is there."""
+        """Load the model named in the settings; the settings are applied once it is loaded."""
         if settings.folder:  # whatever folder the program is started in the next time
             settings = replace(settings, bundle=str(settings.folder.absolute()))
         self.loading, self._wanted = bundle_name(settings.folder), settings
@@ -108,7 +108,7 @@ class Session(QObject):
         self.state_changed.emit()
 
     def take(self, settings: Settings) -> None:
-        """Keep settings, in the file as well if they are to be remembered."""
+        """Apply settings, and write them to the file if they are to be remembered."""
         if settings == self.settings:
             return
         before, self.settings = self.settings, settings
@@ -122,14 +122,14 @@ class Session(QObject):
         self.settings_changed.emit()
 
     def use(self, settings: Settings) -> None:
-        """Take what was chosen, and load the model if another one, or in another way, was chosen."""
+        """Apply the chosen settings, and reload the model if they require it."""
         loaded = _of_loading(self.settings)
         self.take(replace(settings, **loaded, recent=self.settings.recent))
         if _of_loading(settings) != loaded or not (self.bundle_name or self.loading):
             self.load(settings)
 
     def forget(self) -> None:
-        """Delete what was remembered, recent pictures included."""
+        """Delete remembered settings, including recent pictures."""
         try:
             forget_settings()  # also where nothing is remembered any more: the file may be one that cannot be read
         except TinyGPTVError as error:
@@ -137,13 +137,13 @@ class Session(QObject):
         self.take(replace(self.settings, remember=False, recent=()))
 
     def open(self, source: str | QImage, sample: Sample | None = None) -> None:
-        """Open a picture, from a path or the clipboard, or a sample that is asked about at once."""
+        """Open a picture from a path or the clipboard, or a sample, which is asked about immediately."""
         self.began.emit(f"Opening {name_of(source)} …")
         path = source if isinstance(source, str) and sample is None else ""
         self._open(Source(source, self._next_number()), _Opening(path, sample=sample))
 
     def open_conversation(self, saved: SavedConversation) -> None:
-        """Go on with a conversation that was saved."""
+        """Continue a saved conversation."""
         self.began.emit(f"Opening {saved.name} …")
         said = saved.said
         same = all(turn.model == self.bundle_name for turn in said[saved.known_from :])
@@ -153,20 +153,20 @@ class Session(QObject):
         self._open(Source(saved.data, self._next_number(), saved.name, turns, size), opening)
 
     def show(self, number: int) -> None:
-        """Show another of the open pictures; an answer about the one before goes on."""
+        """Show another open picture; an answer about the previous one continues."""
         sheet = self.sheets[number]
         if sheet is not self.sheet:
             self._switch(sheet)
             self._look(sheet)
 
     def step(self, by: int) -> None:
-        """Show the next picture, or the one before."""
+        """Show the picture ``by`` places further; negative numbers go back."""
         if self.sheet is not None:
             numbers = list(self.sheets)
             self.show(numbers[(numbers.index(self.sheet.picture.number) + by) % len(numbers)])
 
     def close(self, number: int) -> None:
-        """Close a picture; it can be reopened while the window is there."""
+        """Close a picture; it can be reopened until the window is closed."""
         sheet = self.sheets[number]
         if self.looking == number:
             self.model.cancel()
@@ -185,14 +185,14 @@ class Session(QObject):
             self.close(self.sheet.picture.number)
 
     def reopen(self) -> None:
-        """Open again what was closed or begun anew last."""
+        """Reopen what was closed or restarted last."""
         if self._closed:
             sheet = self._closed.pop()
             self._add(sheet)
             self._look(sheet)
 
     def start_over(self) -> Sheet | None:
-        """Begin another conversation about the picture that is shown; returns the one before, which can be reopened."""
+        """Begin a new conversation about the picture that is shown; returns the previous one, which can be reopened."""
         sheet = self.sheet
         if sheet is None or not sheet.said:
             return None
@@ -271,7 +271,7 @@ class Session(QObject):
         self.state_changed.emit()
 
     def _look(self, sheet: Sheet) -> None:
-        """Let the model look at a picture, unless it answers: then it will when it is asked."""
+        """Have the model encode a picture, unless it is answering: then that happens with the next question."""
         if not self.model.answering:
             self.model.look(sheet.picture, sheet.known())
 
@@ -293,10 +293,10 @@ class Session(QObject):
 
 
 def _of_loading(settings: Settings) -> dict[str, Any]:
-    """What of the settings a model must be loaded for again."""
+    """The settings that require the model to be loaded again when they change."""
     return {name: getattr(settings, name) for name in ("bundle", "threads", "low_memory")}
 
 
 def bundle_name(bundle: Path | None) -> str:
-    """What people call a model."""
+    """The name of a bundle for display."""
     return bundle.resolve().name if bundle else "built-in demo"

@@ -1,4 +1,4 @@
-"""What the user chose: kept for as long as the window is there, and in one file if the user wants that."""
+"""The user's settings: kept while the window is open, and in one file if the user wants that."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _MOST_RECENT = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """How the model is loaded and answers, and how the window looks.
+    """How the model is loaded, how it answers, and how the window looks.
 
     Raises:
         TinyGPTVError: A value is out of range.
     """
 
     bundle: str = ""
-    """The model's folder; the built-in demo if empty."""
+    """Folder of the bundle; empty for the built-in demo."""
     threads: int | None = None
-    """One a physical core if None."""
+    """Number of threads; None for one per physical core."""
     low_memory: bool = False
     max_new_tokens: int | None = None
-    """As :class:`~tinygptv.runtime.AnswerOptions` has it."""
+    """See :class:`~tinygptv.runtime.AnswerOptions`."""
     temperature: float = 0.0
     appearance: str = "system"
-    """A name of :data:`.theme.SCHEMES`."""
+    """A colour scheme of :data:`.theme.SCHEMES`."""
     remember: bool = False
-    """Whether all this, and recent pictures, are written to :func:`settings_file`."""
+    """Whether settings and recent pictures are written to :func:`settings_file`."""
     recent: tuple[str, ...] = ()
-    """Paths of pictures that were opened, the last one first."""
+    """Paths of recently opened pictures, the newest first."""
 
     def __post_init__(self) -> None:
         self.options()
@@ -52,7 +52,7 @@ class Settings:
 
     @property
     def folder(self) -> Path | None:
-        """The bundle; None is the demo."""
+        """Path of the bundle; None for the demo."""
         return Path(self.bundle) if self.bundle else None
 
     @property
@@ -60,28 +60,28 @@ class Settings:
         return "low" if self.low_memory else "default"
 
     def options(self, *, at_random: bool = False) -> AnswerOptions:
-        """How an answer is to be written; ``at_random`` draws it even where the temperature is 0."""
+        """The options for an answer; ``at_random`` samples it even if the temperature is 0."""
         if at_random and not self.temperature:
             return AnswerOptions(self.max_new_tokens, sampling=Sampling(temperature=0.8, top_p=0.9))
         return AnswerOptions(self.max_new_tokens, sampling=Sampling(temperature=self.temperature))
 
     def with_recent(self, path: str) -> Settings:
-        """With one more picture."""
+        """These settings with one more recent picture."""
         others = (other for other in self.recent if other != path)
         return replace(self, recent=(path, *others)[:_MOST_RECENT])
 
 
 def settings_file() -> Path:
-    """Where settings are remembered: in the platform's folder for them."""
+    """Path of the settings file, in the platform's folder for settings."""
     folder = QStandardPaths.writableLocation(QStandardPaths.StandardLocation.GenericConfigLocation)
     return Path(folder) / "tinygptv" / "app.json"
 
 
 def read_settings() -> Settings:
-    """What was remembered, or the defaults.
+    """Read the remembered settings, or return the defaults.
 
     Raises:
-        TinyGPTVError: The file is there and cannot be read; says what to do.
+        TinyGPTVError: The file exists and cannot be read; says what to do.
     """
     path = settings_file()
     try:
@@ -101,10 +101,10 @@ def read_settings() -> Settings:
 
 
 def write_settings(settings: Settings) -> None:
-    """Remember settings.
+    """Write settings to the settings file.
 
     Raises:
-        TinyGPTVError: They cannot be written.
+        TinyGPTVError: The file cannot be written.
     """
     path = settings_file()
     text = json.dumps(asdict(settings), indent=1) + "\n"  # in ASCII: a path need not be valid text
@@ -116,7 +116,7 @@ def write_settings(settings: Settings) -> None:
 
 
 def forget_settings() -> None:
-    """Delete what was remembered, and the folder if nothing else is in it.
+    """Delete the settings file, and its folder if that is then empty.
 
     Raises:
         TinyGPTVError: It cannot be deleted.

@@ -1,4 +1,4 @@
-"""Settings as a form."""
+"""The settings dialog."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .theme import SCHEMES
 
 
 class SettingsDialog(QDialog):
-    """Nothing changes before OK is pressed."""
+    """A form for the settings; they change only when OK is pressed."""
 
     chosen = Signal(object)
     """The new :class:`.Settings`."""
     forgotten = Signal()
-    """What was remembered is to be deleted."""
+    """Remembered settings should be deleted."""
 
     def __init__(self, parent: QWidget, settings: Settings) -> None:
         super().__init__(parent)
@@ -68,7 +68,7 @@ class SettingsDialog(QDialog):
 
     @property
     def settings(self) -> Settings:
-        """As they are in the form."""
+        """The settings as filled in in the form."""
         return replace(
             self._settings,
             bundle=self.bundle.text().strip(),

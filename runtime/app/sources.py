@@ -1,4 +1,4 @@
-"""Pictures and saved conversations that come by drag and drop or from the clipboard."""
+"""Pictures and saved conversations from drag and drop or the clipboard."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from PySide6.QtGui import QImage
 
 
 def has_picture(data: QMimeData) -> bool:
-    """Whether there is something in it that may be a picture; a file is not looked into."""
+    """Whether the data may contain a picture; files are not opened."""
     return data.hasImage() or bool(_files_in(data))
 
 
 def pictures_in(data: QMimeData) -> list[str | QImage]:
     """The paths of files, or a picture's pixels.
 
-    What comes from a browser has pixels besides an address, which nobody here would go to.
+    Data from a browser has pixels besides an address; the address is never fetched.
     """
     if paths := _files_in(data):
         return list(paths)
@@ -25,7 +25,7 @@ def pictures_in(data: QMimeData) -> list[str | QImage]:
 
 
 def name_of(source: str | QImage) -> str:
-    """What people call a picture."""
+    """The name of a picture for display."""
     return Path(source).name if isinstance(source, str) else "pasted picture"
 
 

@@ -1,4 +1,4 @@
-"""The application: a window, and what ends it."""
+"""The application: shows the window, and handles its end and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .window import Window
 from .worker import Load
 
 _LOOK_MILLISECONDS = 200
-"""How often Python gets to see a Ctrl-C that was pressed while Qt waited."""
+"""Interval at which Python can handle a Ctrl-C that was pressed while Qt waited."""
 _INTERRUPTED = 130
 
 
 def start(load: Load, bundle: Path | None, threads: int | None, memory: MemoryMode, pictures: Sequence[str]) -> int:
-    """Show the window, and load the model while it is there.
+    """Show the window, and load the model meanwhile.
 
     Args:
         load: Loads a bundle.
-        bundle: The one to begin with; if None, that of the settings that were remembered, or the built-in demo.
-        threads: Likewise.
-        memory: Likewise, unless it is ``low``.
-        pictures: Those to begin with.
+        bundle: The initial bundle; if None, that of the remembered settings, or the built-in demo.
+        threads: Number of threads; if None, from the remembered settings.
+        memory: Memory mode; ``low`` takes precedence over the remembered settings.
+        pictures: Pictures to open at the start.
 
     Returns:
         The exit status: 0, or 130 after Ctrl-C.
@@ -76,7 +76,7 @@ def start(load: Load, bundle: Path | None, threads: int | None, memory: MemoryMo
 
 
 def _settings(bundle: Path | None, threads: int | None, memory: MemoryMode) -> tuple[Settings, str]:
-    """What was remembered, if anything, with what the command line says in its place, and what is wrong with it."""
+    """Remembered settings, overridden by the command line, and an error message if they could not be read."""
     try:
         settings, error = read_settings(), ""
     except TinyGPTVError as refusal:
@@ -90,8 +90,8 @@ def _settings(bundle: Path | None, threads: int | None, memory: MemoryMode) -> t
 
 
 def _forget_folders() -> None:
-    """Keep Qt's file dialogs from noting the folders that were visited in the user's ``QtProject.conf``.
+    """Keep Qt's file dialogs from writing visited folders to the user's ``QtProject.conf``.
 
-    Where the system brings its own dialogs (Windows, macOS, many Linux desktops), what those remember is the system's.
+    Native dialogs (Windows, macOS, many Linux desktops) keep their own history, which this does not change.
     """
     QSettings.setPath(QSettings.Format.NativeFormat, QSettings.Scope.UserScope, os.devnull)

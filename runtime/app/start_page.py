@@ -1,4 +1,4 @@
-"""What is seen before there is a picture: where to drop one, samples to try, and what the demo knows."""
+"""The page shown while no picture is open: drop area, samples, recent pictures, and a note about the demo."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _MOST_RECENT = 5
 
 
 class DemoNote(QFrame):
-    """What the demo knows, and how to choose a real model."""
+    """Explains what the demo can answer, and how to choose a real model."""
 
     wanted = Signal()
-    """Another model is to be chosen."""
+    """The user wants to choose another model."""
 
     def __init__(self, role: str) -> None:
         """
         Args:
-            role: Of its frame: ``card``, or ``answer`` on a card.
+            role: Style role of its frame: ``card``, or ``answer`` on a card.
         """
         super().__init__()
         self.setProperty("role", role)
@@ -47,19 +47,19 @@ class DemoNote(QFrame):
 
 
 class StartPage(QScrollArea):
-    """All of it can be reached with the keyboard."""
+    """The start page; everything on it can be reached with the keyboard."""
 
     picture_wanted = Signal()
-    """A picture is to be chosen."""
+    """The user wants to choose a picture."""
     sample_wanted = Signal(object)
-    """This :class:`Sample` is to be opened and asked about."""
+    """The user wants to open this :class:`Sample` and ask about it."""
     recent_wanted = Signal(str)
-    """The picture of this path is to be opened again."""
+    """The user wants to reopen the picture at this path."""
 
     def __init__(self, keys: str) -> None:
         """
         Args:
-            keys: What to press to paste a picture.
+            keys: Shortcut for pasting a picture.
         """
         super().__init__()
         self.setWidgetResizable(True)
@@ -79,7 +79,7 @@ class StartPage(QScrollArea):
         self._arrange()
 
     def show_recent(self, paths: tuple[str, ...]) -> None:
-        """Offer pictures that were opened before."""
+        """Offer recently opened pictures."""
         layout = self._recent.layout()
         assert layout is not None
         while item := layout.takeAt(0):
@@ -101,7 +101,7 @@ class StartPage(QScrollArea):
         self._recent_heading.setVisible(bool(paths))
 
     def show_over(self, over: bool) -> None:
-        """Show that a picture can be dropped."""
+        """Highlight the page while a picture is dragged over it."""
         self._drop.setProperty("over", "true" if over else "false")
         self._drop.style().polish(self._drop)
 
@@ -146,7 +146,7 @@ class StartPage(QScrollArea):
 
 
 class _SampleCard(QPushButton):
-    """The sample's picture above what is asked about it."""
+    """A button with the sample's picture above its question."""
 
     def __init__(self, sample: Sample) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class _SampleCard(QPushButton):
 
 
 class _Mark(QWidget):
-    """The outline of a picture."""
+    """A drawing of a picture's outline."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The bar at the bottom: what is being done, how fast the last answer was, how much memory is taken."""
+"""The status bar: the current activity, the speed of the last answer, and memory use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MEMORY_MILLISECONDS = 1000
 
 
 class Status(QStatusBar):
-    """Labels that change."""
+    """Labels in the status bar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Status(QStatusBar):
         self._show_memory()
 
     def tell(self, text: str, *, lasts: bool = False) -> None:
-        """Say what is being done, until it is; or, if it ``lasts``, until something else is."""
+        """Show the current activity until it ends; if ``lasts``, until another one begins."""
         self._lasts = lasts
         self._show_doing(text)
 
     def show_busy(self, busy: bool) -> None:
-        """Show that something is being done, or that it is over."""
+        """Show whether something is running."""
         self._busy.setVisible(busy)
         if not busy:
             if not self._lasts:
@@ -53,11 +53,11 @@ class Status(QStatusBar):
             self._show_memory()
 
     def tell_seen(self, seconds: float) -> None:
-        """Say how long the model looked at the picture."""
+        """Show how long the picture took to encode."""
         self._speed.setText(f"looked at the picture for {seconds:.2f} s")
 
     def tell_speed(self, answer: Answer) -> None:
-        """Say how fast an answer was."""
+        """Show the speed of an answer."""
         timings = answer.timings
         parts = [f"first token after {timings.time_to_first_token:.2f} s"] if answer.token_ids else []
         if timings.decode_tokens_per_second:
@@ -66,7 +66,7 @@ class Status(QStatusBar):
 
     @property
     def text(self) -> str:
-        """All that can be read there."""
+        """All text of the status bar."""
         return "  ".join(label.text() for label in (self._doing, self._speed, self._memory))
 
     def _show_doing(self, text: str) -> None:

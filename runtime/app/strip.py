@@ -1,4 +1,4 @@
-"""The pictures that are open, as thumbnails; each has its own conversation."""
+"""The open pictures as thumbnails; each has its own conversation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SIDE = 56
 
 
 class Strip(QScrollArea):
-    """A row of thumbnails, and a button that opens another picture; hidden while there is one picture only."""
+    """A row of thumbnails, and a button that opens another picture; hidden while only one picture is open."""
 
     chosen = Signal(int)
-    """The picture of this number is to be shown."""
+    """The user wants to see the picture of this number."""
     closed = Signal(int)
-    """The picture of this number is to be closed."""
+    """The user wants to close the picture of this number."""
     wanted = Signal()
-    """Another picture is wanted."""
+    """The user wants to open another picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Strip(QScrollArea):
 
     @property
     def numbers(self) -> list[int]:
-        """Of the pictures, from left to right."""
+        """Numbers of the pictures, from left to right."""
         return list(self._thumbnails)
 
     def add(self, sheet: Sheet) -> None:
@@ -63,7 +63,7 @@ class Strip(QScrollArea):
         self._show_if_several()
 
     def remove(self, number: int) -> None:
-        """Take a picture away."""
+        """Remove a picture."""
         thumbnail = self._thumbnails.pop(number)
         self._row.removeWidget(thumbnail)
         thumbnail.hide()
@@ -77,7 +77,7 @@ class Strip(QScrollArea):
         self.ensureWidgetVisible(self._thumbnails[number])
 
     def give_room(self, enough: bool) -> None:
-        """Whether it may take room from the conversation; without it, menu and keys go to other pictures."""
+        """Set whether there is room for the thumbnails; without them, menu and shortcuts still switch pictures."""
         self._fits = enough
         self._show_if_several()
 
@@ -90,7 +90,7 @@ class Strip(QScrollArea):
 
 
 class _Thumbnail(QAbstractButton):
-    """A picture as a small square; Delete closes it, and so does the button on it."""
+    """A picture as a small square; Delete or its button closes it."""
 
     closed = Signal()
 

@@ -1,4 +1,4 @@
-"""Questions about the picture that is shown, and their answers as they come."""
+"""Questions about the picture that is shown, and their answers as they are generated."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _DRAW_A_BOX = "there is no box to ask about; draw one on the picture, or type it
 
 
 class Talk(QObject):
-    """Keeps each answer with its question, whatever is shown meanwhile."""
+    """Keeps each answer with its question, even while another picture is shown."""
 
     asked = Signal(object)
     """A :class:`.Said` was added to the sheet that is shown."""
     unanswered = Signal(object)
     """This question on the sheet that is shown failed."""
     written = Signal(object)
-    """There is more of this answer."""
+    """The text of this answer has grown."""
     boxes_changed = Signal()
     answered = Signal(object)
     """A complete :class:`~tinygptv.runtime.Answer`."""
@@ -35,7 +35,7 @@ class Talk(QObject):
         super().__init__()
         self._session = session
         self._answers: dict[int, tuple[Sheet, Said, Said | None]] = {}
-        """By their requests: the turn, and what it was before where another answer was wanted."""
+        """By request number: the sheet, the turn, and the previous turn if the answer is being regenerated."""
         worker = session.model.worker
         worker.wrote.connect(self._wrote)
         worker.answered.connect(self._answered)
@@ -46,11 +46,11 @@ class Talk(QObject):
 
     @property
     def answering(self) -> Said | None:
-        """The question on the sheet that is shown that is being answered."""
+        """The question on the shown sheet that is being answered, if any."""
         return next((said for sheet, said, _ in self._answers.values() if sheet is self._session.sheet), None)
 
     def ask(self, question: str, box: Box | None = None) -> None:
-        """Ask about the picture that is shown, or about a box on it that the question names."""
+        """Ask about the picture that is shown, or about the given box of it, which the question names."""
         self._session.began.emit("Answering …")
         sheet = self._session.sheet
         if sheet is None:
@@ -67,7 +67,7 @@ class Talk(QObject):
             self._request(sheet, said, None)
 
     def ask_about(self, edges: QRectF) -> None:
-        """Ask what is in a box that was drawn on the picture that is shown."""
+        """Ask what is in a box that was drawn on the shown picture."""
         session = self._session
         assert session.sheet is not None
         if session.loading or session.opening or session.manifest is None:
@@ -86,7 +86,7 @@ class Talk(QObject):
         self.ask(question, Box(left, top, max(left + 1, round(right)), max(top + 1, round(bottom))))
 
     def ask_again(self) -> None:
-        """Draw another answer to the last question; the one before stays if none comes."""
+        """Sample another answer to the last question; the previous answer is kept if this fails."""
         session, sheet = self._session, self._session.sheet
         if sheet is None or not sheet.said or self.answering or session.loading or session.opening:
             return
@@ -101,7 +101,7 @@ class Talk(QObject):
         self.boxes_changed.emit()
 
     def take_back(self, said: Said) -> None:
-        """Remove a question that failed from the sheet that is shown."""
+        """Remove a failed question from the shown sheet."""
         sheet = self._session.sheet
         assert sheet is not None
         sheet.said.remove(said)
@@ -110,7 +110,7 @@ class Talk(QObject):
         self._session.switched.emit()
 
     def start_over(self) -> None:
-        """Begin another conversation about the picture that is shown."""
+        """Begin a new conversation about the shown picture."""
         sheet, before = self._session.sheet, self._session.start_over()
         for number, (other, said, old) in self._answers.items():
             if before is not None and other is sheet:  # what still comes belongs to the old conversation
@@ -124,7 +124,7 @@ class Talk(QObject):
         self.boxes_changed.emit()
 
     def copy_answer(self) -> None:
-        """Put the last answer on the clipboard, if there is one."""
+        """Copy the last answer, if there is one, to the clipboard."""
         said = self._session.sheet.said if self._session.sheet else []
         if said and (text := said[-1].answer or said[-1].text):
             QGuiApplication.clipboard().setText(text)
@@ -178,7 +178,7 @@ class Talk(QObject):
             self._session.model.cancel()
 
     def _said(self, sheet: Sheet, question: str, box: Box | None) -> Said:
-        """A turn, with what people read in place of tags and boxes."""
+        """A turn for display: the tag and the box of the question are replaced with readable text."""
         manifest = self._session.manifest
         if manifest is None:
             return Said(question, words=question)
@@ -216,7 +216,7 @@ class Talk(QObject):
 
 
 def _note(answer: Answer, boxes: bool) -> str:
-    """What is to be known of an answer besides its text."""
+    """Remarks about an answer, besides its text."""
     parts = []
     if answer.finish_reason == "cancelled":
         parts.append("stopped")

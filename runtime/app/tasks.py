@@ -1,4 +1,4 @@
-"""What a model was trained to do, by the names that people read in place of the tags that it reads."""
+"""The tasks that a model was trained on, with readable names for their tags."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Task:
     """A kind of question."""
 
     tag: str
-    """Put before the question."""
+    """The tag that is put before the question."""
     name: str
     hint: str
-    """What to type, in the empty field."""
+    """Placeholder text of the empty field."""
     alone: str | None = None
-    """What is asked where nothing was typed; None where words are needed."""
+    """The question if nothing was typed; None if text is required."""
 
 
 IDENTIFY = Task("[identify]", "What is in this box", "Draw a box on the picture with the mouse")
@@ -33,18 +33,18 @@ TASKS = (
     Task("[refer]", "Where is", "What to look for, such as: the red triangle"),
     IDENTIFY,
 )
-"""In the order in which they are offered."""
+"""All named tasks, in the order in which they are offered."""
 
 
 def offered(tags: Sequence[str]) -> list[Task]:
-    """The tasks of a model; a tag without a name here is offered as it is, last."""
+    """The tasks of a model; a tag without a name here is offered unchanged, at the end."""
     known = [task for task in TASKS if task.tag in tags]
     names = {task.tag for task in known}
     return known + [Task(tag, tag, "Ask about the picture …") for tag in tags if tag not in names]
 
 
 def split(question: str, tags: Sequence[str]) -> tuple[Task | None, str]:
-    """A question's task and the words after its tag; no task where the model has no such tag."""
+    """A question's task and the text after its tag; the task is None if the model has no such tag."""
     for task in offered(tags):
         if question.startswith(task.tag):
             return task, question[len(task.tag) :].strip()

@@ -1,4 +1,4 @@
-"""Colours, sizes and the style sheet of every window: light or dark, as the system is, unless the user chooses."""
+"""Colours, sizes and the style sheet of all windows: light or dark as the system is, unless the user chooses."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from PySide6.QtWidgets import QApplication
 from .assets import ASSETS
 
 SCHEMES = {"system": Qt.ColorScheme.Unknown, "light": Qt.ColorScheme.Light, "dark": Qt.ColorScheme.Dark}
-"""By what settings and menu call them."""
+"""Colour schemes by their names in settings and menu."""
 CARD_RADIUS, BUBBLE_RADIUS, CONTROL_RADIUS = 12, 14, 8
 SPACE = 8
-"""Distances are multiples of half of it."""
+"""Unit of distances in pixels; all are multiples of half of it."""
 TEXT, NOTE = 15, 13
 """Font sizes in pixels."""
 LINE_HEIGHT = 22
-"""Of text, in pixels."""
+"""Height of a line of text, in pixels."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The colours of one scheme; text has a contrast of at least 4.5 with what is behind it."""
+    """The colours of one scheme; text has a contrast of at least 4.5 with its background."""
 
     background: str
     card: str
@@ -35,7 +35,7 @@ class Tokens:
     question: str
     error: str
     over: str
-    """Behind what the mouse is over."""
+    """Background of the widget under the mouse."""
 
 
 LIGHT = Tokens(
@@ -65,13 +65,13 @@ DARK = Tokens(
 
 
 def tokens(palette: QPalette | None = None) -> Tokens:
-    """The colours that a palette was made of; the application's if None."""
+    """The colours that a palette was made from; the application's palette if None."""
     window = (palette or QGuiApplication.palette()).color(QPalette.ColorRole.Window)
     return DARK if window.lightness() < 128 else LIGHT
 
 
 def choose(name: str) -> None:
-    """Take a scheme of :data:`SCHEMES` for all windows; ``system`` follows the system, also when it changes later."""
+    """Apply a scheme of :data:`SCHEMES` to all windows; ``system`` follows later changes of the system too."""
     scheme, hints = SCHEMES[name], QGuiApplication.styleHints()
     hints.setColorScheme(scheme)
     if scheme is Qt.ColorScheme.Unknown:

@@ -1,4 +1,4 @@
-"""What was said about a picture."""
+"""The questions and answers about a picture."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from ..boxes import Box, Region
 
 @dataclass(eq=False)
 class Said:
-    """A question, and what there is of its answer."""
+    """A question and its answer so far."""
 
     question: str
-    """As the model reads it."""
+    """The question in the form that the model reads."""
     task: str = ""
-    """Its task's name, if it has one."""
+    """Name of the question's task; empty if it has none."""
     words: str = ""
-    """The rest of it, for people."""
+    """The question without its task, for display."""
     answer: str = ""
-    """For people: without boxes."""
+    """The answer without boxes, for display."""
     note: str = ""
-    """What is to be known of the answer besides, such as that it was stopped."""
+    """A remark about the answer, such as that it was stopped."""
     text: str = ""
-    """The answer as the model wrote it."""
+    """The answer as the model generated it."""
     regions: tuple[Region, ...] = ()
-    """What the answer points at, in pixels of the picture."""
+    """The regions in the answer, in pixels of the picture."""
     box: Box | None = None
-    """What the question points at."""
+    """The box in the question."""
     model: str = ""
-    """The bundle's name."""
+    """Name of the bundle."""
     answered: bool = False
-    """Whether the model knows of it when it is asked again."""
+    """Whether the turn is included in the model's context for later questions."""
     divider: str = ""
-    """What is to be known before it, such as that another model answers from here on."""
+    """A remark shown before the turn, such as that another model answers from here on."""
 
     @property
     def shown_regions(self) -> tuple[Region, ...]:
-        """What is drawn on the picture: the box that was asked about, with the answer as its label, or the answer's."""
+        """The regions to draw on the picture: the question's box, labelled with the answer, or the answer's regions."""
         if self.box is not None and not self.regions:
             return (Region(self.answer or None, (self.box,)),)
         return self.regions
@@ -46,14 +46,14 @@ class Said:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file that is open."""
+    """An open picture file."""
 
     number: int
     name: str
     data: bytes
-    """The file's content: PNG where it was pasted."""
+    """The file's content; PNG for a pasted picture."""
     width: int
-    """Of the upright picture, in pixels."""
+    """Width of the upright picture, in pixels."""
     height: int
 
 
@@ -63,18 +63,18 @@ class Sheet:
 
     picture: Picture
     image: QImage
-    """What is shown: the picture, or a smaller copy of it."""
+    """The displayed image: the picture, or a smaller copy of it."""
     path: str = ""
-    """The file, if it was opened from one."""
+    """Path of the file, if the picture was opened from one."""
     said: list[Said] = field(default_factory=list)
     known_from: int = 0
-    """The first question that the model that is loaded was asked itself."""
+    """Index of the first question that the loaded model was asked."""
     shown: Said | None = None
-    """Whose boxes are on the picture."""
+    """The turn whose boxes are on the picture."""
     seen_seconds: float | None = None
-    """How long the model took to look at it; None before it has."""
+    """Seconds that the model took to encode the picture; None before that."""
 
     def known(self, before: Said | None = None) -> list[tuple[str, str]]:
-        """The (question, answer) pairs that the model knows of, up to one of them."""
+        """The (question, answer) pairs in the model's context, up to the given turn."""
         end = self.said.index(before) if before in self.said else len(self.said)
         return [(said.question, said.text) for said in self.said[self.known_from : end] if said.answered]

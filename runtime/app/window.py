@@ -1,4 +1,4 @@
-"""The window: puts its parts together, and shows in them what the session says."""
+"""The window: puts its parts together, and shows the state of the session in them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Key = QKeySequence.StandardKey
 
 
 class Window(QMainWindow):
-    """One model, and the pictures that are open."""
+    """The main window, with one model and the open pictures."""
 
     def __init__(self, load: Load, settings: Settings | None = None) -> None:
         """
         Args:
             load: Loads a bundle; called in another thread.
-            settings: To begin with; the defaults if None.
+            settings: The initial settings; the defaults if None.
         """
         super().__init__()
         self.session = Session(load, settings or Settings())
@@ -90,7 +90,7 @@ class Window(QMainWindow):
         self.status.tell(doing)
 
     def _show_sheet(self) -> None:
-        """Show the picture and the conversation that are current, or the start page."""
+        """Show the current picture and conversation, or the start page."""
         sheet = self.session.sheet
         if sheet is None:
             self._stack.setCurrentWidget(self.start_page)
@@ -117,7 +117,7 @@ class Window(QMainWindow):
         self._show_state()
 
     def _unanswered(self, said: Said) -> None:
-        """Give a question back, unless the next one was typed meanwhile."""
+        """Put a failed question back into the field, unless the user has typed another one."""
         field = self.panel.composer.question
         if not field.toPlainText():
             self.talk.take_back(said)

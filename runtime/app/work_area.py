@@ -1,4 +1,4 @@
-"""The picture and the conversation beside it, or below it where the window is narrow."""
+"""The picture with the conversation beside it, or below it if the window is narrow."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .picture import PictureView
 from .strip import Strip
 
 _STACKS_BELOW = 800
-"""Pixels of width, below which the conversation is under the picture."""
+"""Width in pixels below which the conversation is placed under the picture."""
 _THUMBNAILS_FROM = 540
-"""Pixels of height, below which there is no room for thumbnails between the two."""
+"""Height in pixels below which there is no room for thumbnails between the two."""
 _SIDE_BY_SIDE, _STACKED = (58, 42), (36, 64)
-"""Shares of picture and conversation."""
+"""Percentages of picture and conversation in each layout."""
 
 
 class WorkArea(QSplitter):
-    """What is seen once there is a picture."""
+    """The part of the window that is shown once a picture is open."""
 
     def __init__(self) -> None:
         super().__init__()

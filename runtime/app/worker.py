@@ -1,7 +1,7 @@
-"""What takes time, in a thread of its own: loading a bundle, looking at a picture, answering.
+"""Long operations, in a thread of their own: loading a bundle, encoding a picture, answering.
 
-The one module of the app that computes. Qt carries signals over into this thread, where the slots run one after
-another; their results go back as signals. What the other thread may touch meanwhile is a
+The only module of the app that computes. Qt carries signals into this thread, where the slots run one after
+another; results are returned as signals. The only object shared with the other thread is a
 :class:`~tinygptv.runtime.Cancellation`.
 """
 
@@ -30,20 +30,20 @@ from .sources import name_of
 from .turns import Picture
 
 _LONGEST_SHOWN = 2048
-"""Pixels of a picture's longer side on the screen; the model is shown the picture itself."""
+"""Maximum length of the displayed picture's longer side, in pixels; the model gets the picture itself."""
 Turns = Sequence[tuple[str, str]]
-"""(question, answer) pairs."""
+"""A sequence of (question, answer) pairs."""
 
 
 class Load(Protocol):
-    """Loads a bundle, the demo if None, as :meth:`.TinyGPTV.load` does."""
+    """Loads a bundle, or the demo if None, like :meth:`.TinyGPTV.load`."""
 
     def __call__(self, path: Path | None, /, *, threads: int | None, memory: MemoryMode) -> TinyGPTV: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of the worker; its number comes back with the results."""
+    """A request to the worker; its number is returned with the results."""
 
     number: int
     cancellation: Cancellation
@@ -51,43 +51,43 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture comes from."""
+    """The origin of a picture."""
 
     what: str | QImage | bytes
-    """A path, the clipboard's pixels, or a file's content."""
+    """A path, the clipboard's pixels, or the content of a file."""
     number: int
-    """The picture's from now on."""
+    """The number that the picture gets."""
     name: str = ""
-    """What it is called, if not after its file."""
+    """Name of the picture, if it differs from that of the file."""
     turns: Turns = ()
-    """What was said about it before."""
+    """Earlier turns about the picture."""
     size: tuple[int, int] | None = None
-    """Its width and height, if they are known."""
+    """Width and height of the picture, if known."""
 
 
 class Worker(QObject):
-    """Owns the model. Made in the window's thread, then moved to its own."""
+    """Owns the model. It is created in the window's thread, then moved to its own."""
 
     unloaded = Signal()
-    """The bundle that was there makes room for the next."""
+    """The previous bundle was closed, to make room for the next."""
     loaded = Signal(object, object)
-    """This bundle is there, the demo if None, with its :class:`~tinygptv.runtime.bundle.manifest.Manifest`."""
+    """A bundle (None for the demo) was loaded, with its :class:`~tinygptv.runtime.bundle.manifest.Manifest`."""
     opened = Signal(int, object, QImage)
-    """A :class:`.Picture` is open by this request, and this is what is to be shown of it."""
+    """This request opened a :class:`.Picture`; the image is the copy to display."""
     looking = Signal(int)
-    """The model begins to look at the picture of this number."""
+    """The model begins to encode the picture of this number."""
     seen = Signal(int, float)
-    """The model has looked at the picture of this number, in so many seconds."""
+    """The model has encoded the picture of this number, in this many seconds."""
     wrote = Signal(int, str)
     """The answer to a request so far, without boxes."""
     answered = Signal(int, object, object)
-    """The complete :class:`~tinygptv.runtime.Answer` to a request, and the regions that it has."""
+    """The complete :class:`~tinygptv.runtime.Answer` to a request, and its regions."""
     saved = Signal(str)
     """A picture was written to this path."""
     failed = Signal(int, str)
-    """One line on what went wrong with a request."""
+    """The error of a request, in one line."""
     finished = Signal(int)
-    """A request has ended, well or not."""
+    """A request has ended, successfully or not."""
 
     def __init__(self, load: Load) -> None:
         """
@@ -99,13 +99,13 @@ class Worker(QObject):
         self._model: TinyGPTV | None = None
         self._chat: Chat | None = None
         self._chat_of = 0
-        """The number of the picture that it is about."""
+        """The number of the picture that the chat is about."""
 
     @Slot(object, object, object, str, object)
     def load(
         self, request: Request, bundle: Path | None, threads: int | None, memory: MemoryMode, picture: Picture | None
     ) -> None:
-        """Load a bundle, the demo if None, in the place of the one that is open, and show it the picture."""
+        """Replace the open bundle with another one (the demo if None), and encode the picture with it."""
         with self._job(request):
             if QThread.currentThread().isInterruptionRequested():  # the window is gone
                 return
@@ -121,7 +121,7 @@ class Worker(QObject):
 
     @Slot(object, object)
     def open(self, request: Request, source: Source) -> None:
-        """Open a picture, and let the model look at it."""
+        """Open a picture, and encode it."""
         with self._job(request):
             what = source.what
             name = source.name or name_of("" if isinstance(what, bytes) else what)
@@ -137,14 +137,14 @@ class Worker(QObject):
 
     @Slot(object, object, object)
     def look(self, request: Request, picture: Picture, turns: Turns) -> None:
-        """Look at a picture again, and know what was said about it."""
+        """Encode a picture again, with earlier turns about it."""
         with self._job(request):
             if self._model:
                 self._begin(picture, turns, request.cancellation)
 
     @Slot(object, object, str, object, object)
     def ask(self, request: Request, picture: Picture, question: str, turns: Turns, options: AnswerOptions) -> None:
-        """Ask about a picture, after some turns."""
+        """Ask about a picture, after earlier turns."""
         with self._job(request):
             chat = self._begin(picture, turns, request.cancellation)
             assert self._model is not None
@@ -160,7 +160,7 @@ class Worker(QObject):
 
     @Slot(object, object, object, str)
     def save_picture(self, request: Request, picture: Picture, regions: Sequence[Region], path: str) -> None:
-        """Write a picture in its own size, with boxes drawn into it."""
+        """Write a picture at its original size, with boxes drawn on it."""
         with self._job(request):
             drawn = draw_regions(picture.data, regions)
             kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
@@ -175,7 +175,7 @@ class Worker(QObject):
             self.saved.emit(path)
 
     def _begin(self, picture: Picture, turns: Turns, cancellation: Cancellation) -> Chat:
-        """The conversation; a new one takes the time of looking at the picture, unless that was done lately."""
+        """The chat about a picture; a new one has to encode the picture, unless it is still cached."""
         if self._model is None:
             raise TinyGPTVError("no model is loaded; choose a bundle")
         if self._chat is not None and self._chat_of == picture.number:
@@ -194,7 +194,7 @@ class Worker(QObject):
 
     @contextmanager
     def _job(self, request: Request) -> Iterator[None]:
-        """Whatever happens, the window gets a signal when it ended."""
+        """Run a request; the window gets a signal when it ends, whatever happens."""
         try:
             yield
         except CancellationError:
@@ -224,7 +224,7 @@ def _content(path: str) -> bytes:
 
 
 def _small(picture: Image.Image) -> Image.Image:
-    """What is enough for the screen; the picture itself if that is no more."""
+    """A copy scaled down for the screen; the picture itself if it is small enough."""
     scale = _LONGEST_SHOWN / max(picture.size)
     if scale >= 1:
         return picture
@@ -233,7 +233,7 @@ def _small(picture: Image.Image) -> Image.Image:
 
 
 def _as_pillow(image: QImage) -> Image.Image:
-    """A copy of mode RGBA."""
+    """The image as a Pillow copy in mode RGBA."""
     rgba = image.convertToFormat(QImage.Format.Format_RGBA8888)
     return Image.frombytes("RGBA", (rgba.width(), rgba.height()), bytes(rgba.constBits()))
 
@@ -248,6 +248,6 @@ def _as_png(image: QImage) -> bytes:
 
 
 def _as_qt(picture: Image.Image) -> QImage:
-    """A copy that Qt owns, of mode RGB."""
+    """The picture as an RGB copy that Qt owns."""
     width, height = picture.size
     return QImage(picture.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy()

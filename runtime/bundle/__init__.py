@@ -1,1 +1,1 @@
-"""A bundle as it lies on the disk: its manifest, its graphs as sessions, its checksums."""
+"""A bundle on disk: its manifest, its graphs as sessions, its checksums."""

@@ -1,4 +1,4 @@
-"""Whether files are what they were: SHA-256 against the manifest, and sums so fast that each load can afford them."""
+"""Detects changed files: by SHA-256 against the manifest, and by sums that are fast enough for each load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .manifest import FileRecord
 
 CHUNK_BYTES = 4 << 20
 COLUMNS = 2039
-"""Words to a row, a prime: blocks of a disk or pages of memory that change places fall into other columns."""
+"""Words in a row, a prime: exchanged disk blocks or memory pages then fall into different columns."""
 
 
 def sums_of(path: Path) -> list[int]:
@@ -44,7 +44,7 @@ def sums_of(path: Path) -> list[int]:
 
 
 def _fill(file: FileIO, view: memoryview) -> int:
-    """Read until the view is full or the file ends; how many bytes there are."""
+    """Read until the view is full or the file ends; returns the number of bytes."""
     filled = 0
     while count := file.readinto(view[filled:]):
         filled += count
@@ -57,8 +57,8 @@ def verified(path: Path, sums: Sequence[int], advice: str) -> Iterator[None]:
 
     Args:
         path: The file.
-        sums: What :func:`sums_of` gave for it.
-        advice: What to do if it gives another result now.
+        sums: The result of :func:`sums_of` for it.
+        advice: What the user should do if the sums differ.
 
     Raises:
         BundleError: The file has changed. That explains whatever the body failed with.

@@ -1,4 +1,4 @@
-"""The graphs' contract: what goes in and comes out, and all sizes that the runtime needs."""
+"""The contract of the graphs: their inputs and outputs, and all sizes that the runtime needs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..errors import BundleError
 VISION_ENCODER, PROJECTOR, DECODER = "vision_encoder", "projector", "decoder"
 GRAPHS = (VISION_ENCODER, PROJECTOR, DECODER)
 CACHE_BYTES = {"int8": 1, "float16": 2, "float32": 4}
-"""Of one number of the KV cache, by the dtypes that it may have."""
+"""Bytes of one number of the KV cache, by dtype."""
 
 MOST_LAYERS, LARGEST_SIZE = 1024, 1 << 24
-"""Far beyond any model that a computer of today runs: what is larger is a mistake, and not worth the memory to try."""
+"""Upper limits far beyond any present model: larger values are mistakes, and not worth the memory to try."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of a tensor: a fixed size, or the name of one that varies."""
+    """One dimension of a tensor: a fixed size, or the name of a variable one."""
 
     name: str
     size: int | None
     maximum: int | None = None
-    """The largest size of one that varies, if there is one: the decoder's context."""
+    """Maximum size of a variable dimension, if it has one: the decoder's context."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TensorSpec:
     """One input or output of a graph."""
 
     name: str
-    """With ``{i}`` in it, it stands for ``count`` tensors, numbered from 0."""
+    """The name; with ``{i}`` in it, it stands for ``count`` tensors, numbered from 0."""
     dtype: str
     """``int8``, ``float16``, ``float32``, ``int32`` or ``int64``."""
     axes: tuple[Axis, ...]
@@ -41,7 +41,7 @@ class TensorSpec:
     count: int = 1
 
     def names(self) -> Iterator[str]:
-        """Of all tensors that it stands for."""
+        """The names of all tensors that it stands for."""
         return (self.name.replace("{i}", str(i)) for i in range(self.count))
 
 
@@ -51,11 +51,11 @@ class Quantization:
 
     bits: int
     block_size: int | None
-    """Weights of one output that share a scale; None: all of them."""
+    """Number of weights of one output that share a scale; None for all of them."""
     symmetric: bool
     operator: str
     layers: int
-    """How many matrices are stored so; q, k and v are three."""
+    """Number of matrices stored in this way; q, k and v are three."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Graph:
     data: str
     precision: str
     quantization: tuple[Quantization, ...]
-    """Empty in a float32 graph."""
+    """The quantisation of the weights; empty in a float32 graph."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     working_bytes: int = 0
@@ -75,33 +75,33 @@ class Graph:
 
 @dataclass(frozen=True)
 class Contract:
-    """What the three graphs agree on."""
+    """The sizes that follow from the three graphs."""
 
     image_size: int
     """Side of the square that the vision encoder takes, in pixels."""
     image_tokens: int
-    """Of one picture."""
+    """Number of image tokens of one picture."""
     hidden_size: int
     vocab_size: int
     """Rows of the embedding table and of the logits."""
     layers: int
-    """Of the KV cache."""
+    """Number of layers in the KV cache."""
     heads: int
     head_dim: int
     context: int
-    """Positions, of image tokens too."""
+    """Context length in positions, including image tokens."""
     cache_dtype: str
-    """``int8``, ``float16`` or ``float32``."""
+    """Dtype of the KV cache: ``int8``, ``float16`` or ``float32``."""
 
     @property
     def cache_bytes_per_position(self) -> int:
-        """Of the KV cache, keys and values of all layers."""
+        """Bytes of the KV cache for one position, keys and values of all layers."""
         return 2 * self.layers * self.heads * self.head_dim * CACHE_BYTES[self.cache_dtype]
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What every bundle has of one input or output."""
+    """The required form of one input or output."""
 
     dtypes: tuple[str, ...]
     axes: int
@@ -129,11 +129,11 @@ _FORMS: dict[str, tuple[dict[str, _Form], dict[str, _Form]]] = {
 
 
 def read_contract(graphs: Mapping[str, Graph], where: str) -> Contract:
-    """What the graphs of a manifest agree on.
+    """Derive the contract from the graphs of a manifest.
 
     Args:
-        graphs: By name, the three that every bundle has.
-        where: The manifest's file, for messages.
+        graphs: The three graphs of every bundle, by name.
+        where: Path of the manifest, for messages.
 
     Raises:
         BundleError: An input or output that every bundle has is missing, of another form or size than the others need,
@@ -174,7 +174,7 @@ def read_contract(graphs: Mapping[str, Graph], where: str) -> Contract:
 
 
 def _specs(name: str, graph: Graph, where: str) -> dict[str, TensorSpec]:
-    """The inputs and outputs that every bundle has, each seen to be of its form."""
+    """The required inputs and outputs of a graph, each checked against its form."""
     inputs, outputs = _FORMS[name]
     named = Counter(spec.name for spec in (*graph.inputs, *graph.outputs))
     if twice := sorted(found for found, times in named.items() if times > 1):

@@ -1,4 +1,4 @@
-"""The bundle's manifest: the one contract between exporter and runtime, read and written here and nowhere else."""
+"""The bundle's manifest, the contract between exporter and runtime; only this module reads and writes it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .typed_json import from_json
 from .version1 import upgraded
 
 FORMAT_VERSION, FORMAT_MINOR = 2, 0
-"""Major and minor. A reader ignores fields that it does not know, and takes the defaults of those that later minor
-versions added; it refuses a newer major version. So what changes the numbers that must be computed needs a value that
-older readers refuse (such as a new word for ``fit``, or a new input of a graph), or else a new major version."""
+"""Major and minor version. A reader ignores unknown fields, and uses the defaults of fields added by later minor
+versions; it refuses a newer major version. So a change of the computed numbers needs a value that older readers
+refuse (such as a new word for ``fit``, or a new input of a graph), or else a new major version."""
 FILE_NAME = "manifest.json"
 EMBEDDINGS = "embed_tokens.npy"
 TOKENIZER = "tokenizer.json"
@@ -51,7 +51,7 @@ class ImagePreprocessing:
     floor((side - length) / 2), then resized. ``crop``: the shorter side resized to the square's (the longer one to
     int(image_size * longer / shorter)), then the middle cut out, at offset floor((length - image_size) / 2)."""
     pad_color: tuple[int, int, int] | None = None
-    """RGB of what ``pad`` adds."""
+    """RGB colour of the padding for ``pad``."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class PromptTemplate:
     user: str
     assistant: str
     image: str
-    """What stands before the first question's text for each picture; image tokens go where ``<ImageHere>`` is."""
+    """Text before the first question's text for each picture; image tokens replace ``<ImageHere>``."""
     before_answer: str = ""
-    """What the model itself writes at an answer's beginning, and what is not part of the answer's text."""
+    """Text that the model itself generates at the beginning of an answer, and that is not part of the answer."""
     after_answer: str = ""
     strip_question: bool = False
-    """Whether white space at both ends of a question with a picture is taken off."""
+    """Whether white space is stripped from both ends of a question with a picture."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class Manifest:
     """Everything the runtime must know about a bundle before it opens any other file of it."""
 
     format_version: int
-    """Of the file that was read: 1 where the rest was brought to the present version."""
+    """Format version of the file that was read; 1 if it was upgraded to the present version."""
     format_minor: int
     name: str
     exporter: str
     family: str
-    """Which published models it is one of: ``tinygpt-v``, ``llava-phi``, ``mipha``, ``tinyllava``, ``bunny``."""
+    """The model family: ``tinygpt-v``, ``llava-phi``, ``mipha``, ``tinyllava`` or ``bunny``."""
     parts: dict[str, dict[str, Any]]
     """Sizes of each network, for people and for ``tinygptv-export verify``; no other program needs them."""
     image: ImagePreprocessing
@@ -113,23 +113,23 @@ class Manifest:
     stop_strings: tuple[str, ...]
     eos_token_ids: tuple[int, ...]
     caption_question: str
-    """What asks for a caption."""
+    """The question that asks for a caption."""
     tasks: tuple[str, ...]
-    """Tags such as ``[vqa]`` that a question may begin with; empty where the model was trained without."""
+    """Tags such as ``[vqa]`` that a question may begin with; empty if the model was trained without tags."""
     boxes: bool
-    """Whether answers may hold boxes, ``{<x1><y1><x2><y2>}`` in hundredths of the picture's width and height."""
+    """Whether answers may contain boxes, ``{<x1><y1><x2><y2>}`` in hundredths of the picture's width and height."""
     graphs: dict[str, Graph]
     sources: tuple[Source, ...]
     files: tuple[FileRecord, ...]
     stage: int | None = None
-    """Of TinyGPT-V's training; None for the other families."""
+    """Training stage of TinyGPT-V; None for the other families."""
 
     @cached_property
     def contract(self) -> Contract:
-        """The sizes that the graphs agree on.
+        """The sizes that follow from the graphs.
 
         Raises:
-            BundleError: They do not; a manifest that was read has been checked for that.
+            BundleError: The graphs contradict each other; a manifest from :func:`read_manifest` was checked for that.
         """
         return read_contract(self.graphs, self.name)
 
@@ -156,7 +156,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json`` of a bundle, and that its files are there, with the sizes that it says.
+    """Read and check ``manifest.json`` of a bundle, and check that all its files exist with the listed sizes.
 
     Sizes are checked of all files, contents of those up to :data:`HASHED_BYTES`: hashing the weights of a full-size
     model would read gigabytes at each start. Packed weights may follow the weights (:func:`tuning_mark`); they are
@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """Read and check ``manifest.json`` itself; of the other files, only that it lists those that are needed.
+    """Read and check ``manifest.json`` itself; of the other files, only that the required ones are listed.
 
     Raises:
         BundleError: The folder is no bundle, or its manifest is unreadable, of a newer format version, lacks a field,
@@ -205,7 +205,7 @@ def parse_manifest(folder: Path) -> Manifest:
 
 
 def _check_names(manifest: Manifest, where: str) -> None:
-    """See that what errors and tables show is printable: terminals take commands."""
+    """Check that texts for errors and tables are printable: terminals interpret control characters."""
     specs = [spec for graph in manifest.graphs.values() for spec in (*graph.inputs, *graph.outputs)]
     names = [
         ("name", manifest.name),
@@ -223,7 +223,7 @@ def _check_names(manifest: Manifest, where: str) -> None:
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """See that what a manifest says of the bundle is all there, and something that this version can do."""
+    """Check that a manifest is consistent, and that this version supports everything in it."""
     if set(manifest.graphs) != set(GRAPHS):
         raise BundleError(f"{where}: graphs are {sorted(manifest.graphs)}; expected {sorted(GRAPHS)}")
     _check_names(manifest, where)
@@ -267,10 +267,10 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 def check_size(folder: Path, manifest: Manifest, record: FileRecord) -> None:
-    """See that a file is there, in the size that the manifest says, packed weights aside.
+    """Check that a file exists with the size in the manifest, not counting packed weights.
 
     Raises:
-        BundleError: It is not.
+        BundleError: The file is missing or has another size.
     """
     path = folder / record.name
     if not path.is_file():
@@ -283,7 +283,7 @@ def check_size(folder: Path, manifest: Manifest, record: FileRecord) -> None:
 
 
 def tuning_mark(record: FileRecord) -> bytes:
-    """What follows a weights file's own bytes where tuning has appended packed weights, which come next."""
+    """The marker after a weights file's own bytes if tuning has appended packed weights, which follow it."""
     return b"\ntinygptv packed weights of " + record.sha256.encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the only place that imports onnxruntime, and sees to it that it stays private."""
+"""ONNX Runtime sessions: the only module that imports onnxruntime, and that keeps its telemetry off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 TELEMETRY_OFF = ("1", "true", "yes", "y", "on")
-"""Its values that onnxruntime obeys, in any case (tried with 1.32)."""
+"""Values of the variable that onnxruntime accepts, in any case (tested with 1.32)."""
 LARGE_PRODUCTS = bytes.fromhex(
     "08083a5c0a180a01610a0162120179220d4d61744d756c496e74656765721201675a130a0161120e0a0c080212080a0208020a0208405a130a"
     "0162120e0a0c080312080a0208400a02082062130a0179120e0a0c080612080a0208020a02082042040a00100d"
@@ -36,9 +36,9 @@ TYPES = {
     "int32": "tensor(int32)",
     "int64": "tensor(int64)",
 }
-"""A manifest's dtypes in onnxruntime's words."""
+"""onnxruntime's names of a manifest's dtypes."""
 INT8_CACHE_SINCE = (1, 27)
-"""The first onnxruntime that computes with an int8 KV cache: 1.26 loads such a graph, and fails in a run (tried)."""
+"""The first onnxruntime that supports an int8 KV cache: 1.26 loads such a graph, but fails when it runs (tested)."""
 FATAL_ONLY = 4
 
 
@@ -83,10 +83,10 @@ def open_session(
     """Load one graph of a bundle on the CPU.
 
     Args:
-        folder: Where the graph's data is: the bundle.
-        graph: Which graph, with the contract it must keep.
+        folder: Folder with the graph's data: the bundle.
+        graph: The graph, with the contract it must keep.
         threads: Threads inside an operator; onnxruntime's own choice (one a physical core) if None.
-        model: The graph itself, where it is another one than the bundle's file: one that knows of packed weights. It
+        model: Content of the .onnx file, if it is not the bundle's own: one that refers to packed weights. It
             may have further outputs.
 
     Raises:
@@ -106,11 +106,11 @@ def open_session(
 
 
 def check_finite(array: NDArray[np.float32], name: str) -> None:
-    """See that what a graph gave are numbers.
+    """Check that all outputs of a graph are finite.
 
     Args:
         array: float32, of any shape.
-        name: Of the graph's output.
+        name: Name of the graph's output.
 
     Raises:
         BundleError: It holds a NaN or an infinity.
@@ -123,10 +123,10 @@ def check_finite(array: NDArray[np.float32], name: str) -> None:
 
 
 def check_version(path: Path, graph: Graph, version: str) -> None:
-    """See that an onnxruntime of this version can run a graph.
+    """Check that an onnxruntime of this version can run a graph.
 
     Raises:
-        BundleError: It cannot.
+        BundleError: It is too old.
     """
     major, minor, *_ = version.split(".")
     if any(spec.dtype == "int8" for spec in graph.inputs) and (int(major), int(minor)) < INT8_CACHE_SINCE:
@@ -139,7 +139,7 @@ def check_version(path: Path, graph: Graph, version: str) -> None:
 def _check_contract(
     path: Path, kind: str, promised: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]
 ) -> None:
-    """Compare what a graph has with what the manifest says; further outputs do no harm.
+    """Compare a graph's inputs or outputs with the manifest; additional outputs are allowed.
 
     Raises:
         BundleError: They differ; names one of the differences.
@@ -202,7 +202,7 @@ def save_packed(folder: Path, graph: Graph, output: Path) -> None:
 
 
 def packing_version() -> str:
-    """What of onnxruntime decides how weights are packed: its version and build."""
+    """The properties of onnxruntime that determine how weights are packed: its version and build."""
     import_onnxruntime()
     import onnxruntime
 

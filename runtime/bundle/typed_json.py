@@ -1,4 +1,4 @@
-"""Values of JSON as frozen dataclasses, by their type hints: whatever does not fit is named."""
+"""Parses JSON values into frozen dataclasses by their type hints; errors name the field."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
     Args:
         kind: A dataclass, tuple, dict, scalar, or a union of one of them with None; Any takes everything.
-        value: The JSON.
-        where: The file, and the place in it, for messages.
+        value: The JSON value.
+        where: The file and the position in it, for messages.
 
     Raises:
         BundleError: A field is missing or of another type; names it.
@@ -72,5 +72,5 @@ def from_json(kind: Any, value: Any, where: str) -> Any:
 
 
 def described(value: object) -> str:
-    """What kind of JSON a value is, in words."""
+    """The kind of a JSON value, in words."""
     return _WORDS.get(type(value), "something else")

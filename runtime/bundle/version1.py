@@ -1,4 +1,4 @@
-"""Manifests of format version 1, which knew TinyGPT-V only, brought to the present version."""
+"""Upgrades manifests of format version 1, which supported TinyGPT-V only, to the present version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .typed_json import from_json
 
 TASKS = ("[vqa]", "[caption]", "[grounding]", "[detection]", "[refer]", "[identify]")
 GROWING = ("sequence", "past_length", "present_length")
-"""Axes that the context limits."""
+"""Variable axes whose maximum is the context."""
 FLOAT_BYTES = 4
 
 
@@ -39,7 +39,7 @@ class _Architecture:
 
 @dataclass(frozen=True)
 class _Version1:
-    """What is brought to another place; all else stays where it was."""
+    """The fields that are moved to another place; all others stay the same."""
 
     architecture: _Architecture
     image: dict[str, Any]
@@ -47,7 +47,7 @@ class _Version1:
 
 
 def upgraded(document: dict[str, Any], where: str) -> dict[str, Any]:
-    """A document of version 1 with the fields of version 2; its format_version stays.
+    """Convert a document of version 1 to the fields of version 2; its format_version is kept.
 
     Sizes that version 1 had under ``architecture`` go where version 2 has them: into the graphs' contracts.
 
@@ -56,7 +56,7 @@ def upgraded(document: dict[str, Any], where: str) -> dict[str, Any]:
         where: The file, for messages.
 
     Raises:
-        BundleError: It lacks what version 1 always has, or has it of another type; names the field.
+        BundleError: A field of version 1 is missing or has another type; names the field.
     """
     found: _Version1 = from_json(_Version1, document, where)
     vision, language = found.architecture.vision, found.architecture.language

@@ -1,4 +1,4 @@
-"""Captions of more pictures than one machine can do, on a cluster: Ray Data's, with our models in its actors."""
+"""Captioning on a cluster, for more pictures than one machine can process: Ray Data with our models in its actors."""
 
 from .dataset import caption_dataset
 

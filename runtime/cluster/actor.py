@@ -1,4 +1,4 @@
-"""The model in an actor of Ray's: pictures in, captions out, some at a time."""
+"""The model in a Ray actor: captions pictures batch by batch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import pyarrow
 
 CaptionEach = Callable[[Iterable[ImageSource]], Iterator[tuple[int, Captioned]]]
-"""As :func:`.caption_each`, for one model and question."""
+""":func:`.caption_each` for one model and question."""
 ERROR = "error"
-"""A column: rows that have one already are passed on."""
+"""Column with errors: rows that already have one are passed through."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked about every picture."""
+    """The question about every picture, with its options."""
 
     question: str | None
     batch_size: int
@@ -35,7 +35,7 @@ class Asking:
 
 
 def model_in_actor(model: Model, asking: Asking) -> CaptionEach:
-    """Load the model on cores of its own."""
+    """Load the model on cores reserved for this actor."""
     cores = Cores(model.threads)
     cores.use()
     loaded = load(model)
@@ -48,14 +48,14 @@ def model_in_actor(model: Model, asking: Asking) -> CaptionEach:
 
 
 class Captioner:
-    """What ``Dataset.map_batches`` makes in each actor, and calls with some rows at a time."""
+    """The class for ``Dataset.map_batches``: created in each actor, and called with a batch of rows."""
 
     def __init__(self, make: Callable[[], CaptionEach], column: str, keep: bool) -> None:
         """
         Args:
             make: Loads the model.
-            column: Where the pictures are.
-            keep: Whether they stay in the rows.
+            column: Column with the pictures.
+            keep: Whether to keep the pictures in the rows.
         """
         from ray.util.metrics import Counter
 
@@ -99,10 +99,10 @@ class Captioner:
 
 
 def picture_of(value: object) -> ImageSource:
-    """What a row holds: bytes, a path or URI, samples uint8 [height, width, channels], or a dict of bytes and path.
+    """The picture in a row: bytes, a path or URI, uint8 [height, width, channels], or a dict of bytes and path.
 
     Raises:
-        ImageError: It is none of these, or cannot be read.
+        ImageError: The value has another type, or cannot be read.
     """
     match value:
         case bytes():

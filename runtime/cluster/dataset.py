@@ -1,4 +1,4 @@
-"""Captions for a dataset of Ray Data's: its pictures go to actors that have the model."""
+"""Captions for a Ray Data dataset: its pictures are sent to actors that have loaded the model."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def captioned(
 
 @dataclass(frozen=True)
 class Actors:
-    """How many there are, and what each has."""
+    """The number of actors, and the resources of each."""
 
     count: int
     threads: int
@@ -173,7 +173,7 @@ def room_for(
 
 
 def _sender(folder: Path) -> Fetch:
-    """Reads files of this machine for the others, which ask it for some megabytes at a time."""
+    """A function that reads this machine's files for the other nodes, some megabytes at a time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""What the actors of one node share: the bundle's files, its tuned copy, the processor's cores."""
+"""Resources that the actors of a node share: the bundle's files, its tuned copy, and the processor's cores."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from ..tuning.find import cache_home
 from ..tuning.make import tune_if_possible
 
 Fetch = Callable[[str, int, int], bytes]
-"""Bytes of a file of the bundle, from a place on: at most so many, none at its end."""
+"""Reads a bundle's file from an offset: at most the given number of bytes, none at its end."""
 _FETCHED_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True)
 class Model:
-    """Which model the actors load, and how."""
+    """The model that the actors load, and how they load it."""
 
     bundle: Path | None
-    """Its folder, which every node sees under this name; None for the demo, which comes with the package."""
+    """Folder of the bundle, the same on every node; None for the demo, which is part of the package."""
     identity: str
-    """The SHA-256 of its manifest, in hexadecimal."""
+    """SHA-256 of the manifest, in hexadecimal."""
     threads: int
     memory: MemoryMode
     fetch: Fetch | None = None
-    """Brings the bundle where the nodes do not see it; it is then kept in the cache folder of each."""
+    """Fetches the bundle's files if the nodes cannot read its folder; each node then caches them."""
 
 
 def load(model: Model) -> TinyGPTV:
-    """The model, as all actors of this node use it: weights mapped from one tuned copy, made by whoever comes first.
+    """Load the model for an actor: all actors of a node map the weights of one tuned copy, made by the first of them.
 
     Raises:
         BundleError: The bundle is not there, damaged, or another one than the run began with.
@@ -62,7 +62,7 @@ def load(model: Model) -> TinyGPTV:
 
 
 def _fetched(identity: str, fetch: Fetch) -> Path:
-    """The bundle in this node's cache, brought there if it is not."""
+    """The bundle in this node's cache, fetched if it is not there."""
     home = cache_home(DEMO_BUNDLE)
     if home is None:
         raise TinyGPTVError("no cache folder on this node: its user has no home folder; set HOME")
@@ -95,16 +95,16 @@ def _fetch(folder: Path, fetch: Fetch) -> None:
 
 
 class Cores:
-    """Some of this machine's cores that no other actor computes on, so that threads do not wait for each other.
+    """Cores of this machine reserved for one actor, so that the threads of actors do not wait for each other.
 
-    Where the system has no such choice, or all are taken, there are none of its own. They are free again once this
-    object or its process is gone.
+    Nothing is reserved if the system does not support it or all cores are taken. The cores are released when this
+    object or its process ends.
     """
 
     def __init__(self, count: int) -> None:
         """
         Args:
-            count: How many.
+            count: Number of cores.
         """
         self._cores: set[int] = set()
         if sys.platform != "linux":
@@ -122,7 +122,7 @@ class Cores:
             return
 
     def use(self) -> None:
-        """This thread, and those that it starts, compute there."""
+        """Restrict this thread, and those that it starts, to these cores."""
         if self._cores:
             with suppress(OSError):
                 os.sched_setaffinity(0, self._cores)

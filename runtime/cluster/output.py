@@ -1,4 +1,4 @@
-"""Captions of a run as a folder of Parquet files, each there as a whole or not at all."""
+"""The captions of a run as a folder of Parquet files, each complete or absent."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import pyarrow
 
 SETTINGS = "_tinygptv.json"
-"""Readers of Parquet pass over names that begin so."""
+"""File with the settings of the run; readers of Parquet ignore names that begin with ``_``."""
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0
-"""Seconds until rows are written, at least and at most; between them a hundredth of the run so far, so that a kill
-costs no more than that, and a run of weeks does not leave a million files."""
+"""Minimum and maximum seconds between writes; within these, a hundredth of the run so far, so that a kill loses no
+more than that, and a run of weeks does not leave a million files."""
 MOST_ROWS = 100_000
-"""Of a file."""
+"""Maximum number of rows of a file."""
 
 
 def schema() -> pyarrow.Schema:
-    """Of every file: what a row is of (``source``, ``row``, ``name``), what was asked, of which model, the answer."""
+    """Schema of every file: the row's origin (``source``, ``row``, ``name``), question, model and answer."""
     import pyarrow
 
     text = pyarrow.string()
@@ -37,17 +37,17 @@ def schema() -> pyarrow.Schema:
 
 
 class Output:
-    """The rows that are there, and those that come."""
+    """The existing rows of a run, and the new ones."""
 
     def __init__(self, uri: str, settings: Mapping[str, str]) -> None:
         """
         Args:
-            uri: The folder; made if it is not there.
-            settings: What all rows have in common; each is a column.
+            uri: URI of the folder; created if it does not exist.
+            settings: Values that are the same for all rows; each is a column.
 
         Raises:
-            ArgumentError: It holds anything else, or the rows of other settings.
-            OSError: It cannot be read or made.
+            ArgumentError: The folder contains other files, or rows with other settings.
+            OSError: The folder cannot be read or created.
         """
         self._uri, self._settings = uri, dict(settings)
         self._file_system, self._path = place_of(uri)
@@ -56,7 +56,7 @@ class Output:
         self._parts = sorted(self._begin())
 
     def _begin(self) -> Iterator[str]:
-        """The files that are there."""
+        """The existing files of the output."""
         from pyarrow.fs import FileSelector
 
         if is_local(self._uri):  # object stores have no folders
@@ -92,10 +92,10 @@ class Output:
                 )
 
     def done(self, *, retry_failed: bool) -> pyarrow.Table:
-        """Columns ``source`` and ``row`` of what is there.
+        """Columns ``source`` and ``row`` of the existing rows.
 
         Args:
-            retry_failed: Whether rows with an error are removed, as if they had not been tried.
+            retry_failed: Whether to remove rows with an error, so that they are tried again.
 
         Raises:
             ArgumentError: A file is damaged.
@@ -119,10 +119,10 @@ class Output:
         return pyarrow.concat_tables(found) if found else schema().empty_table().select(columns)
 
     def add(self, rows: pyarrow.Table) -> None:
-        """Keep rows, with the columns of :func:`schema` but for the settings; written soon, or by :meth:`flush`.
+        """Add rows with the columns of :func:`schema` except for the settings; written soon, or by :meth:`flush`.
 
         Raises:
-            OSError: They cannot be written.
+            OSError: The rows cannot be written.
         """
         import pyarrow
 
@@ -141,10 +141,10 @@ class Output:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not written yet; once this returns, no kill of any process can lose it.
+        """Write all pending rows; once this returns, killing any process cannot lose them.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The rows cannot be written.
         """
         import pyarrow
 
@@ -176,10 +176,10 @@ def _bytes_of(table: pyarrow.Table) -> bytes:
 
 @contextmanager
 def open_output(name: str, settings: Mapping[str, str]) -> Iterator[Output]:
-    """Open the folder, and keep other runs out of it where it is on this machine; what came is written at the end.
+    """Open the folder, and lock it against other runs if it is local; pending rows are written at the end.
 
     Raises:
-        ArgumentError: As :class:`Output`, or another run is writing to it.
+        ArgumentError: See :class:`Output`; or another run is writing to it.
         OSError: It cannot be read or written.
     """
     uri = absolute(name)

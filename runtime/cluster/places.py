@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TRIES = 4
-"""To read from another machine, each after a pause twice as long as the one before."""
+"""Maximum number of attempts to read from another machine; each pause is twice as long as the one before."""
 _FIRST_PAUSE = 0.5
-"""Seconds."""
+"""Seconds before the second attempt."""
 
 
 def is_local(name: str) -> bool:
-    """Whether it is a path of this machine."""
+    """Whether a name is a path of this machine."""
     return "://" not in name
 
 
 def absolute(name: str) -> str:
-    """The same from every working folder."""
+    """A name that is valid in every working folder."""
     return os.path.abspath(name) if is_local(name) else name
 
 
 def place_of(name: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URI, and what it calls that.
+    """The file system of a path or URI, and the path within it.
 
     Raises:
-        ArgumentError: No library that is installed knows the scheme, or the file system refuses.
+        ArgumentError: No installed library supports the scheme, or the file system refuses access.
     """
     from pyarrow.fs import LocalFileSystem
 
@@ -70,10 +70,10 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
 
 def persistently(work: Callable[[], T], *, local: bool) -> T:
-    """Do something with a file; where another machine has it, a failure that may pass is waited out.
+    """Access a file; on another machine, temporary failures are retried.
 
     Raises:
-        OSError: It failed each time, or cannot but fail.
+        OSError: All attempts failed, or the failure is permanent.
     """
     for left in reversed(range(1 if local else TRIES)):
         try:
@@ -88,7 +88,7 @@ def persistently(work: Callable[[], T], *, local: bool) -> T:
 
 
 def read_bytes(name: str) -> bytes:
-    """A whole file.
+    """The complete content of a file.
 
     Raises:
         OSError: It cannot be read.

@@ -1,4 +1,4 @@
-"""Pictures read from where they are: the tasks that feed the model's actors."""
+"""Tasks that read pictures for the model's actors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import pyarrow
 
 USUAL_COLUMNS = ("image", "jpg", "png", "bytes", "path", "file", "url")
-"""Where tables have their pictures if nobody says; the first that is there."""
+"""Default columns with pictures in tables; the first existing one is used."""
 _AT_ONCE = 16
-"""Pictures that are handed on together."""
+"""Number of pictures in each table that is yielded."""
 
 
 def schema() -> pyarrow.Schema:
-    """Of what :func:`read` gives; ``image`` or ``error`` is null."""
+    """Schema of the tables from :func:`read`; either ``image`` or ``error`` is null."""
     import pyarrow
 
     text = pyarrow.string()
@@ -41,11 +41,11 @@ def read(unit: Unit, column: str | None) -> Iterator[pyarrow.Table]:
     """Read pictures.
 
     Args:
-        unit: Which ones.
-        column: Of a table: where its pictures are.
+        unit: The pictures to read.
+        column: For a table, the column with its pictures.
 
     Yields:
-        Some of them, as :func:`schema` says. What cannot be read has an error, and costs the others nothing.
+        Tables in the form of :func:`schema`. A picture that cannot be read has an error, without effect on others.
     """
     import pyarrow
 
@@ -118,7 +118,7 @@ def column_of(names: list[str], column: str | None) -> str:
     """The column with the pictures.
 
     Raises:
-        ValueError: There is none of this name, or of the usual ones.
+        ValueError: The table has no such column, or none of the default ones.
     """
     found = [name for name in ([column] if column else USUAL_COLUMNS) if name in names]
     if not found:
@@ -128,7 +128,7 @@ def column_of(names: list[str], column: str | None) -> str:
 
 
 def _value(value: object, uri: str) -> tuple[str | None, bytes | None, str | None]:
-    """Name, bytes and error of what a column holds: bytes, a path, or both, as Hugging Face's datasets have them."""
+    """Name, bytes and error for a column's value: bytes, a path, or both, as in Hugging Face's datasets."""
     match value:
         case bytes(data):
             return None, data, None
@@ -144,7 +144,7 @@ def _value(value: object, uri: str) -> tuple[str | None, bytes | None, str | Non
 
 
 def _beside(path: str, uri: str) -> str:
-    """A path in a table is relative to the table's folder, if it is not absolute."""
+    """Resolve a path in a table; relative paths are relative to the table's folder."""
     if not is_local(path) or os.path.isabs(path):
         return path
     if is_local(uri):

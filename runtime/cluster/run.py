@@ -21,45 +21,45 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 _BLOCK_BYTES = 1_000_000
-"""Of pictures that Ray hands on together, at most unless one is larger."""
+"""Maximum size of the pictures in one of Ray's blocks, unless a single one is larger."""
 _ROW_BYTES = 150
-"""Besides a picture: where it is from."""
+"""Size of the data about a picture's origin, in addition to the picture."""
 _READERS = 4
-"""Tasks that read at a time, at least; they take no core from the actors."""
+"""Minimum number of concurrent reading tasks; they take no core from the actors."""
 UNIT = "unit"
 _OUR_ERROR = re.compile(rf"{re.escape(TinyGPTVError.__module__)}\.\w+: (.+)")
 
 
 @dataclass
 class Counts:
-    """Of pictures."""
+    """Counts of pictures."""
 
     pictures: int = 0
     skipped: int = 0
-    """Done before."""
+    """Pictures captioned by an earlier run."""
     captioned: int = 0
     failed: int = 0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do."""
+    """The pictures that a run has to process."""
 
     units: list[Unit]
     failed: list[dict[str, Any]]
-    """Rows of what cannot even be looked at."""
+    """Rows of pictures that cannot be accessed."""
     is_done: np.ndarray[Any, np.dtype[np.bool_]]
-    """By a picture's number."""
+    """Whether a picture is done, by its number."""
     mean_bytes: float
-    """Of a picture."""
+    """Mean size of a picture."""
 
 
 def plan(found: Found, done: pyarrow.Table) -> Work:
     """Number all pictures, and find those that have no row yet.
 
     Args:
-        found: What there is; tables and shards are looked through on the cluster's nodes.
-        done: Columns ``source`` and ``row`` of the rows that are there.
+        found: The sources; tables and shards are scanned on the cluster's nodes.
+        done: Columns ``source`` and ``row`` of the existing rows.
     """
     import pyarrow
     from pyarrow import compute
@@ -165,11 +165,11 @@ def write(
     """Compute and write all rows.
 
     Args:
-        work: From :func:`plan`.
-        captions: Of the pictures of its units.
-        output: Where they go.
-        counts: The account.
-        step: Called whenever it has changed, with the sources of pictures that cannot be read, and why.
+        work: The result of :func:`plan`.
+        captions: Captions of the pictures of its units.
+        output: Where the rows are written.
+        counts: The counts, updated in place.
+        step: Called after each change of the counts, with the sources of pictures that cannot be read, and why.
 
     Raises:
         OSError: The output cannot be written.

@@ -1,4 +1,4 @@
-"""Pictures wherever they are, listed: files, rows of Parquet tables, members of WebDataset shards."""
+"""Lists pictures from all sources: files, rows of Parquet tables, members of WebDataset shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .places import absolute, is_local, persistently, place_of
 Kind = Literal["files", "table", "shard"]
 
 FILES_A_UNIT = 256
-"""Read by one task, which hands them on as it reads."""
+"""Number of files read by one task, which yields them as it reads."""
 NOT_UNICODE = "its name is not Unicode, which Parquet cannot hold: rename it"
 TABLES = (".parquet", ".pq")
 SHARDS = (".tar",)
@@ -25,66 +25,66 @@ SHARDS = (".tar",)
 
 @dataclass(frozen=True)
 class Container:
-    """A file with many pictures, looked through."""
+    """A file with many pictures, after scanning."""
 
     uri: str
     kind: Kind
     groups: tuple[int, ...] = ()
-    """Of a table: rows of each of its row groups."""
+    """For a table: the number of rows of each row group."""
     members: tuple[tuple[str, int, int], ...] = ()
-    """Of a shard: each picture's name, and its place and size in bytes."""
+    """For a shard: the name, offset and size in bytes of each picture."""
     bytes: int = 0
-    """Of all its pictures, about."""
+    """Approximate size of all its pictures."""
     error: str | None = None
-    """Why nothing more can be read of it."""
+    """Why the rest of the file cannot be read."""
 
     @property
     def count(self) -> int:
-        """Of pictures."""
+        """Number of pictures."""
         return sum(self.groups) + len(self.members)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one task reads."""
+    """The pictures that one task reads."""
 
     kind: Kind
     uri: str
-    """The container; empty for files."""
+    """URI of the container; empty for files."""
     group: int
-    """Of a table: which row group."""
+    """For a table: the index of the row group."""
     numbers: list[int]
-    """Of the pictures, among all of a run."""
+    """Numbers of the pictures within the run."""
     items: list[Any]
-    """Files: the URI of each. A table: its row in the group. A shard: name, place and size."""
+    """For files: the URI of each. For a table: its row in the group. For a shard: name, offset and size."""
     rows: list[int]
-    """The row of each in its container; none for files."""
+    """Row of each picture in its container; empty for files."""
 
 
 @dataclass
 class Found:
-    """All that there is."""
+    """All sources that were found."""
 
     files: list[str]
     containers: list[str]
-    """URIs of tables and shards that are to be looked through."""
+    """URIs of the tables and shards to scan."""
     unreadable: list[tuple[str, str]]
-    """Names that are not even looked at, and why."""
+    """Names that cannot be accessed, and why."""
     bytes: int = 0
-    """Of all files."""
+    """Total size of all files."""
 
 
 def find(sources: Sequence[str], *, is_table: bool) -> Found:
-    """List what a user named.
+    """List the sources that a user named.
 
     Args:
         sources: Files, folders and globs (``*``, ``?``, ``[]``, ``**``), as paths or URIs. In a folder, hidden names
-            (``.``, ``_``) are passed over, and what counts are its pictures; if there are none, its shards; if there
-            are none of these either, its tables.
-        is_table: Whether folders are of tables.
+            (``.``, ``_``) are skipped; its pictures are used, or if there are none its shards, or if there are none
+            of these either its tables.
+        is_table: Whether folders contain tables.
 
     Raises:
-        ArgumentError: One of them is not there, cannot be read, or has no pictures.
+        ArgumentError: A source does not exist, cannot be read, or has no pictures.
     """
     found = Found([], [], [])
     for source in sources:
@@ -110,7 +110,7 @@ def _count(found: Found) -> int:
 
 
 def _expand(uri: str) -> Iterator[str]:
-    """Files and folders that a glob stands for."""
+    """Files and folders that match a glob."""
     if not glob.has_magic(uri) or (is_local(uri) and os.path.exists(uri)):
         yield uri
         return
@@ -157,7 +157,7 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
 
 
 def _names(uri: str) -> dict[str, int]:
-    """Files in a folder and those below it, in order: what follows the folder's name, and bytes (0 on this machine)."""
+    """Files in a folder and its subfolders, sorted: the path within the folder, and the size (0 for local files)."""
     from pyarrow.fs import FileSelector, FileType
 
     if is_local(uri):
@@ -171,7 +171,7 @@ def _names(uri: str) -> dict[str, int]:
 
 
 def _add_folder(uri: str, found: Found) -> None:
-    """Pictures of a folder of this machine, as ``tinygptv caption`` finds them."""
+    """Add the pictures of a local folder, found as by ``tinygptv caption``."""
     for picture in pictures_in([Path(uri)]):
         name = os.path.join(uri, *picture.file.split("/"))
         if isinstance(picture, Unreadable):
@@ -196,13 +196,13 @@ def _unicode(name: str) -> str:
 
 
 def look_through(uri: str) -> Container:
-    """Count a table's rows or find a shard's pictures, without reading these.
+    """Count a table's rows or locate a shard's pictures, without reading the pictures.
 
     Args:
-        uri: Of a ``.parquet`` or ``.tar`` file.
+        uri: URI of a ``.parquet`` or ``.tar`` file.
 
     Returns:
-        What there is, as far as the file can be read.
+        The container, as far as the file can be read.
     """
     if _ends(uri, SHARDS):
         return _look_through_shard(uri)
@@ -250,12 +250,12 @@ def _look_through_shard(uri: str) -> Container:
 
 
 def units_of(container: Container, first: int, done: Iterable[int]) -> Iterator[Unit]:
-    """What is left to read of a container.
+    """The units of a container that are still to be read.
 
     Args:
-        container: One that was looked through.
+        container: A scanned container.
         first: The number of its first picture in this run.
-        done: Rows that are not read again.
+        done: Rows that are already done.
     """
     skipped = set(done)
     if container.kind == "shard":
@@ -274,10 +274,10 @@ def units_of(container: Container, first: int, done: Iterable[int]) -> Iterator[
 
 
 def units_of_files(files: Sequence[tuple[int, str]]) -> Iterator[Unit]:
-    """The same of files.
+    """The units for files.
 
     Args:
-        files: The number of each in this run, and its URI.
+        files: The number of each file in this run, and its URI.
     """
     for start in range(0, len(files), FILES_A_UNIT):
         some = files[start : start + FILES_A_UNIT]

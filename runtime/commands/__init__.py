@@ -1,1 +1,1 @@
-"""The ``tinygptv`` command's subcommands, one module each, and what they share; ``cli.py`` puts them together."""
+"""The subcommands of ``tinygptv``, one module each, and code that they share; ``cli.py`` combines them."""

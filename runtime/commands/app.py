@@ -20,7 +20,7 @@ EXAMPLES = examples("tinygptv app", "tinygptv app photo.jpg other.jpg --bundle ~
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "app",
         help="a window: drop a picture, ask about it",

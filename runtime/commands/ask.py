@@ -1,4 +1,4 @@
-"""``tinygptv ask``: one question, about an image or several."""
+"""``tinygptv ask``: one question about one or more images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TASKS = {
     "[refer]": "where is it: [refer] the dog on the left",
     "[identify]": "what is in a box; --box writes the question",
 }
-"""What a question may begin with, by what the models were trained on."""
+"""Task tags that a question may begin with, from the models' training."""
 _TASKS = "\n".join(
     [
         "a QUESTION may begin with a task tag, for models that know tags (TinyGPT-V; bundle info shows a model's own):",
@@ -68,7 +68,7 @@ _TASKS = "\n".join(
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "ask",
         help="ask one question about one image, or several",
@@ -105,7 +105,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask, and print the answer."""
+    """Ask the question, and print the answer."""
     names, question = _words(options)
     if options.draw:
         _check_place(options.draw, names)
@@ -193,7 +193,7 @@ def _format_of(path: Path) -> str:
 
 
 def _check_place(path: Path, names: Sequence[str]) -> None:
-    """Find out before the model runs whether the picture could be written."""
+    """Check before the model runs that the picture can be written."""
     if not path.parent.is_dir():
         raise ArgumentError(f"{path.parent} is not a folder; expected one to write {path.name} to")
     if path.exists() and not path.is_file():  # a folder, or a device that a file would take the place of

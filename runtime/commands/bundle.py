@@ -1,4 +1,4 @@
-"""``tinygptv bundle``: whether a bundle is complete and undamaged, and what is in it."""
+"""``tinygptv bundle``: checks that a bundle is complete and undamaged, and shows its contents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "bundle",
         help="check that a bundle is complete and undamaged, or show what is in it",
@@ -45,16 +45,16 @@ def add(commands: Commands) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """A file of the bundle, or a copy that was tuned, and how it is."""
+    """A file of the bundle, or a tuned copy, and its state."""
 
     name: str
     whole: bool
     note: str
-    """What is wrong with it, or else its size."""
+    """An error message, or else the size."""
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Read all of a bundle, and of what tuning has saved, and say what is not as it was written."""
+    """Check every file of a bundle and of its tuned copies, and print which ones are damaged."""
     folder = bundle_of(options.bundle)
     manifest = parse_manifest(folder)
     total = sum(record.size for record in manifest.files)
@@ -84,7 +84,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """Show what the manifest says."""
+    """Print the contents of the manifest."""
     folder = bundle_of(options.bundle)
     manifest = parse_manifest(folder)
     places = [
@@ -113,7 +113,7 @@ def _check(folder: Path, manifest: Manifest, record: FileRecord) -> _Found:
 
 
 def _tuned_places(folder: Path, manifest: Manifest) -> list[tuple[Path, Tuned | str]]:
-    """Where a copy that was tuned may be, and that copy or why there is none that fits."""
+    """The places where a tuned copy may be, each with the copy, or with the reason why there is none that fits."""
     return [(home, read_index(home, folder, manifest)) for home in homes_of(folder)]
 
 

@@ -1,4 +1,4 @@
-"""``tinygptv caption``: every picture of some folders, going on where it was interrupted."""
+"""``tinygptv caption``: captions every picture of some folders; an interrupted run is continued."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ EXAMPLES = examples(
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "caption",
         help="caption every picture in folders, or ask one question about each",
@@ -97,7 +97,7 @@ def add(commands: Commands) -> None:
 
 @dataclass
 class _Run:
-    """What has been done so far."""
+    """The progress of a run."""
 
     pictures: int = 0
     captioned: int = 0
@@ -105,12 +105,12 @@ class _Run:
     failed: list[dict[str, str]] = field(default_factory=list)
     sidecars_kept: int = 0
     seconds: float = 0.0
-    """Captioning, without loading the model."""
+    """Time spent captioning, without loading the model."""
     interrupted: bool = False
 
 
 def run(options: argparse.Namespace) -> int:
-    """Caption what has no caption yet."""
+    """Caption all pictures that have no caption yet."""
     caption_ray.check(options)
     if options.ray is not None:
         return caption_ray.run(options)
@@ -159,10 +159,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _look(folders: Sequence[Path]) -> list[Picture | Unreadable]:
-    """All pictures.
+    """All pictures in the folders.
 
     Raises:
-        ArgumentError: There are none.
+        ArgumentError: There are no pictures.
     """
     with status("looking for pictures ..."):
         found = list(pictures_in(folders))
@@ -176,7 +176,7 @@ def _look(folders: Sequence[Path]) -> list[Picture | Unreadable]:
 
 
 class _Captioner:
-    """Captions the pictures that need it, and keeps account."""
+    """Captions the pictures that need it, and counts the results."""
 
     def __init__(
         self,
@@ -189,15 +189,15 @@ class _Captioner:
     ) -> None:
         """
         Args:
-            options: The command's.
-            captions: Those so far.
-            manifest: The model's.
-            identity: The model's, as :attr:`.Caption.bundle`.
-            found: The pictures.
-            done: The account.
+            options: The command's options.
+            captions: The existing captions.
+            manifest: The model's manifest.
+            identity: The model's identity, as in :attr:`.Caption.bundle`.
+            found: All pictures of the folders.
+            done: The progress, updated in place.
 
         Raises:
-            ArgumentError: A sidecar would be written over the captions.
+            ArgumentError: A sidecar file would overwrite the captions.
         """
         self._options = options
         self._captions = captions
@@ -219,7 +219,7 @@ class _Captioner:
                     )
 
     def skip(self) -> list[Picture]:
-        """What has no caption yet; what has one gets its sidecar, if that is wanted."""
+        """The pictures without a caption; for the others, sidecar files are written if requested."""
         todo = []
         for picture in self._found:
             if isinstance(picture, Unreadable):
@@ -233,10 +233,10 @@ class _Captioner:
         return todo
 
     def caption(self, model: TinyGPTV, todo: Sequence[Picture]) -> None:
-        """Caption pictures in batches; each caption is kept as soon as it is complete.
+        """Caption pictures in batches; each caption is saved as soon as it is complete.
 
         Raises:
-            OutputError: One of them cannot be.
+            OutputError: A caption cannot be saved.
         """
         started = time.perf_counter()
         options = AnswerOptions(self._options.max_new_tokens, self._options.template)

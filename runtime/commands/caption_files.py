@@ -1,4 +1,4 @@
-"""The forms of a file that captions are appended to: JSON Lines and CSV."""
+"""The formats of a file that captions are appended to: JSON Lines and CSV."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .caption_record import COLUMNS, Caption, from_document, regions_json
 
 
 class Form(Protocol):
-    """How captions become bytes and back."""
+    """A file format for captions."""
 
     header: bytes
-    """What a file begins with."""
+    """The first bytes of a file."""
 
     def dumps(self, caption: Caption) -> bytes:
-        """One record, with the end of its line."""
+        """One record, including its line ending."""
 
     def loads(self, record: bytes) -> Caption:
         """The caption in a record; ValueError or RecursionError if it holds anything else."""
 
     def records(self, lines: Iterator[bytes]) -> Iterator[bytes]:
-        """Lines put together to records; the last may be cut."""
+        """Joins lines into records; the last record may be truncated."""
 
     def may_begin(self, cut: bytes) -> bool:
-        """Whether a record that was cut may have been a caption."""
+        """Whether a truncated record may have been a caption."""
 
 
 class JsonLines:
@@ -53,7 +53,7 @@ class JsonLines:
 
 
 class Csv:
-    """RFC 4180 in UTF-8, with a line of names first; regions are JSON in their column."""
+    """RFC 4180 in UTF-8, with a header line; regions are JSON in their column."""
 
     def __init__(self) -> None:
         self.header = self._line(COLUMNS.keys())
@@ -90,24 +90,24 @@ class Csv:
 
 
 class CaptionFile:
-    """A file that captions are appended to, one after the other."""
+    """A file that captions are appended to."""
 
     def __init__(self, path: Path, file: io.FileIO, form: Form) -> None:
         """
         Args:
             path: The file's name, for messages.
-            file: The file, unbuffered, to read and to append to.
-            form: Its form.
+            file: The file, unbuffered, opened for reading and appending.
+            form: The file's format.
 
         Raises:
-            ArgumentError: It holds anything else.
+            ArgumentError: The file contains anything but captions.
             OSError: It cannot be read.
         """
         self._path, self._file, self._form = path, file, form
         self._length = 0
-        """Bytes of whole records."""
+        """Length of all complete records, in bytes."""
         self._is_cut = False
-        """Whether more follows them: a record that was cut while it was written."""
+        """Whether a truncated record follows them, from an interrupted write."""
         file.seek(0)
         self.captions = list(self._read(file.read()))
 
@@ -134,10 +134,10 @@ class CaptionFile:
                 self._is_cut = True
 
     def add(self, caption: Caption) -> None:
-        """Append a caption; once this returns, no kill of the process can lose it.
+        """Append a caption; once this returns, killing the process cannot lose it.
 
         Raises:
-            OSError: The disk is full, or the like. What is left of the record is dropped when the next one is added.
+            OSError: The disk is full, or the like. A partial record is dropped when the next one is added.
         """
         record = self._form.dumps(caption)
         if self._is_cut:

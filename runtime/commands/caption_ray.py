@@ -1,4 +1,4 @@
-"""``tinygptv caption --ray``: the same on the nodes of a Ray cluster, for more pictures than one machine captions."""
+"""``tinygptv caption --ray``: captions pictures on the nodes of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"auto|local|(ray://)?[\w.-]+:\d+|(ray://)?\[[\w:]+\]:\d+")
 TOLD = 10
-"""Errors that are shown one by one; all of them are in the output."""
+"""Maximum number of errors that are printed; the output has all of them."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What only ``--ray`` has."""
+    """Add the options that apply to ``--ray`` only."""
     group = parser.add_argument_group(
         "on a cluster",
         "with --ray, each FOLDER may also be a glob, a Parquet table, a WebDataset shard (.tar), a folder of these, or "
@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """End the program with a usage message if options do not go together."""
+    """Exit with a usage message if options cannot be combined."""
     if options.ray is None:
         for name in ("actors", "column", "ship", "retry_failed"):
             if getattr(options, name):
@@ -77,7 +77,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Caption what has no row yet."""
+    """Caption all pictures that have no row yet."""
     require("ray", "ray", "pyarrow")
     from ..cluster.output import open_output
     from ..cluster.run import Counts
@@ -161,7 +161,7 @@ def _caption(
 
 @contextmanager
 def _cluster(address: str) -> Iterator[None]:
-    """Connect to Ray, or start it here; whatever Ray itself has to say goes to its own logs.
+    """Connect to Ray, or start it on this machine; Ray's own messages go to its logs.
 
     Raises:
         TinyGPTVError: There is no such cluster, or none can be started.
@@ -197,10 +197,10 @@ def _cluster(address: str) -> Iterator[None]:
 
 
 def _check_it_answers(address: str) -> None:
-    """Ray itself would try for minutes.
+    """Check that the cluster's address accepts connections; Ray itself would retry for minutes.
 
     Raises:
-        OSError: Nothing answers there.
+        OSError: It accepts no connections.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
@@ -208,7 +208,7 @@ def _check_it_answers(address: str) -> None:
 
 
 def _wants_statistics() -> bool:
-    """Whether the user has told Ray to send usage statistics, as ``ray enable-usage-stats`` does."""
+    """Whether the user has enabled Ray's usage statistics, with ``ray enable-usage-stats`` for example."""
     path = os.environ.get("RAY_USAGE_STATS_CONFIG_PATH") or Path.home() / ".ray" / "config.json"
     try:
         return json.loads(Path(path).read_text(encoding="utf-8")).get("usage_stats") is True
@@ -218,7 +218,7 @@ def _wants_statistics() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What Ray's C++ writes to stderr while it starts and ends is no message for this command's user."""
+    """Hide what Ray's C++ code writes to stderr while it starts and ends, as it is not meant for the user."""
     sys.stderr.flush()
     kept = os.dup(2)
     with ExitStack() as stack:

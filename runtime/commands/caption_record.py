@@ -1,4 +1,4 @@
-"""One caption as it is kept, and what it looks like in JSON."""
+"""The record of one caption, and its JSON form."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Caption:
     folder: str
     size: int
     mtime: float
-    """These four as in :class:`..folder.Picture`: of the picture when it was captioned."""
+    """When the picture was captioned; this and the three before are as in :class:`..folder.Picture`."""
     model: str
-    """Its name."""
+    """Name of the model."""
     bundle: str
-    """Which one it is, whatever its name: the first 12 digits of its manifest's SHA-256, in hexadecimal."""
+    """Identity of the bundle, independent of its name: the first 12 hexadecimal digits of its manifest's SHA-256."""
     question: str
     text: str
     finish_reason: str
     regions: tuple[Region, ...]
-    """What the text points at, in pixels of the upright picture."""
+    """The regions in the text, in pixels of the upright picture."""
 
 
 COLUMNS: dict[str, tuple[type, ...]] = dict.fromkeys(Caption.__dataclass_fields__, (str,)) | {
@@ -34,14 +34,14 @@ COLUMNS: dict[str, tuple[type, ...]] = dict.fromkeys(Caption.__dataclass_fields_
     "mtime": (float, int),
     "regions": (list,),
 }
-"""Fields, and what :mod:`json` reads them as."""
+"""Each field with the types that :mod:`json` reads it as."""
 
 
 def from_document(found: object) -> Caption:
-    """A caption of what ``json.loads`` gave.
+    """Create a caption from the result of ``json.loads``.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a caption.
     """
     if not isinstance(found, dict) or found.keys() != COLUMNS.keys():
         raise ValueError("other fields")
@@ -51,7 +51,7 @@ def from_document(found: object) -> Caption:
 
 
 def regions_json(regions: Iterable[Region]) -> str:
-    """Regions where there is room for a text only."""
+    """Regions as JSON text, for formats whose fields are texts."""
     return json.dumps([asdict(region) for region in regions])
 
 

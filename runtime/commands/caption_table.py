@@ -1,4 +1,4 @@
-"""Captions as a Parquet table, which is written as a whole."""
+"""Captions as a Parquet table, which is always written completely."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 _ROWS = 65536
-"""Of one group: as many are Python objects at a time."""
+"""Rows of a row group; this many are Python objects at a time."""
 
 
 def read_table(path: Path) -> list[Caption]:
-    """Captions of a file.
+    """Read all captions of a file.
 
     Raises:
-        ArgumentError: It holds anything else.
-        OSError: It cannot be read.
+        ArgumentError: The file contains anything but captions.
+        OSError: The file cannot be read.
     """
     import pyarrow
     from pyarrow import parquet
@@ -42,10 +42,10 @@ def read_table(path: Path) -> list[Caption]:
 
 
 def write_table(path: Path, captions: Sequence[Caption]) -> None:
-    """Write all captions; what was there before stays until then.
+    """Write all captions; the old file is kept until the new one is complete.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     import pyarrow
     from pyarrow import parquet

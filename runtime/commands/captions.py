@@ -1,4 +1,4 @@
-"""Where captions are kept: known ones are found again, and each new one is there as soon as it is complete."""
+"""Storage of captions: finds existing ones, and saves each new one as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ _TABLES = (".parquet", ".pq")
 
 
 class OutputError(TinyGPTVError):
-    """A caption cannot be kept, and so neither could further ones."""
+    """A caption cannot be saved, and neither could any further ones."""
 
 
 class Captions:
-    """What is known so far; of several captions of a picture the last counts."""
+    """All saved captions; if a picture has several, the last one is valid."""
 
     def __init__(self, path: Path, known: Iterable[Caption], append: Callable[[Caption], object]) -> None:
         """
         Args:
             path: The file's name.
-            known: The captions in it.
-            append: Keeps a further one.
+            known: The captions in the file.
+            append: Saves another caption.
         """
         self.path = path
         self._append = append
         self._known: dict[tuple[str, str, str], dict[str, Caption]] = {}
-        """By file, question and bundle; each folder's."""
+        """Captions by file, question and bundle, then by folder."""
         self._texts: dict[str, set[str]] = {}
         for caption in known:
             self._remember(caption)
 
     def find(self, picture: Picture, question: str, bundle: str, folders: Iterable[str] = ()) -> Caption | None:
-        """The caption of a picture as it is now, if there is one.
+        """The caption of a picture in its present state, if there is one.
 
         Args:
             picture: The picture.
-            question: What was asked.
-            bundle: Of which model.
+            question: The question that was asked.
+            bundle: Identity of the model that was asked.
             folders: All folders of this run. The caption of a file in another one counts if its name, size and time are
                 the same: the folder was moved, or named in another way.
         """
@@ -63,22 +63,22 @@ class Captions:
         return None
 
     def wrote(self, file: str, text: str) -> bool:
-        """Whether a text is a caption that the file has had, to this question or another, by whichever model."""
+        """Whether a text is one of the file's captions, for any question and from any model."""
         return text in self._texts.get(file, ())
 
     def is_at(self, path: Path) -> bool:
-        """Whether a path leads to this very file."""
+        """Whether a path refers to this file."""
         try:
             return path.samefile(self.path)
         except OSError:
             return False
 
     def add(self, caption: Caption) -> None:
-        """Keep a caption; once this returns, no kill of the process can lose it.
+        """Save a caption; once this returns, killing the process cannot lose it.
 
         Raises:
             OSError: The disk is full, or the like.
-            ArgumentError: The file cannot hold it.
+            ArgumentError: The file's format cannot store the caption.
         """
         self._append(caption)
         self._remember(caption)
@@ -90,7 +90,7 @@ class Captions:
 
 @contextmanager
 def open_captions(path: Path) -> Iterator[Captions]:
-    """Open the file, and keep other runs out of it meanwhile.
+    """Open the file, and lock it against other runs.
 
     Args:
         path: The file, whose ending says its form. It need not be there yet, and is not if nothing comes of it. ``-``
@@ -136,9 +136,9 @@ def _appended(path: Path, place: Path, form: Form) -> Iterator[CaptionFile]:
 
 
 def _table(path: Path, place: Path) -> Iterator[Captions]:
-    """A table is written as a whole, at the end of a run; until then a file beside it has what is new.
+    """A table is written completely, at the end of a run; until then, new captions are saved in a file beside it.
 
-    After a kill the next run finds it there.
+    After a kill, the next run reads that file.
     """
     written = read_table(path) if place.exists() else []
     beside = place.with_name(f".{place.name}.jsonl")

@@ -52,7 +52,7 @@ EXAMPLES = examples(
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "chat",
         help="talk about an image",
@@ -69,7 +69,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Talk until there are no more questions."""
+    """Chat until the input ends."""
     if STDIN in options.images:
         options.parser.error("- is no image here: questions are read from stdin")
     typed = is_terminal(sys.stdin)
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Conversation:
-    """A chat, and what can be said to it."""
+    """A chat, and the commands that it understands."""
 
     def __init__(self, model: TinyGPTV, options: argparse.Namespace, typed: bool) -> None:
         self._model = model
@@ -105,10 +105,10 @@ class _Conversation:
         self._chat: Chat
         self._saved: set[Path] = set()
         self.failed = False
-        """Whether any line could not be obeyed."""
+        """Whether any line failed."""
 
     def begin(self, sources: Sequence[ImageSource]) -> None:
-        """Talk about these images from now on; if one cannot be read, about what it was before."""
+        """Begin a chat about these images; if one cannot be read, the previous chat goes on."""
         cancellation = Cancellation()
         start = partial(self._model.chat, sources, template=self._options.template, cancellation=cancellation)
         with status("looking at the image ..."):
@@ -116,7 +116,7 @@ class _Conversation:
         self._sources = sources
 
     def read(self) -> str | None:
-        """The next line, or None after the last one."""
+        """Read the next line; None at the end of the input."""
         if not self._typed:
             return sys.stdin.readline() or None if sys.stdin else None
         while True:
@@ -132,7 +132,7 @@ class _Conversation:
                 return None
 
     def obey(self, line: str) -> bool:
-        """Answer a question or do what a command says; returns whether to go on."""
+        """Run a command or answer a question; returns whether to continue."""
         line = line.strip()
         name, _, rest = line.partition(" ")
         actions: tuple[Callable[[str], None], ...] = (self._image, self._paste, self._reset, self._save, self._help)

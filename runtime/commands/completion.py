@@ -1,4 +1,4 @@
-"""What the Tab key completes in a chat: commands, the model's task tags, and paths."""
+"""Tab completion in a chat: commands, the model's task tags, and paths."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _WITH_PATH = ("/image", "/save")
 
 
 def install(commands: Sequence[str], tasks: Sequence[str]) -> None:
-    """Have ``input()`` complete, where Python has readline.
+    """Enable completion in ``input()``, if Python has readline.
 
     Args:
-        commands: Such as ``/image``.
-        tasks: Tags that the model knows.
+        commands: Commands such as ``/image``.
+        tasks: Task tags of the model.
     """
     if sys.platform == "win32":
         return  # Python has no readline there; the console has arrow keys and history of its own
@@ -31,7 +31,7 @@ def install(commands: Sequence[str], tasks: Sequence[str]) -> None:
 
 
 class _Completer:
-    """As readline asks: for one candidate after the other, of the last word of the line."""
+    """The completer for readline, which asks for one candidate at a time, for the last word of the line."""
 
     def __init__(
         self, line: Callable[[], str], end: Callable[[], int], commands: Sequence[str], tasks: Sequence[str]
@@ -50,12 +50,12 @@ class _Completer:
 
 
 def completions(typed: str, commands: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """Lines that begin as what was typed so far.
+    """The possible completions of a line.
 
     Args:
         typed: The line up to the cursor.
-        commands: Such as ``/image``.
-        tasks: Tags that the model knows.
+        commands: Commands such as ``/image``.
+        tasks: Task tags of the model.
     """
     name, blank, rest = typed.partition(" ")
     if blank and name in _WITH_PATH:
@@ -68,13 +68,13 @@ def completions(typed: str, commands: Sequence[str], tasks: Sequence[str]) -> li
 
 
 def _last_path(rest: str) -> str:
-    """The last of several paths, blanks with a backslash included."""
+    """The last of several paths, including blanks escaped with a backslash."""
     last: str = re.findall(r"(?:\\.|[^\\ ])*$", rest)[0]
     return last
 
 
 def _paths(typed: str) -> list[str]:
-    """Files and folders whose paths begin so, blanks and the like behind backslashes."""
+    """Files and folders whose paths begin with the typed text; blanks and the like are escaped with backslashes."""
     plain = typed if sys.platform == "win32" else re.sub(r"\\(.)", r"\1", typed)
     folder, name = os.path.split(plain)
     try:

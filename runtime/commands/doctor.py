@@ -1,4 +1,4 @@
-"""``tinygptv doctor``: what this machine can do with a bundle."""
+"""``tinygptv doctor``: reports what this machine can do with a bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "doctor",
         help="show what this machine can do with a bundle",
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Diagnose, and print what was found."""
+    """Run the diagnosis, and print the report."""
     from ..diagnosis import diagnose, render  # only here: no other command should start later for it
 
     bundle = bundle_of(options.bundle)

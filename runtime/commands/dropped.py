@@ -1,4 +1,4 @@
-"""Paths as people type them, and as terminals write those of files that are dropped on them."""
+"""Paths as people type them, and as terminals insert them when files are dropped."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FILE_URL = "file://"
 
 
 def paths_in(text: str) -> list[str]:
-    """The paths of a command's line: quoted, with escapes, or as ``file://`` addresses.
+    """The paths in a command's line: quoted, with escapes, or as ``file://`` addresses.
 
     Raises:
-        ArgumentError: A quotation is not closed.
+        ArgumentError: A quotation mark is not closed.
     """
     whole = os.path.expanduser(text.strip("\"'"))
     if not text or os.path.exists(whole):
@@ -34,11 +34,11 @@ def paths_in(text: str) -> list[str]:
 
 
 def dropped_in(line: str) -> list[str]:
-    """The pictures that a line is nothing but paths of; empty for a question.
+    """The pictures in a line that consists only of their paths; empty for a question.
 
     Args:
-        line: Without white space at its ends. Where a path is not absolute, the file must be there and end as a picture
-            does: a question of one word may be the name of a file, too.
+        line: A line without white space at its ends. A relative path counts only if the file exists and has a picture's
+            suffix: a question of one word may be the name of a file, too.
     """
     try:
         paths = paths_in(line)

@@ -15,7 +15,7 @@ EXAMPLES = examples("tinygptv mcp --allow ~/Pictures --bundle ~/models/tinygptv"
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "mcp",
         help="tools to look at pictures, for agents and desktop assistants (Model Context Protocol)",
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until the client leaves."""
+    """Serve until the client disconnects."""
     require("mcp", "mcp")
     from ..mcp.folders import Folders
     from ..mcp.serving import serve

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what follows from them: a loaded model, an answer's options."""
+"""Options that several commands share, and the model and answer options created from them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _USUAL_BUNDLE = f"(default: ${BUNDLE_VARIABLE}, else the demo)"
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps prose; what has lines of its own, such as examples, keeps them."""
+    """Wraps prose, but keeps the line breaks of examples."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class IntermixedParser(argparse.ArgumentParser):
-    """Lets options stand between IMAGE, IMAGE and QUESTION; argparse by itself knows that for the main parser only."""
+    """Allows options between IMAGE, IMAGE and QUESTION; argparse itself supports that for the main parser only."""
 
     _intermixing = False
 
@@ -61,17 +61,17 @@ def require(extra: str, *modules: str) -> None:
 
 
 def examples(*lines: str) -> str:
-    """Commands to show at the end of a help."""
+    """Example commands for the end of a help text."""
     return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """The bundle as a positional argument."""
+    """Add the bundle as a positional argument."""
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help=f"the model's folder {_USUAL_BUNDLE}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it is loaded: for :func:`load`."""
+    """Add the options for choosing and loading a model, used by :func:`load`."""
     parser.add_argument("--bundle", type=Path, metavar="DIR", help=f"model to use {_USUAL_BUNDLE}")
     parser.add_argument(
         "--threads",
@@ -91,7 +91,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_answer_options(parser: argparse.ArgumentParser) -> None:
-    """How long an answer is, and in which conversation format it is asked for."""
+    """Add the options for an answer's length and conversation format."""
     parser.add_argument(
         "--max-new-tokens",
         type=positive,
@@ -102,7 +102,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """How tokens are sampled, and what ends an answer: for :func:`answer_options`."""
+    """Add the options for sampling and stop strings, used by :func:`answer_options`."""
     group = parser.add_argument_group("sampling", "without these options decoding is greedy: the same answer each time")
     group.add_argument(
         "--temperature", type=_within("temperature", float), metavar="T", help="sample; 1: the model's distribution"
@@ -131,14 +131,14 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_options(options: argparse.Namespace) -> AnswerOptions:
-    """The options of :func:`add_answer_options` and :func:`add_sampling_options`."""
+    """The answer options from :func:`add_answer_options` and :func:`add_sampling_options`."""
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     sampling = Sampling(**{name: value for name in names if (value := getattr(options, name)) is not None})
     return AnswerOptions(options.max_new_tokens, options.template, sampling, options.stop)
 
 
 def bundle_of(given: Path | None) -> Path:
-    """The bundle that was named, by an argument or the environment, or the demo."""
+    """The bundle named by an argument or the environment, or else the demo."""
     if given is not None:
         return given
     if named := os.environ.get(BUNDLE_VARIABLE):
@@ -148,7 +148,7 @@ def bundle_of(given: Path | None) -> Path:
 
 
 def tunes(options: argparse.Namespace) -> bool:
-    """Whether a bundle is to be tuned before it is loaded."""
+    """Whether to tune a bundle before it is loaded."""
     return bool(options.tune) or os.environ.get(TUNE_VARIABLE, "") not in ("", "0")
 
 
@@ -164,14 +164,14 @@ def loader(options: argparse.Namespace, background: bool = False) -> Callable[[P
 
 
 def load(options: argparse.Namespace, bundle: Path | None = None, *, background: bool = False) -> TinyGPTV:
-    """Load the model that the options name, or the one in ``bundle``."""
+    """Load the model that the options name, or the given bundle."""
     bundle = bundle or bundle_of(options.bundle)
     with status("loading the model ..."):
         return loader(options, background)(bundle)
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, as an argument's type."""
+    """Parse an argument that is an integer above 0."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
@@ -185,7 +185,7 @@ def _some_text(text: str) -> str:
 
 
 def _within(name: str, kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    """An argument's type: what :class:`Sampling` takes as ``name``."""
+    """A parser for an argument with the range of the field ``name`` of :class:`Sampling`."""
 
     def convert(text: str) -> int | float:
         try:

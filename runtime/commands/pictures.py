@@ -1,4 +1,4 @@
-"""Where the images of a command come from: a path, stdin, the clipboard."""
+"""The images of a command: from paths, stdin or the clipboard."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ STDIN = "-"
 
 
 def add_clipboard(parser: argparse.ArgumentParser) -> None:
-    """The option to look at what was copied."""
+    """Add the option to read the clipboard."""
     parser.add_argument("--clipboard", action="store_true", help="look at the image on the clipboard")
 
 
 def read_sources(names: Sequence[str], clipboard: bool) -> list[ImageSource]:
-    """The images that a command was given, in this order, and then the clipboard's.
+    """The images named by a command in their order, then the image on the clipboard.
 
     Args:
         names: Paths, or ``-`` for stdin; files are read later.
-        clipboard: Whether the clipboard's is wanted too.
+        clipboard: Whether to read the clipboard.
 
     Raises:
         ImageError: A file is missing, or there is no image on stdin or the clipboard.
@@ -53,10 +53,10 @@ def _from_stdin() -> bytes:
 
 
 def from_clipboard() -> list[ImageSource]:
-    """The image that was copied, or the picture files that were.
+    """The image on the clipboard, or the picture files copied to it.
 
     Raises:
-        ImageError: There is none, or this system has no clipboard.
+        ImageError: The clipboard has no image, or this system has no clipboard.
     """
     from PIL import ImageGrab  # for those who use it only
 

@@ -1,4 +1,4 @@
-"""An answer for programs and for curious people: as JSON, with times and memory."""
+"""An answer as JSON, and its statistics as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..system.process import anonymous_rss, peak_rss
 
 
 def document(answer: Answer) -> dict[str, object]:
-    """An answer for ``json.dumps``."""
+    """An answer as a dictionary for ``json.dumps``."""
     found = dataclasses.asdict(answer)
     del found["logprobs"]  # no command asks for them
     found["peak_rss_bytes"] = peak_rss()
@@ -18,7 +18,7 @@ def document(answer: Answer) -> dict[str, object]:
 
 
 def statistics(answer: Answer, load_seconds: float) -> str:
-    """Times, speed and memory, a line each."""
+    """Times, speed and memory, one value a line."""
     timings = answer.timings
     anonymous = anonymous_rss()
     kept = "" if anonymous is None else f", {anonymous / 1e9:.2f} GB at the end not backed by files"

@@ -1,4 +1,4 @@
-"""``tinygptv serve``: a bundle for other programs on this machine; loopback only, unless there is a token."""
+"""``tinygptv serve``: serves a bundle to other programs; on this machine only, unless there is a token."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "TINYGPTV_TOKEN"
 LEAST_TOKEN = 16
-"""Characters of a token that cannot be guessed by trying."""
+"""Minimum length of a token, so that it cannot be guessed by trying."""
 _MB = 1_000_000
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "serve",
         help="a local HTTP server: OpenAI's and Ollama's APIs, and a page for the browser",
@@ -80,10 +80,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _token(file: Path | None) -> str | None:
-    """What clients must send; None if nothing was said about it.
+    """The token that clients must send; None if none was given.
 
     Raises:
-        TinyGPTVError: It is no token, or too short for one.
+        TinyGPTVError: The file contains no token, or the token is too short.
     """
     if file is not None:
         name, text = str(file), file.read_text(encoding="utf-8", errors="replace")
@@ -101,7 +101,7 @@ def _token(file: Path | None) -> str | None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has its address but takes no connections yet: they come when the model is there."""
+    """A socket that is bound but does not accept connections until the model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

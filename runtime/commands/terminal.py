@@ -1,4 +1,4 @@
-"""What a person at a terminal sees besides answers; programs that read stderr get plain lines."""
+"""Output for a person at a terminal, besides answers; programs that read stderr get plain lines."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ T = TypeVar("T")
 RED, GREEN, DIM = "31", "32", "2"
 """Select Graphic Rendition codes (ECMA-48)."""
 COLUMNS, ROWS = 79, 24
-"""Taken for the size of a terminal that does not know it."""
+"""The assumed size of a terminal that does not report one."""
 _NOTICED_SECONDS = 0.1
-"""After which Ctrl-C is noticed on Windows, where it does not end a wait for another thread."""
+"""Interval at which Ctrl-C is checked on Windows, where it does not interrupt waiting for a thread."""
 
 
 def replace_what_lacks() -> None:
-    """Where a console or file lacks a character (Windows code pages), it gets a replacement, and nothing fails."""
+    """Replace characters that the output cannot encode (Windows code pages) instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """Text in a colour where it is going to a terminal that has them, and ``NO_COLOR`` is not set."""
+    """Add a colour to text if the stream is a terminal with colours and ``NO_COLOR`` is not set."""
     wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and is_terminal(stream)
     understood = sys.platform != "win32" or "WT_SESSION" in os.environ  # an old Windows console shows the codes
     return f"\x1b[{colour}m{text}\x1b[0m" if wanted and understood else text
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person reads or writes there; a program without a console has no such streams at all."""
+    """Whether a stream is a terminal; None, as in a program without a console, is not."""
     return stream is not None and stream.isatty()
 
 
 def complain(message: object) -> None:
-    """One line on stderr about what went wrong; a file's name in it cannot command the terminal."""
+    """Print an error as one line on stderr; control characters, in a file name for example, are made harmless."""
     line = "".join(letter if letter.isprintable() else " " for letter in str(message))
     _print(f"{paint('tinygptv:', RED, sys.stderr)} {line}")
 
 
 def remark(message: str) -> None:
-    """One line on stderr that is good to know."""
+    """Print a remark as one line on stderr."""
     _print(paint(message, DIM, sys.stderr))
 
 
 def _print(line: str) -> None:
-    """One line on stderr, above what is shown there for now."""
+    """Print one line on stderr, above any progress bar."""
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
     else:
@@ -64,7 +64,7 @@ def _print(line: str) -> None:
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show a person at a terminal what takes so long; the line is gone once it is done."""
+    """Show a message at a terminal while something takes long; it is removed at the end."""
     if not is_terminal(sys.stderr):
         yield
         return
@@ -81,13 +81,13 @@ def status(text: str) -> Iterator[None]:
 
 
 def progress_bar(doing: str, total: int, unit: str, unit_scale: bool = False) -> tqdm:
-    """A bar on stderr at a terminal, elsewhere nothing; a context manager, at whose end it is gone.
+    """A progress bar at a terminal, otherwise nothing; a context manager that removes it at the end.
 
     Args:
-        doing: Such as ``captioning``.
-        total: How many steps there are; ``update`` counts them.
-        unit: What one step is.
-        unit_scale: Whether to count in thousands, millions ... of it.
+        doing: Name of the activity, such as ``captioning``.
+        total: Number of steps; ``update`` counts them.
+        unit: Name of one step.
+        unit_scale: Whether to show counts in thousands, millions and so on.
     """
     return _tqdm()(
         desc=doing,
@@ -114,7 +114,7 @@ def _tqdm() -> Any:
 
 
 def _has_size(stream: TextIO) -> bool:
-    """Whether it is a terminal that knows its size; where it was never set, that is 0 by 0."""
+    """Whether a terminal reports its size; one whose size was never set reports 0 by 0."""
     try:
         return is_terminal(stream) and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):  # a host program's own stream
@@ -122,19 +122,19 @@ def _has_size(stream: TextIO) -> bool:
 
 
 def pace(rate: float) -> str:
-    """A rate in steps a second, in words that keep it readable."""
+    """A rate in steps per second, as readable text."""
     return f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute"
 
 
 def interruptible(work: Callable[[], T], cancel: Callable[[], object]) -> T:
-    """Run ``work`` in a second thread, so that Ctrl-C is noticed in the middle of a computation.
+    """Run ``work`` in a second thread, so that Ctrl-C is noticed during a computation.
 
     Args:
-        work: What to do.
-        cancel: Makes ``work`` end soon; called on Ctrl-C.
+        work: The function to run.
+        cancel: Makes ``work`` return soon; called on Ctrl-C.
 
     Returns:
-        What ``work`` returns.
+        The result of ``work``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; ``work`` has ended.

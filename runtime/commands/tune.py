@@ -1,4 +1,4 @@
-"""``tinygptv tune``: a bundle's weights packed for this machine, once."""
+"""``tinygptv tune``: packs a bundle's weights for this machine, once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Put the command among the others."""
+    """Add the command to the parser."""
     parser = commands.add_parser(
         "tune",
         help="tune a bundle to this machine: weights packed once, then mapped from the disk",
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tune, or take it back."""
+    """Tune a bundle, or undo the tuning."""
     bundle = bundle_of(options.bundle)
     manifest = read_manifest(bundle)
     if options.undo:

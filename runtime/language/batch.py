@@ -1,4 +1,4 @@
-"""Batched decoding: the weights are read once a step for all sequences, which is what decoding waits for."""
+"""Batched decoding: each step reads the weights, which limit its speed, once for all sequences."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Float32Array = NDArray[np.float32]
 
 
 class DecoderBatch:
-    """Up to ``rows`` sequences of any lengths, each one position longer after a step. Not for two threads at once.
+    """Up to ``rows`` sequences of any lengths, each one position longer after a step. Not for concurrent use.
 
-    Prefill is not batched (one prompt keeps the cores busy by itself); a sequence is put in as a row after it.
+    Prefill is not batched (one prompt keeps the cores busy by itself); a sequence is added as a row after it.
     """
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
@@ -32,11 +32,11 @@ class DecoderBatch:
         self._bound = 0
 
     def __len__(self) -> int:
-        """How many rows are in use; they are the first ones."""
+        """Number of rows in use, which are always the first ones."""
         return self._count
 
     def add(self, state: DecoderState) -> None:
-        """Put a sequence in as the last row; its cache is copied."""
+        """Add a sequence as the last row; its cache is copied."""
         row, length = self._count, state.cache.length
         self._count += 1
         self._lengths[row] = length
@@ -47,7 +47,7 @@ class DecoderBatch:
             ours[row, :, :length] = theirs[0, :, :length]
 
     def remove(self, row: int) -> None:
-        """Take a row out; the last one takes its place."""
+        """Remove a row; the last one takes its place."""
         last = self._count - 1
         if row != last:
             length = self._lengths[row] = self._lengths[last]
@@ -67,8 +67,8 @@ class DecoderBatch:
             Logits, float32 [rows in use, vocabulary].
 
         Raises:
-            BundleError: The logits are not numbers; the rows then stay as they were, too.
-            CancellationError: It was cancelled.
+            BundleError: The logits are not finite; the rows are then unchanged.
+            CancellationError: The run was cancelled.
         """
         self._reserve(1)
         count, lengths = self._count, self._lengths[: self._count]
@@ -103,13 +103,13 @@ class Row(Protocol):
     """An answer that is decoded as one row of a batch."""
 
     def inputs_embeds(self) -> Float32Array:
-        """Of its prompt, float32 [1, sequence, hidden]; called when its turn comes."""
+        """Embeddings of the prompt, float32 [1, sequence, hidden]; called when the row is added."""
 
     def sample(self, logits: Float32Array) -> int:
         """The next token from logits, float32 [vocabulary]."""
 
     def push(self, token_id: int) -> bool:
-        """Take the next token of the answer; returns whether it goes on."""
+        """Add the next token of the answer; returns whether the answer continues."""
 
 
 R = TypeVar("R", bound=Row)
@@ -123,12 +123,12 @@ def decode_batch(
     batch_size: int,
     cancellation: Cancellation,
 ) -> Generator[R, None, None]:
-    """Decode many answers, ``batch_size`` at a time; where one ends, the next begins.
+    """Decode many answers, ``batch_size`` at a time; when one ends, the next begins.
 
     Args:
-        decoder: The model's.
-        waiting: Taken one by one, as there is room for them.
-        embed: Token ids to embeddings, float32 [tokens, hidden].
+        decoder: The model's decoder.
+        waiting: The answers to decode, taken one by one as rows become free.
+        embed: Maps token ids to embeddings, float32 [tokens, hidden].
         eos_token_ids: Tokens that end a text; they are not pushed.
         batch_size: Rows of the batch, at least 1.
         cancellation: Ends it from another thread.

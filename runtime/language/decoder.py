@@ -1,4 +1,4 @@
-"""The decoder's graph with its KV cache: embeddings of new positions in, logits out."""
+"""The decoder graph with its KV cache: takes embeddings of new positions, returns logits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 ALL_LOGITS = 0
 """``num_logits_to_keep`` for the logits of every new position."""
 PIECE = 256
-"""Positions of a prompt that are computed at a time, at most: what is between two layers takes memory for each of them,
-and stays in the processor's cache if they are few."""
+"""Maximum positions of a prompt that are computed at once: intermediate activations take memory for each of them,
+and fit in the processor's cache if they are few."""
 
 
 def check_embeds(inputs_embeds: NDArray[np.float32], contract: Contract) -> None:
@@ -33,26 +33,26 @@ def check_embeds(inputs_embeds: NDArray[np.float32], contract: Contract) -> None
 
 
 class Decoder:
-    """The language model's graph; immutable, may be used by several threads at once."""
+    """The language model's graph; immutable, safe for concurrent use."""
 
     def __init__(self, session: onnxruntime.InferenceSession, contract: Contract) -> None:
         self.session = session
         self.contract = contract
 
     def start(self, cache: KVCache | None = None) -> DecoderState:
-        """A sequence that goes on after what is in ``cache``, or a new, empty one."""
+        """Begin a sequence that continues the one in ``cache``, or a new, empty one."""
         return DecoderState(self, self.new_cache() if cache is None else cache)
 
     def new_cache(self) -> KVCache:
-        """An empty cache of one row."""
+        """Create an empty cache of one row."""
         return KVCache(self.contract)
 
 
 class DecoderState:
-    """One sequence being decoded. Not for two threads at once.
+    """One sequence being decoded. Not for concurrent use.
 
-    Everything is bound once: a step of one token overwrites the small inputs in place and runs. Only a prompt, whose
-    length differs, and a cache that has grown are bound anew.
+    Inputs and outputs are bound once: a step of one token overwrites the small inputs in place and runs. They are bound
+    again only for a prompt, whose length differs, and after the cache has grown.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
@@ -77,19 +77,19 @@ class DecoderState:
         num_logits_to_keep: int = 1,
         cancellation: Cancellation | None = None,
     ) -> NDArray[np.float32]:
-        """Run new positions after the cached ones: in pieces, where only the last one's logits are wanted.
+        """Run new positions after the cached ones, in chunks if only the last position's logits are wanted.
 
         Args:
             inputs_embeds: float32 [1, sequence, hidden].
-            num_logits_to_keep: Of how many last positions logits are wanted; :data:`ALL_LOGITS` for all.
-            cancellation: Ends the run from another thread; the sequence then stays as it was.
+            num_logits_to_keep: Number of last positions whose logits are returned; :data:`ALL_LOGITS` for all.
+            cancellation: Ends the run from another thread; the sequence is then unchanged.
 
         Returns:
             Logits, float32 [kept, vocabulary], valid until the next call.
 
         Raises:
-            BundleError: The logits are not numbers; the sequence then stays as it was, too.
-            CancellationError: It was cancelled.
+            BundleError: The logits are not finite; the sequence is then unchanged.
+            CancellationError: The run was cancelled.
             ArgumentError: The shape is wrong, or the context has no room for so many positions.
         """
         check_embeds(inputs_embeds, self._contract)
@@ -140,7 +140,7 @@ class DecoderState:
 
 
 def bind_cache(binding: onnxruntime.IOBinding, buffers: Sequence[CacheArray]) -> None:
-    """Bind past and present of every layer to the same memory; ``buffers`` are keys and values in turn."""
+    """Bind past and present of every layer to the same memory; ``buffers`` alternate between keys and values."""
     for i, buffer in enumerate(buffers):
         name = f"{i // 2}.{'value' if i % 2 else 'key'}"
         place = ("cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)

@@ -1,4 +1,4 @@
-"""Token ids to text as they come: complete characters only, and never a part of a stop string."""
+"""Incremental decoding of token ids to text: complete characters only, and never a part of a stop string."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Detokenizer:
         return self._stopped
 
     def push(self, token_id: int) -> str:
-        """Take one more token and return the text that can be shown by now, which may be empty.
+        """Add a token and return the text that is now final, which may be empty.
 
         Special tokens have no text, and neither have ids beyond the vocabulary (Phi-2's output is wider than that).
 
@@ -67,7 +67,7 @@ class Detokenizer:
         return self._advance(self._utf8.decode(self.token_bytes(token_id)))
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The text of one token in UTF-8, perhaps a part of a character; empty for those that have none."""
+        """The text of one token in UTF-8, perhaps a part of a character; empty for tokens without text."""
         token: str | None = self._tokenizer.id_to_token(token_id)
         if token is None or token in self._special:
             return b""

@@ -1,4 +1,4 @@
-"""The token embedding table, read from disk row by row, and the decoder's input put together from text and images."""
+"""The token embedding table, read from disk row by row, and the decoder's input assembled from text and images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ArgumentError, BundleError
 
 
 class TokenEmbeddings:
-    """The table [vocab_size, hidden_size], memory-mapped: only the rows that are asked for are ever in memory."""
+    """The table [vocab_size, hidden_size], memory-mapped: only the requested rows are loaded."""
 
     def __init__(self, path: Path, contract: Contract) -> None:
         try:
@@ -31,7 +31,7 @@ class TokenEmbeddings:
         return int(self._table.shape[1])
 
     def rows(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [tokens, hidden]."""
+        """Embeddings of tokens, float32 [tokens, hidden]."""
         rows: NDArray[np.float32] = self._table[np.asarray(token_ids, dtype=np.intp)].astype(np.float32)
         return rows
 
@@ -42,19 +42,19 @@ def assemble(
     images: Sequence[NDArray[np.float32]],
     start: int = 0,
 ) -> NDArray[np.float32]:
-    """Text segments with an image between each two of them.
+    """Join text segments and images alternately into the decoder's input.
 
     Args:
         table: Token embeddings.
         segments: Token ids, one list more than there are images.
         images: Image embeddings, each [image tokens, hidden].
-        start: The first position that is wanted; embeddings of those before it are not looked up.
+        start: The first position to return; embeddings of those before it are not looked up.
 
     Returns:
         inputs_embeds, float32 [1, sequence - start, hidden].
 
     Raises:
-        ArgumentError: As :func:`check_images`.
+        ArgumentError: See :func:`check_images`.
     """
     check_images(table, segments, images)
     parts: list[NDArray[np.float32]] = []
@@ -71,7 +71,7 @@ def assemble(
 def check_images(
     table: TokenEmbeddings, segments: Sequence[Sequence[int]], images: Sequence[NDArray[np.float32]]
 ) -> None:
-    """Raise ArgumentError unless there is an image for each slot, of this very model."""
+    """Raise ArgumentError unless there is one image for each slot, encoded by this model."""
     if len(segments) != len(images) + 1:
         raise ArgumentError(
             f"{len(segments)} text segments have room for {len(segments) - 1} images, not {len(images)}"

@@ -1,4 +1,4 @@
-"""Decoding: logits to token ids, one at a time."""
+"""The decoding loop: from logits to token ids, one at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
 
 
 def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
-    """Raise unless a prompt and what may follow it fit in the context.
+    """Raise unless a prompt and its answer fit in the context.
 
     Raises:
         TypeError: ``max_new_tokens`` is not an int.
@@ -45,7 +45,7 @@ def check_room(prompt: int, max_new_tokens: int, context: int) -> None:
 
 
 def most_probable(logits: Float32Array) -> int:
-    """The token with the largest of the logits, float32 [vocabulary]; the first of equals."""
+    """Greedy choice: index of the largest of the logits, float32 [vocabulary]; the first of equal ones."""
     return int(logits.argmax())
 
 

@@ -9,7 +9,7 @@ from ..bundle.contract import Contract
 from ..errors import ArgumentError
 
 CacheArray = NDArray[np.generic]
-"""Floating-point numbers, or int8 steps whose size only the graph knows."""
+"""Floating-point numbers, or int8 values whose scales are in the graph."""
 GROWTH = 128
 """Positions added at a time: 42 MB with the published Phi-2 in fp16, 21 MB in int8."""
 
@@ -25,9 +25,9 @@ class KVCache:
         self._limit = contract.context
         self._shape = (rows, contract.heads, 0, contract.head_dim)
         self.length = 0
-        """Positions filled, in the longest row."""
+        """Number of filled positions, in the longest row."""
         self.buffers = [np.zeros(self._shape, contract.cache_dtype) for _ in range(2 * contract.layers)]
-        """Keys and values in turn: layer i's are at 2i and 2i + 1."""
+        """Keys and values alternately: layer i's are at 2i and 2i + 1."""
 
     @property
     def capacity(self) -> int:
@@ -38,24 +38,24 @@ class KVCache:
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` positions; they are overwritten by the next run.
+        """Discard all but the first ``length`` positions; the next run overwrites them.
 
         Raises:
-            ArgumentError: There are fewer, or ``length`` is negative.
+            ArgumentError: ``length`` is negative or larger than the number of positions.
         """
         if not 0 <= length <= self.length:
             raise ArgumentError(f"{self.length} positions cannot be rewound to {length}")
         self.length = length
 
     def shrink(self) -> None:
-        """Give back the room of whole steps that nothing fills, where that is half of it: for a while both are held."""
+        """Release unused steps if they are at least half of the buffers; briefly, old and new buffers are both held."""
         capacity = min(-(-self.length // GROWTH) * GROWTH, self._limit)
         if 2 * capacity <= self.capacity:
             for i, old in enumerate(self.buffers):
                 self.buffers[i] = self._grown(old, capacity)
 
     def reserve(self, positions: int) -> bool:
-        """Make room for ``positions`` more; returns whether the buffers are other ones now."""
+        """Make room for ``positions`` more; returns whether the buffers were replaced."""
         needed = self.length + positions
         if needed > self._limit:
             raise ArgumentError(f"{needed} positions do not fit in a context of {self._limit}")

@@ -1,4 +1,4 @@
-"""How probable a model held the tokens of its answer to be."""
+"""Log-probabilities of an answer's tokens."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class TokenLogprob:
 
     token_id: int
     text: bytes
-    """UTF-8; it may be a part of a character. Empty for special tokens."""
+    """The token's text in UTF-8, perhaps a part of a character. Empty for special tokens."""
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
     """The most probable tokens at this position, best first, as many as ``top_logprobs`` says."""
 
 
 def logprobs_of(logits: NDArray[np.float32], token_id: int, count: int) -> list[tuple[int, float]]:
-    """Log-probabilities of a token, and after it of the most probable ones.
+    """Log-probabilities of the sampled token and of the most probable ones.
 
     Args:
         logits: float32 [vocabulary].
-        token_id: Of the token that was sampled.
-        count: How many of the most probable ones.
+        token_id: The sampled token.
+        count: Number of most probable tokens to return.
 
     Returns:
-        (token id, log-probability) pairs: that token, then ``count`` from the most probable on.
+        (token id, log-probability) pairs: the sampled token, then the ``count`` most probable ones, best first.
     """
     largest = float(logits.max())
     scale = largest + float(np.log(np.exp(logits - largest).sum(dtype=np.float64)))

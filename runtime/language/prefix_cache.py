@@ -1,4 +1,4 @@
-"""Keys and values that earlier answers left: what of a prompt need not be computed again."""
+"""Keys and values of earlier answers, reused for prompts that begin in the same way."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol
 from .kv_cache import KVCache
 
 Position = int | tuple[str, int]
-"""What a position of a sequence is: a token id, or an image's key and the number of its embedding."""
+"""The content of a position: a token id, or an image's key and the index of its embedding."""
 IDLE_CACHES, IDLE_BYTES = 2, 256_000_000
-"""How many caches are kept for later questions, each cut behind its images, and how large they may be together; the
+"""Maximum number of caches kept for later questions, each cut after its images, and their maximum total size; the
 last one is always kept. With Phi-2 in fp16, a prompt through one image of TinyGPT-V takes 42 MB, through one of 729
 tokens 252 MB."""
 
 
 def positions_of(segments: Sequence[Sequence[int]], images: Sequence[tuple[str, int]]) -> list[Position]:
-    """A prompt position by position.
+    """The positions of a prompt.
 
     Args:
         segments: Token ids, one list more than there are images.
@@ -33,14 +33,14 @@ def positions_of(segments: Sequence[Sequence[int]], images: Sequence[tuple[str, 
 
 @dataclass
 class CachedSequence:
-    """A KV cache, and the positions that it holds keys and values of: as many as it is long."""
+    """A KV cache, with the content of each of its positions."""
 
     cache: KVCache
     positions: list[Position]
     prompt_length: int = 0
-    """How many of the positions are the prompt's; the others are the answer's."""
+    """Number of positions that belong to the prompt; the others belong to the answer."""
     shared_length: int = 0
-    """How many of the prompt's first positions every question about the same images begins with."""
+    """Number of first positions that every question about the same images begins with."""
 
     def common_prefix(self, wanted: Sequence[Position]) -> int:
         """How many positions from the first on are those of a prompt; less than all of it, since the last one's logits
@@ -54,35 +54,35 @@ class CachedSequence:
         return count
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first positions."""
+        """Discard all but the first positions."""
         self.cache.rewind(length)
         del self.positions[length:]
 
     def shrink(self) -> None:
-        """Forget all but the shared positions, and give back their room."""
+        """Discard all but the shared positions, and release their memory."""
         self.rewind(min(self.shared_length, len(self.positions)))
         self.cache.shrink()
 
 
 class CacheStore(Protocol):
-    """Where an answer takes a KV cache from that may hold its prompt's beginning, and where it puts its own."""
+    """Supplies an answer with a KV cache that may contain the beginning of its prompt, and takes its cache back."""
 
     def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
-        """A sequence that begins as this prompt does, and that is not in use; None if there is none."""
+        """A sequence that this prompt begins with and that is not in use; None if there is none."""
 
     def put(self, sequence: CachedSequence) -> None:
-        """Keep a sequence that is no longer being written."""
+        """Store a sequence that is no longer written to."""
 
 
 class PrefixCache:
-    """A few caches of complete answers, for other questions about the same images; for many threads."""
+    """Caches of a few complete answers, for other questions about the same images; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[CachedSequence] = []
 
     def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
-        """The longest sequence all of which a prompt begins with: other images would cost it its own."""
+        """The longest sequence that is completely a prefix of the prompt; others stay for their own images."""
         with self._lock:
             fitting = [cached for cached in self._idle if cached.common_prefix(wanted) == len(cached.positions)]
             if not fitting:
@@ -92,7 +92,7 @@ class PrefixCache:
             return best
 
     def put(self, sequence: CachedSequence) -> None:
-        """Keep the shared positions; the sequences that were put first make room."""
+        """Store the shared positions; the oldest sequences are removed to make room."""
         sequence.shrink()
         if sequence.positions:
             with self._lock:
@@ -105,24 +105,24 @@ class PrefixCache:
 class ConversationCache:
     """The prompt of the last conversation, for its next question: 0.33 MB a token at the published sizes.
 
-    Of the prompt only, not of the answer to it: in int8, a token that is computed alone, as an answer's are, is rounded
-    other than among several, as in the next prompt. The same request would be answered one way by whoever computed the
-    answer before it, and another way if somebody else asked in between. For many threads.
+    Only the prompt is kept, not its answer: in int8, a token computed alone, as in decoding, is rounded differently
+    from one computed among several, as in the next prompt. Otherwise the answer to a request would depend on whether
+    this cache or a new prefill computed the earlier answer's positions. Thread-safe.
     """
 
     def __init__(self, prefixes: PrefixCache) -> None:
         """
         Args:
-            prefixes: Where a conversation begins, and what another one's images go back to.
+            prefixes: Cache for the beginning of a conversation; it also receives the images of a replaced one.
         """
         self._prefixes = prefixes
         self._lock = threading.Lock()
         self._last: CachedSequence | None = None
 
     def take(self, wanted: Sequence[Position]) -> CachedSequence | None:
-        """The last conversation's, as far as a prompt about the same images agrees with it; else the images' only.
+        """The last conversation, as far as it matches a prompt about the same images; otherwise the images only.
 
-        At least two positions are left to compute, for one would be computed alone.
+        At least two positions remain to be computed, since a single one would be computed alone.
         """
         last = self._replace(None)
         if last is not None and _images(last.positions) == _images(wanted):
@@ -133,7 +133,7 @@ class ConversationCache:
         return self._prefixes.take(wanted)
 
     def put(self, sequence: CachedSequence) -> None:
-        """Keep the prompt's positions; the conversation that was kept makes room."""
+        """Store the prompt's positions; replaces the previous conversation."""
         sequence.rewind(min(sequence.prompt_length, len(sequence.positions)))
         displaced = self._replace(sequence)
         if displaced is not None:

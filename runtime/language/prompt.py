@@ -1,4 +1,4 @@
-"""Questions to token ids: the published conversation formats, and the prompt cut where image tokens go."""
+"""Questions to token ids: the published conversation formats, and the prompt split at its images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..errors import ArgumentError
 from .tokenizer import panics_told
 
 IMAGE_SLOT = "<ImageHere>"
-"""Where a prompt is cut and one picture's image tokens are put in; it never reaches the tokenizer."""
+"""Marks where a picture's image tokens are inserted into a prompt; it never reaches the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and its answer unless the model is to give it."""
+    """A question and its answer; the last turn has no answer yet."""
 
     question: str
     answer: str | None = None
     token_ids: tuple[int, ...] | None = None
-    """Of the answer as the model generated it, which the tokenizer may split otherwise; None where only the text is
-    there."""
+    """Token ids of the answer as the model generated it, which the tokenizer may split differently; None if only the
+    text is known."""
 
 
 class Prompt:
-    """A conversation in one of the published formats, as token ids; its oldest turns may be left out.
+    """A conversation in one of the published formats, as token ids; its oldest turns can be left out.
 
-    What the keys and values were computed of when an answer was generated stays the beginning of the next prompt:
-    answers with token ids keep these. All other text is tokenised as the published code does, each piece of it once.
+    The tokens that keys and values were computed for remain the beginning of the next prompt: answers with token ids
+    keep these. All other text is tokenised as in the published code, each piece once.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Prompt:
         """
         Args:
             template: The conversation format.
-            tokenizer: The bundle's.
-            turns: Oldest first.
-            image_count: Pictures before the first question, whichever turn that is; 0 for text alone.
-            system: As :class:`.AnswerOptions` has it; blank is the same as None.
+            tokenizer: The bundle's tokenizer.
+            turns: The turns, oldest first.
+            image_count: Number of pictures before the first question, whichever turn that is; 0 for text only.
+            system: See :class:`.AnswerOptions`; blank is the same as None.
 
         Raises:
-            TypeError: As :func:`render`.
-            ArgumentError: As :func:`render`, or the template has another number of slots than there are images.
+            TypeError: See :func:`render`.
+            ArgumentError: See :func:`render`; or the template has another number of slots than there are images.
         """
         _check(turns, image_count)
         self._system = system if system and system.strip() else ""
@@ -65,7 +65,7 @@ class Prompt:
         self._tokenised: dict[str, list[int]] = {}
 
     def segments(self, first: int = 0) -> list[list[int]]:
-        """Token ids of the turns from ``first`` on, cut where images go: one list more than there are images.
+        """Token ids of the turns from ``first`` on, split at the images: one list more than there are images.
 
         Raises:
             ArgumentError: With these turns, the template has another number of slots.
@@ -82,14 +82,14 @@ class Prompt:
         return segments
 
     def oldest(self, tokens: int, longest: int) -> int:
-        """The first of the turns that may fit with all later ones, by their lengths alone: nothing is tokenised.
+        """The index of the first turn that may fit together with all later ones, estimated from text lengths.
 
         Args:
-            tokens: That there is room for.
-            longest: Bytes of the tokenizer's longest token.
+            tokens: Number of tokens that there is room for.
+            longest: Length of the tokenizer's longest token in bytes.
 
         Returns:
-            Its number; that of turns is returned if not even the last one fits.
+            Index of the turn; the number of turns if not even the last one fits.
         """
         tokens -= len(self._system) // longest
         for number in reversed(range(len(self._turns))):
@@ -134,11 +134,11 @@ def render(template: PromptTemplate, turns: Sequence[tuple[str, str | None]], im
 
 
 def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
-    """Cut a prompt at each ``<ImageHere>`` and tokenise the pieces, each on its own, as the published code does.
+    """Split a prompt at each ``<ImageHere>`` and tokenise the pieces separately, as the published code does.
 
     Args:
         tokenizer: The bundle's tokenizer.
-        prompt: What :func:`render` gave.
+        prompt: The result of :func:`render`.
 
     Returns:
         The pieces' token ids, one list more than there are pictures; no special tokens are added.
@@ -148,7 +148,7 @@ def encode_segments(tokenizer: Tokenizer, prompt: str) -> list[list[int]]:
 
 
 def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:
-    """How many tokens after the last image are those of every question about the same images, such as ``</Img>``'s.
+    """The number of tokens after the last image that all questions about the images share, such as those of ``</Img>``.
 
     White space at the end of the template's text is not counted: it may become one token with the question's.
     """
@@ -159,7 +159,7 @@ def closing_tokens(template: PromptTemplate, tokenizer: Tokenizer) -> int:
 def _parts(
     template: PromptTemplate, turns: Sequence[Turn], image_count: int, system: str = ""
 ) -> Iterator[str | tuple[int, ...]]:
-    """A prompt in parts that are tokenised each on its own: text, or an answer's own token ids."""
+    """The parts of a prompt that are tokenised separately: text, or an answer's own token ids."""
     text, before = template.system, ""
     if system and text:
         text = system.rstrip() + text[len(text.rstrip()) :]
@@ -213,7 +213,7 @@ def _check_text(name: str, text: str) -> None:
 
 
 def check_plain(name: str, text: str) -> None:
-    """Raise ArgumentError if a text, which messages call ``name``, cannot be put into a prompt."""
+    """Raise ArgumentError if a text cannot be put into a prompt; ``name`` is what messages call it."""
     if IMAGE_SLOT in text:
         raise ArgumentError(f"{name} holds {IMAGE_SLOT}, the mark where a picture is put in: write it another way")
     try:

@@ -1,4 +1,4 @@
-"""Sampling the next token from logits: the most probable one, or one drawn at random."""
+"""Sampling the next token from logits: greedy or random."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def sampler(
     """A function that samples the tokens of one answer, one after the other, from logits, float32 [vocabulary].
 
     Args:
-        sampling: How.
-        processor: Changes the logits before.
-        record: Called with each token that was sampled, and the logits that the model gave.
+        sampling: The sampling settings.
+        processor: Changes the logits before sampling.
+        record: Called with each sampled token and the logits that the model returned.
     """
     sample: Callable[[NDArray[np.float32]], int] = most_probable if sampling == GREEDY else _Sampler(sampling)
     return sample if processor is None and record is None else _Hooks(sample, processor, record)
 
 
 class _Hooks:
-    """What surrounds the sampling of a token where it is asked for."""
+    """Optional processing before and after a token is sampled."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Hooks:
 
 
 class _Sampler:
-    """Penalty, temperature, top_k and top_p in this order, as transformers does."""
+    """Applies penalty, temperature, top_k and top_p in this order, like transformers."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -124,8 +124,8 @@ class _Sampler:
         return token
 
     def _draw(self, scores: NDArray[np.float64]) -> int:
-        """From scores of which the largest is 0: dividing by however small a temperature then overflows to no more
-        than minus infinity, which is never drawn.
+        """Sample from scores whose largest is 0: dividing them by a very small temperature then overflows only to
+        minus infinity, which is never sampled.
         """
         order = np.argsort(-scores, kind="stable")[: self._sampling.top_k or None]
         with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""A bundle's tokenizer: read, seen to be of the form that prompts need, and asked without bringing a program down."""
+"""A bundle's tokenizer: reads it, checks that prompts can use it, and turns its panics into errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import BundleError
 
 @contextmanager
 def panics_told(where: object) -> Iterator[None]:
-    """What ends a thread of Rust becomes a BundleError: it is no Exception, so nothing else would catch it."""
+    """Raise BundleError for a panic in Rust, which is not an Exception and would otherwise end the thread."""
     try:
         yield
     except BaseException as error:
@@ -29,11 +29,11 @@ def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 
     Args:
         path: The file.
-        vocab_size: Of the model: no id may be beyond.
+        vocab_size: Vocabulary size of the model: all ids must be below it.
 
     Raises:
-        BundleError: It cannot be read, or changes texts before or after they are cut into tokens: by a normaliser, by
-            padding or by truncation, which the exporter writes none of.
+        BundleError: The file cannot be read, or the tokenizer changes texts before or after tokenising: by a
+            normaliser, by padding or by truncation, which the exporter never writes.
     """
     try:
         with panics_told(path):

@@ -1,4 +1,4 @@
-"""Which files the tools may read: those in folders that both the user and the client opened."""
+"""The files that the tools may read: those in folders that both the user and the client have allowed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _SCHEME = "file"
 
 
 class Folders:
-    """What is outside is neither read nor told of; links count as what they lead to."""
+    """Nothing outside the folders is read or revealed; links are resolved first."""
 
     def __init__(self, allowed: Iterable[Path]) -> None:
         """
         Args:
-            allowed: Folders of the user's choice.
+            allowed: Folders that the user has chosen.
 
         Raises:
-            ArgumentError: One of them is no folder.
+            ArgumentError: A path is not a folder.
         """
         given = list(allowed)
         for folder in given:
@@ -31,7 +31,7 @@ class Folders:
         self.allowed = [Path(os.path.realpath(folder)) for folder in given]
 
     def find(self, path: str, roots: Sequence[str] | None = None) -> Path:
-        """The file of a name, if it may be read.
+        """The file at a path, if it may be read.
 
         Args:
             path: Absolute, or relative to one of the folders; ``~`` and ``file://`` addresses are understood.

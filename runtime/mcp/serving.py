@@ -1,4 +1,4 @@
-"""The tools themselves, over stdio: the official SDK speaks the protocol, and keeps stdout for it."""
+"""The tools and their server over stdio, on the official SDK, which uses stdout for the protocol."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INSTRUCTIONS = (
     "and may be wrong: ask one plain question at a time."
 )
 _LOCATING = ("[detection]", "[refer]")
-"""Task tags that ask for boxes, best first: all things of a kind, or one thing."""
+"""Task tags that ask for boxes, in order of preference: all things of a kind, or one thing."""
 
 PicturePath = Annotated[str, Field(description="picture file: an absolute path, or one relative to an allowed folder")]
 Question = Annotated[str, Field(description="one plain question about the picture")]
@@ -47,7 +47,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Region:
-    """Something that was found, and where."""
+    """An object that was found, and its boxes."""
 
     phrase: str | None
     boxes: list[Box]
@@ -55,7 +55,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Located:
-    """Where things are in a picture of this size; no regions if none were found."""
+    """The size of a picture, and the regions found in it; none if nothing was found."""
 
     width: int
     height: int
@@ -63,7 +63,7 @@ class Located:
 
 
 async def _roots(context: Context) -> ListRoots | None:
-    """Ask a client that has them for its roots."""
+    """Request the roots of a client that supports them."""
     capabilities = context.client_capabilities
     return ListRoots() if capabilities is not None and capabilities.roots is not None else None
 
@@ -90,7 +90,7 @@ def _server(model: TinyGPTV, folders: Folders) -> MCPServer:
 
 
 class _Tools:
-    """One question at a time: two at once would take the same cores in turns."""
+    """The tools. They answer one question at a time: two at once would compete for the same cores."""
 
     def __init__(self, model: TinyGPTV, folders: Folders) -> None:
         self._model, self._folders = model, folders

@@ -1,4 +1,4 @@
-"""The server's addresses."""
+"""The server's routes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def make_app(
     """Put the server together.
 
     Args:
-        queue: Of the model's answers.
-        model: Loaded.
-        token: What clients must send; None where only this machine's own can reach it.
-        max_body: Largest request in bytes.
-        origins: Whose web pages may call it besides its own; ``*`` is all.
+        queue: Queue of the model's answers.
+        model: The loaded model.
+        token: Token that clients must send; None if the server can be reached from this machine only.
+        max_body: Maximum size of a request in bytes.
+        origins: Origins of other web pages that may call the server; ``*`` allows all.
     """
     manifest = model.manifest
     name = manifest.name

@@ -1,4 +1,4 @@
-"""What every API's request comes to, and what its answers are made of."""
+"""The common form of requests and answers of all APIs."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from .refusal import RefusedError
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it was sent."""
+    """A picture as the client sent it."""
 
     data: bytes
-    """The file."""
+    """Content of the picture file."""
     where: str
-    """The field that it came in."""
+    """The request's field that contained it."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What the model is shown."""
+    """The input of the model."""
 
     field: str
-    """The request's field that it came in."""
+    """The request's field that contained it."""
     images: tuple[Picture, ...]
-    """In order: all of them come before the first question, as the model was trained."""
+    """Images in order: all of them come before the first question, as in the model's training."""
     turns: tuple[tuple[str, str], ...]
-    """Earlier (question, answer) pairs, oldest first; an empty question is one that nobody asked."""
+    """Earlier (question, answer) pairs, oldest first; the question is empty for an answer without one."""
     question: str
     system: str | None = None
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of the model."""
+    """A request for answers."""
 
     conversation: Conversation
     options: AnswerOptions
     count: int = 1
-    """How many answers are wanted."""
+    """Number of answers."""
 
     def options_of(self, index: int) -> AnswerOptions:
-        """Those of one of the answers: each has a seed of its own, where there is one."""
+        """The options of one answer; if there is a seed, each answer gets a different one."""
         sampling = self.options.sampling
         if sampling.seed is None:
             return self.options
@@ -58,13 +58,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of an answer as it is generated, never empty."""
+    """A piece of an answer's text as it is generated, never empty."""
 
     index: int
-    """Which of the answers."""
+    """Index of the answer."""
     text: str
     logprobs: tuple[TokenLogprob, ...]
-    """Of the tokens that it took since the last piece, if they were asked for."""
+    """Log-probabilities of the tokens since the last piece, if requested."""
 
 
 @dataclass(frozen=True)
@@ -74,49 +74,49 @@ class Answered:
     index: int
     answer: Answer
     images: tuple[EncodedImage, ...]
-    """Those of the conversation."""
+    """The images of the conversation."""
     logprobs: tuple[TokenLogprob, ...]
-    """Of the text's tokens: none of a stop string's."""
+    """Log-probabilities of the text's tokens, without those of a stop string."""
 
 
 class Reply(Protocol):
-    """How one API words the answers to one request: all at once, or as bytes of a stream."""
+    """The response of one API to a request: one document, or a stream of bytes."""
 
     @property
     def asked(self) -> Asked:
-        """What the request comes to."""
+        """The request in the common form."""
 
     @property
     def streamed(self) -> bool:
-        """Whether the answers are wanted as they are written."""
+        """Whether the client wants a stream."""
 
     @property
     def media_type(self) -> str:
-        """Of the stream."""
+        """Media type of the stream."""
 
     def whole(self, results: Sequence[Answered]) -> dict[str, object]:
-        """The document of answers that were waited for."""
+        """The document with all complete answers."""
 
     def opening(self) -> Iterable[bytes]:
-        """What a stream begins with."""
+        """The beginning of a stream."""
 
     def piece(self, piece: Piece) -> Iterable[bytes]:
-        """One more piece of text."""
+        """The bytes for one piece of text."""
 
     def answered(self, result: Answered) -> Iterable[bytes]:
-        """How one answer ended."""
+        """The bytes that end one answer."""
 
     def closing(self, results: Sequence[Answered]) -> Iterable[bytes]:
-        """What a stream ends with."""
+        """The end of a stream."""
 
     def refused(self, refusal: RefusedError) -> Iterable[bytes]:
-        """What goes wrong when it is too late for a status."""
+        """The bytes that report an error after the status was sent."""
 
 
 def boxes_of(manifest: Manifest, result: Answered) -> list[dict[str, object]]:
-    """What an answer points at: ``{"phrase": str or null, "boxes": [[left, top, right, bottom], ...]}`` each.
+    """The regions in an answer: ``{"phrase": str or null, "boxes": [[left, top, right, bottom], ...]}`` each.
 
-    In pixels of the upright picture. An answer about several pictures does not say which it points into: none then.
+    In pixels of the upright picture. Empty for several pictures, as the answer does not say which one it refers to.
     """
     if len(result.images) != 1:
         return []
@@ -126,7 +126,7 @@ def boxes_of(manifest: Manifest, result: Answered) -> list[dict[str, object]]:
 
 
 def logprob_documents(logprobs: Sequence[TokenLogprob]) -> list[dict[str, object]]:
-    """Tokens and their log-probabilities, as all APIs have them."""
+    """Tokens and their log-probabilities, in the form common to all APIs."""
     return [_entry(each) | {"top_logprobs": [_entry(other) for other in each.top]} for each in logprobs]
 
 

@@ -1,4 +1,4 @@
-"""Connections of clients that send nothing: they keep nobody out."""
+"""Limits on idle connections, so that they do not keep other clients out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 CONNECTIONS = 128
-"""At once. Beyond, those that wait for a request make room, the one that has waited longest first."""
+"""Maximum number of connections. When it is exceeded, those waiting for a request are closed, longest wait first."""
 HEAD_SECONDS = 10.0
-"""In which a client has to send the head of a request, once it is connected or has begun with it."""
+"""Time limit for the head of a request, from the connection or from its first byte."""
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 over one connection."""
+    """An HTTP/1.1 connection."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -24,7 +24,7 @@ class Connection(H11Protocol):
 
     @property
     def _waits(self) -> bool:
-        """Whether no request of it is being read or answered."""
+        """Whether no request of the connection is being read or answered."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""An address that answers: how answers get from the model's thread to a client."""
+"""An endpoint for answers: passes them from the model's thread to the client."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 _LEFT = 499
-"""The status of a request whose client left, in figures; nobody is sent it."""
+"""The status counted for a request whose client has disconnected; it is never sent."""
 
 
 class Endpoint:
-    """``POST`` to one address."""
+    """An endpoint for ``POST`` at one path."""
 
     def __init__(
         self,
@@ -43,11 +43,11 @@ class Endpoint:
     ) -> None:
         """
         Args:
-            name: Of the API, in figures.
-            queue: Of the model's answers.
-            read: What a request asks for, or at once the document that it is answered with.
-            max_body: Largest request in bytes.
-            metrics: Where requests are counted.
+            name: Name of the API in the metrics.
+            queue: Queue of the model's answers.
+            read: Parses a request's body; returns the reply to stream, or a document to send at once.
+            max_body: Maximum size of a request in bytes.
+            metrics: Counts the requests.
         """
         self._name = name
         self._queue = queue
@@ -56,7 +56,7 @@ class Endpoint:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request; its answer is cancelled where the client leaves."""
+        """Handle one request; its answer is cancelled if the client disconnects."""
         job = None
         unread = True
         status = 500
@@ -100,7 +100,7 @@ class Endpoint:
             watch.cancel()
 
     async def _stream(self, job: Job, reply: Reply) -> AsyncIterator[bytes]:
-        """What is wrong with the request is raised by the first part."""
+        """The bytes of a stream; errors in the request are raised when the first part is requested."""
         event = await self._next(job, reply)
         results = []
         for part in reply.opening():
@@ -120,7 +120,7 @@ class Endpoint:
             yield part
 
     async def _next(self, job: Job, reply: Reply) -> Event:
-        """What is next of the answers, with errors as refusals."""
+        """The next event of a job; errors are raised as refusals."""
         param = reply.asked.conversation.field
         try:
             event = await job.next()

@@ -1,4 +1,4 @@
-"""The fields of a request's JSON, read by their types; what is wrong with one is said by its name."""
+"""Typed access to the fields of a request's JSON; errors name the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..language.sampling import Sampling
 from .refusal import RefusedError, quoted
 
 MAX_STOPS = 4
-"""As OpenAI's own."""
+"""Maximum number of stop strings, as in OpenAI's API."""
 HARMLESS = {
     # About accounts, bills, logs, and how long things are kept.
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -25,23 +25,23 @@ HARMLESS = {
     # Finer ways to leave out improbable tokens than top_p and top_k.
     *("min_p", "typical_p", "tfs_z", "top_a", "mirostat_tau", "mirostat_eta", "dynatemp_range"),
 }
-"""Fields that clients send by themselves, of whatever value: what is answered is the same without them, or as good."""
+"""Fields that some clients always send; they are accepted with any value, as they do not matter for the answer."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Of one object. Null is the same as leaving a field out."""
+    """The fields of one JSON object. Null is the same as a missing field."""
 
     given: Mapping[str, object]
     prefix: str = ""
-    """What the names begin with in messages, such as ``options.``."""
+    """Prefix of the fields' names in messages, such as ``options.``."""
 
     @classmethod
     def of(cls, document: object, prefix: str = "") -> Self:
         """The fields of an object.
 
         Raises:
-            RefusedError: It is none.
+            RefusedError: The document is not an object.
         """
         if not isinstance(document, dict):
             name = prefix.removesuffix(".") or "the body"
@@ -53,15 +53,15 @@ class Fields:
     def check(
         self, known: Collection[str], neutral: Mapping[str, tuple[object, ...]], harmless: Collection[str] = HARMLESS
     ) -> None:
-        """See that the fields ask for nothing that would be left undone.
+        """Check that every field is supported.
 
         Args:
-            known: What is read.
-            neutral: What this server cannot do, and the values that ask for none of it.
-            harmless: What is ignored.
+            known: Fields that are read.
+            neutral: Fields that this server does not support, with the values that have no effect.
+            harmless: Fields that are ignored.
 
         Raises:
-            RefusedError: One does.
+            RefusedError: A field is not supported.
         """
         for name, value in self.given.items():
             if name in neutral and not any(_same(value, each) for each in neutral[name]):
@@ -73,33 +73,33 @@ class Fields:
                 raise self.refusal(name[:60], message, "unsupported_parameter")
 
     def refusal(self, name: str, message: str, code: str | None = None) -> RefusedError:
-        """What is wrong with a field."""
+        """The refusal for an error in a field."""
         return RefusedError(400, message, param=self.prefix + name, code=code)
 
     def wrong(self, name: str, expected: str) -> RefusedError:
-        """That a field should be something else."""
+        """The refusal for a field of the wrong type or value."""
         return self.refusal(name, f"{self.prefix}{name} is {quoted(self.given.get(name))}; expected {expected}")
 
     def model(self, name: str) -> None:
-        """See that the model which is asked for is the one that is served, with or without Ollama's tag."""
+        """Check that the requested model is the served one, with or without Ollama's tag."""
         given = self.given.get("model", name)
         if given not in (name, f"{name}:latest"):
             message = f"model is {quoted(given)}; this server has {quoted(name)}"
             raise RefusedError(404, message, param="model", code="model_not_found")
 
     def inner(self, name: str) -> Fields:
-        """The fields of an object within."""
+        """The fields of a nested object."""
         return Fields.of(self.given.get(name, {}), f"{self.prefix}{name}.")
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A truth value."""
+        """A boolean."""
         value = self.given.get(name, default)
         if not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return value
 
     def text(self, name: str) -> str | None:
-        """A text."""
+        """A string."""
         value = self.given.get(name)
         if not isinstance(value, str | None):
             raise self.wrong(name, "a text")
@@ -116,21 +116,21 @@ class Fields:
             raise self.refusal(name, f"{self.prefix}{name} is {quoted(value)}, which is too large") from error
 
     def whole(self, name: str) -> int | None:
-        """A whole number."""
+        """An integer."""
         value = self.given.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise self.wrong(name, "a whole number")
         return value
 
     def limit(self, name: str, none: Sequence[int] = (-1,)) -> int | None:
-        """How many tokens at most, which ``none`` are other words for no limit."""
+        """Maximum number of tokens; None for the values in ``none``, which mean no limit."""
         value = self.whole(name)
         if value is not None and value not in none and value < 1:
             raise self.wrong(name, "at least 1")
         return None if value in none else value
 
     def stops(self) -> tuple[str, ...]:
-        """``stop``: one text, or some."""
+        """``stop``: a string, or a list of strings."""
         value = self.given.get("stop", [])
         stops = [value] if isinstance(value, str) else value
         if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
@@ -138,10 +138,10 @@ class Fields:
         return tuple(stops)
 
     def sampling(self, penalty: str = "repetition_penalty") -> Sampling:
-        """How tokens are sampled: greedily, unless there is a temperature. A seed or ``top_k`` of -1 is none.
+        """How tokens are sampled; greedily, unless there is a temperature. A seed or ``top_k`` of -1 means none.
 
         Args:
-            penalty: What the API calls the penalty of repetitions.
+            penalty: The API's name of the repetition penalty.
         """
         seed, top_k = self.whole("seed"), self.whole("top_k")
         try:
@@ -159,7 +159,7 @@ class Fields:
 
 
 def read_fields(body: bytes) -> Fields:
-    """The fields of a request.
+    """Parse the fields of a request.
 
     Raises:
         RefusedError: The body is not one JSON object.
@@ -176,5 +176,5 @@ def read_fields(body: bytes) -> Fields:
 
 
 def _same(value: object, neutral: object) -> bool:
-    """Whether two values of JSON are equal: true is not 1 there."""
+    """Whether two JSON values are equal; unlike in Python, true is not equal to 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)

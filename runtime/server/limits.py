@@ -1,4 +1,4 @@
-"""Who may ask, and how much at once: checks that come before anything of a request's body is read."""
+"""Access control and limits on requests: checks that run before any of a request's body is read."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .documents import OLLAMA, refusal_response
 from .refusal import RefusedError, quoted, stopping, stumbled
 
 BODY_SECONDS = 60.0
-"""In which a client has to send its request: it holds a place in the queue meanwhile."""
+"""Time limit for a client to send its request, which holds a place in the queue meanwhile."""
 _DRAIN_SECONDS = 2.0
 OPEN_PATHS = ("/", "/health", "/ready")
-"""They need no token: the page asks for one, and probes have none."""
+"""Paths that need no token: the page asks the user for one, and probes have none."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as an address or a name, is sure to be this machine."""
+    """Whether a host (address or name) is certainly this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -30,22 +30,22 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Around the whole application: its checks come first, and nothing gets out of it but responses."""
+    """Middleware around the whole application: runs the checks first, and turns every error into a response."""
 
     def __init__(self, app: ASGIApp, token: str | None, origins: Collection[str] = ()) -> None:
         """
         Args:
-            app: What is guarded.
-            token: What clients must send as ``Authorization: Bearer``. If None, they must call this machine by a name
-                or address of its own instead: another name that leads here may be a web page's (DNS rebinding).
-            origins: Whose pages may call it besides its own, such as ``https://example.com``; ``*`` is all.
+            app: The application to protect.
+            token: Token that clients must send as ``Authorization: Bearer``. If None, they must call this machine by a
+                name or address of its own instead: another name that leads here may be a web page's (DNS rebinding).
+            origins: Origins of other web pages that may call the server (``https://example.com``); ``*`` allows all.
         """
         self._app = app
         self._origins = origins
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         try:
             self._check(scope)
         except RefusedError as refusal:
@@ -78,16 +78,16 @@ class Guard:
 
 
 async def read_body(scope: Scope, receive: Receive, most: int, closing: asyncio.Event) -> bytes:
-    """The body of a request of JSON.
+    """Read the body of a JSON request.
 
     Args:
-        scope: Of the request.
-        receive: Likewise.
-        most: Bytes.
+        scope: ASGI scope of the request.
+        receive: ASGI receive callable of the request.
+        most: Maximum number of bytes.
         closing: Set when the server is being stopped.
 
     Raises:
-        RefusedError: It is larger, slower than :data:`BODY_SECONDS`, or of another type; or the server is being
+        RefusedError: The body is too large, is slower than :data:`BODY_SECONDS`, or is not JSON; or the server is being
             stopped.
         ClientDisconnect: The client has left.
     """
@@ -134,7 +134,7 @@ def _too_large(most: int) -> RefusedError:
 
 
 async def drain(receive: Receive) -> None:
-    """Let a client send what nobody wants, for a while: many cannot read a refusal before they have sent all."""
+    """Read and discard the rest of a body for a while: many clients cannot read a refusal before they have sent all."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_SECONDS):
             more = True

@@ -1,4 +1,4 @@
-"""Lists of messages as a conversation: pictures, what was said, and the question to answer."""
+"""Lists of messages as a conversation: pictures, earlier turns, and the question to answer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PICTURES = ("image_url", "input_image")
 
 @dataclass(frozen=True)
 class Message:
-    """One of them, as all APIs have it."""
+    """One message, in the form common to all APIs."""
 
     role: str
     """``system``, ``user`` or ``assistant``."""
     texts: list[str]
     pictures: list[Picture]
     where: str
-    """The field that it came in."""
+    """The request's field that contained it."""
 
 
 def read_messages(messages: object, field: str) -> list[Message]:
@@ -33,11 +33,11 @@ def read_messages(messages: object, field: str) -> list[Message]:
     Content is a text, null, or a list of parts, in the forms of OpenAI's chat completions or of its Responses.
 
     Args:
-        messages: A list.
+        messages: The list of messages.
         field: Its name in the request.
 
     Raises:
-        RefusedError: It is not a list of messages, or holds something that the model cannot be shown; names the field.
+        RefusedError: It is not a list of messages, or contains something that is not supported; names the field.
     """
     if not isinstance(messages, list) or not messages:
         raise RefusedError(400, f"{field} is {quoted(messages)}; expected a list of at least one message", param=field)
@@ -52,9 +52,9 @@ def conversation(messages: Sequence[Message], field: str, caption_question: str)
     several assistant messages. An assistant message that comes first answers an empty question.
 
     Args:
-        messages: As :func:`read_messages` gives them.
-        field: Their field in the request.
-        caption_question: What is asked about a picture that comes without text.
+        messages: Messages from :func:`read_messages`.
+        field: The request's field that contained them.
+        caption_question: Question for a picture that comes without text.
 
     Raises:
         RefusedError: They do not end with a question; names the field.
@@ -92,10 +92,10 @@ def conversation(messages: Sequence[Message], field: str, caption_question: str)
 
 
 def plain(text: str, where: str) -> str:
-    """A text that can be put into a prompt.
+    """Check that a text can be put into a prompt, and return it.
 
     Raises:
-        RefusedError: It cannot.
+        RefusedError: The text cannot be put into a prompt.
     """
     try:
         check_plain(where, text)
@@ -108,7 +108,7 @@ def read_images(images: object, where: str) -> list[Picture]:
     """Ollama's ``images``: a list of files in base64, or ``data:`` URIs.
 
     Raises:
-        RefusedError: It is another thing; names the field.
+        RefusedError: The value has another form; names the field.
     """
     if images is None:
         return []
@@ -140,7 +140,7 @@ def _message(message: object, where: str) -> Message:
 
 
 def _content(content: object, where: str) -> tuple[list[str], list[Picture]]:
-    """Texts and pictures of one message."""
+    """The texts and pictures of one message."""
     if content is None:
         return [], []
     if isinstance(content, str):

@@ -1,4 +1,4 @@
-"""Figures of the server in the text form that Prometheus reads."""
+"""The server's metrics, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 
 
 class Metrics:
-    """Counts requests and answers; nothing of what was asked or said."""
+    """Counts requests and answers; records nothing of their content."""
 
     def __init__(self, queue: AnswerQueue) -> None:
         """
         Args:
-            queue: Of the model's answers.
+            queue: Queue of the model's answers.
         """
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -43,7 +43,7 @@ class Metrics:
         )
 
     def request(self, api: str, status: int) -> None:
-        """Count a request that is over."""
+        """Count a request that has ended."""
         self._requests.labels(api, str(status)).inc()
 
     def answer(self, result: Answered) -> None:
@@ -57,5 +57,5 @@ class Metrics:
         self._decode.observe(answer.timings.decode)
 
     def text(self) -> bytes:
-        """All of it."""
+        """All metrics as text."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Ollama's API: ``/api/chat`` and ``/api/generate`` with their streams of JSON lines, and what it tells of models."""
+"""Ollama's API: ``/api/chat`` and ``/api/generate`` with their streams of JSON lines, and information on models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .refusal import RefusedError
 from .schema import ANY_OBJECT, Schemas
 
 VERSION = {"version": "0.13.0"}
-"""Of Ollama's API that is spoken here: clients refuse versions that lack what they need."""
+"""The version of Ollama whose API is implemented; clients refuse versions without features that they need."""
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tools": ([],),
     "think": (False,),
@@ -45,19 +45,19 @@ _HARMLESS_OPTIONS = HARMLESS | {
 }
 _HARMLESS = HARMLESS | {"truncate", "shift"}
 _UNLIMITED = (-1, -2)
-"""``num_predict``: without end, and what the context has room for."""
+"""Values of ``num_predict`` that mean no limit, and all the room in the context."""
 
 
 def read_chat(body: bytes, manifest: Manifest, schemas: Schemas) -> OllamaReply | dict[str, object]:
     """Read the body of a request to ``/api/chat``.
 
     Args:
-        body: JSON.
-        manifest: Of the model that is served.
-        schemas: Its own.
+        body: The body, JSON.
+        manifest: Manifest of the served model.
+        schemas: JSON schemas for the served model.
 
     Returns:
-        What is asked; without messages, which is how clients have a model loaded, that it is.
+        The request; for a request without messages, which clients send to load a model, the document that answers it.
 
     Raises:
         RefusedError: Status 400, or 404 for another model; names the field.
@@ -72,7 +72,7 @@ def read_chat(body: bytes, manifest: Manifest, schemas: Schemas) -> OllamaReply 
 
 
 def read_generate(body: bytes, manifest: Manifest, schemas: Schemas) -> OllamaReply | dict[str, object]:
-    """Read the body of a request to ``/api/generate``; as :func:`read_chat`."""
+    """Read the body of a request to ``/api/generate``; see :func:`read_chat`."""
     fields = read_fields(body)
     fields.check(_KNOWN | {"prompt", "images", "system"}, _NEUTRAL, _HARMLESS)
     fields.model(manifest.name)
@@ -86,22 +86,22 @@ def read_generate(body: bytes, manifest: Manifest, schemas: Schemas) -> OllamaRe
 
 
 def tags(manifest: Manifest, started: float) -> dict[str, object]:
-    """The models that there are: one."""
+    """The list of available models, which has one entry."""
     return {"models": [_model(manifest, started)]}
 
 
 def running(manifest: Manifest, started: float) -> dict[str, object]:
-    """The models that are loaded: the same one, for as long as the server runs."""
+    """The list of loaded models: the served one, which stays loaded as long as the server runs."""
     forever = datetime(9999, 12, 31, tzinfo=UTC).isoformat()
     more = {"expires_at": forever, "size_vram": 0, "context_length": manifest.contract.context}
     return {"models": [_model(manifest, started) | more]}
 
 
 def show(body: bytes, manifest: Manifest, started: float) -> dict[str, object]:
-    """What ``/api/show`` tells of the model.
+    """The information on the model for ``/api/show``.
 
     Raises:
-        RefusedError: Another one is asked for.
+        RefusedError: Another model was requested.
     """
     fields = read_fields(body)
     name = fields.given.get("model", fields.given.get("name", manifest.name))
@@ -128,9 +128,9 @@ def show(body: bytes, manifest: Manifest, started: float) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class OllamaReply:
-    """Writes one answer.
+    """The response of Ollama's API to one request.
 
-    Besides Ollama's fields, the last line's ``boxes`` and ``truncated_turns`` are as in OpenAI's form.
+    In addition to Ollama's fields, the last line has ``boxes`` and ``truncated_turns`` as in OpenAI's form.
     """
 
     asked: Asked
@@ -140,28 +140,28 @@ class OllamaReply:
     media_type = LINES
 
     def whole(self, results: Sequence[Answered]) -> dict[str, object]:
-        """The document of an answer that was waited for."""
+        """The document with the complete answer."""
         (result,) = results
         return self._part(result.answer.text, result.logprobs) | self._end(result)
 
     def opening(self) -> Iterator[bytes]:
-        """Nothing."""
+        """No bytes: a stream has no opening."""
         yield from ()
 
     def piece(self, piece: Piece) -> Iterator[bytes]:
-        """The line of one more piece of text."""
+        """The line for one piece of text."""
         yield line(self._part(piece.text, piece.logprobs))
 
     def answered(self, result: Answered) -> Iterator[bytes]:
-        """The last line."""
+        """The last line of the stream."""
         yield line(self._part("", ()) | self._end(result))
 
     def closing(self, results: Sequence[Answered]) -> Iterator[bytes]:
-        """Nothing."""
+        """No bytes: the answer's last line ends the stream."""
         yield from ()
 
     def refused(self, refusal: RefusedError) -> Iterator[bytes]:
-        """The error in place of a line."""
+        """A line with the error."""
         yield line({"error": str(refusal)})
 
     def _part(self, text: str, logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
@@ -202,7 +202,7 @@ def _asked(fields: Fields, said: Conversation, schemas: Schemas) -> Asked:
 
 
 def _format(fields: Fields, schemas: Schemas) -> Any:
-    """What makes answers JSON, if they are to be."""
+    """The logits processor for JSON output, or None if the request does not ask for JSON."""
     chosen = fields.given.get("format", "")
     if chosen == "":
         return None

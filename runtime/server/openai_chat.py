@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: what a request asks for, and answers as its clients read them."""
+"""OpenAI's chat completions: reads requests, and writes answers in the form of the API."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "mirostat": (0,),
 }
-"""What this server cannot do, and the values that ask for none of it."""
+"""Fields that this server does not support, with the values that have no effect."""
 
 
 def read_chat(body: bytes, manifest: Manifest, schemas: Schemas) -> ChatReply:
     """Read the body of a request to ``/v1/chat/completions``.
 
-    Answers are greedy, the same each time, unless ``temperature`` is given (OpenAI's default is 1); ``top_k`` and
-    ``repetition_penalty`` are understood besides OpenAI's fields.
+    Answers are greedy and thus deterministic, unless ``temperature`` is given (OpenAI's default is 1); ``top_k`` and
+    ``repetition_penalty`` are supported in addition to OpenAI's fields.
 
     Args:
-        body: JSON.
-        manifest: Of the model that is served.
-        schemas: Its own.
+        body: The body, JSON.
+        manifest: Manifest of the served model.
+        schemas: JSON schemas for the served model.
 
     Raises:
         RefusedError: Status 400, or 404 for another model; names the field.
@@ -75,10 +75,10 @@ def read_chat(body: bytes, manifest: Manifest, schemas: Schemas) -> ChatReply:
 
 
 def top_logprobs(fields: Fields, name: str = "top_logprobs") -> int | None:
-    """How many of the most probable tokens are wanted at each place.
+    """The number of most probable tokens to return at each position, or None.
 
     Raises:
-        RefusedError: It is not a number that this server gives.
+        RefusedError: The number is out of range.
     """
     count = fields.whole(name)
     if count is not None and not 0 <= count <= MOST_TOP_LOGPROBS:
@@ -88,24 +88,24 @@ def top_logprobs(fields: Fields, name: str = "top_logprobs") -> int | None:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """Writes one completion; all documents of a stream have the same id and time.
+    """The response of chat completions to one request; all documents of a stream have the same id and time.
 
-    Besides OpenAI's fields, ``message.boxes`` are in pixels, and ``truncated_turns`` says how many of the oldest turns
-    no longer fit in the context, so that the model did not see them. In a stream, both come with the end of an answer.
+    In addition to OpenAI's fields, ``message.boxes`` are in pixels, and ``truncated_turns`` is the number of oldest
+    turns that were left out for lack of room in the context. In a stream, both come with the end of an answer.
     """
 
     asked: Asked
     manifest: Manifest
-    """The model's."""
+    """Manifest of the served model."""
     streamed: bool
     include_usage: bool
-    """Whether a stream ends with the counts of tokens."""
+    """Whether a stream ends with the token counts."""
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     media_type = EVENTS
 
     def whole(self, results: Sequence[Answered]) -> dict[str, object]:
-        """The document of answers that were waited for."""
+        """The document with all complete answers."""
         choices = [
             {
                 "index": result.index,
@@ -128,28 +128,28 @@ class ChatReply:
         }
 
     def opening(self) -> Iterator[bytes]:
-        """The chunks that open a stream."""
+        """The first chunks of a stream."""
         for index in range(self.asked.count):
             yield sent_event(self._chunk(index, {"role": "assistant", "content": ""}))
 
     def piece(self, piece: Piece) -> Iterator[bytes]:
-        """The chunk of one more piece of text."""
+        """The chunk for one piece of text."""
         yield sent_event(self._chunk(piece.index, {"content": piece.text}, self._logprobs(piece.logprobs)))
 
     def answered(self, result: Answered) -> Iterator[bytes]:
-        """The chunk that says how an answer ended."""
+        """The chunk that ends one answer."""
         delta = {"boxes": boxes_of(self.manifest, result)}
         chunk = self._chunk(result.index, delta, None, result.answer.finish_reason)
         yield sent_event({**chunk, "truncated_turns": result.answer.truncated_turns})
 
     def closing(self, results: Sequence[Answered]) -> Iterator[bytes]:
-        """The counts of tokens, where they were asked for, and OpenAI's mark of the end."""
+        """The token counts, if requested, and OpenAI's end marker."""
         if self.include_usage:
             yield sent_event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(results)})
         yield b"data: [DONE]\n\n"
 
     def refused(self, refusal: RefusedError) -> Iterator[bytes]:
-        """The error in place of a chunk."""
+        """A chunk with the error."""
         yield sent_event(refusal.document)
 
     def _chunk(
@@ -168,7 +168,7 @@ class ChatReply:
 
 
 def usage(results: Sequence[Answered]) -> dict[str, object]:
-    """Counts of tokens; an image counts with the positions that it takes."""
+    """Token counts; an image counts as the number of its positions in the context."""
     first: Answer = results[0].answer
     completion = sum(len(result.answer.token_ids) for result in results)
     return {
@@ -195,7 +195,7 @@ def _top_logprobs(fields: Fields) -> int | None:
 
 
 def _format(fields: Fields, schemas: Schemas) -> Any:
-    """What makes answers JSON, if they are to be."""
+    """The logits processor for JSON output, or None if the request does not ask for JSON."""
     chosen = fields.inner("response_format")
     kind = chosen.given.get("type", "text")
     if kind == "text":

@@ -1,4 +1,4 @@
-"""The page at ``/``: one document, which may run its own script and talk to this server, and nothing else."""
+"""The page at ``/``: one document that can run only its own scripts and connect only to this server."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "web"
 _SCRIPTS = ("words.js", "picture.js", "welcome.js", "talk.js", "asking.js", "keeping.js", "composer.js", "page.js")
-"""In the order in which they are run: each may use those before it."""
+"""Scripts in the order in which they run: each may use those before it."""
 
 
 @cache
 def page() -> tuple[bytes, dict[str, str]]:
-    """The page, and the headers that confine it (Content Security Policy, by the hashes of what is in it)."""
+    """The page, and its security headers (a Content Security Policy with the hashes of the page's own content)."""
     content = _read("page.html")
     hashes = {}
     for kind, names in {"style": ("page.css",), "script": _SCRIPTS}.items():

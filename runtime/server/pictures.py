@@ -1,4 +1,4 @@
-"""Pictures in a request: ``data:`` URIs and bare base64."""
+"""Pictures in a request, as ``data:`` URIs or bare base64."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _BLANKS = string.whitespace.encode()
 
 
 def image_bytes(url: object, where: str) -> bytes:
-    """The file in a ``data:`` URI.
+    """The content of a ``data:`` URI.
 
-    Of any media type: many programs send ``application/octet-stream``, and what the file is shows in its bytes.
+    Any media type is accepted: many programs send ``application/octet-stream``; the type is detected from the content.
 
     Args:
-        url: Such as ``data:image/png;base64,iVBORw0...``.
-        where: The field, for the message.
+        url: URI such as ``data:image/png;base64,iVBORw0...``.
+        where: Name of the field, for messages.
 
     Raises:
-        RefusedError: It is none, or its base64 is damaged. Other addresses are never fetched.
+        RefusedError: It is not a ``data:`` URI (other addresses are never fetched), or its base64 is invalid.
     """
     if not isinstance(url, str):
         raise RefusedError(400, f"{where} is {quoted(url)}; expected a data: URI", param=where)
@@ -42,10 +42,10 @@ def image_bytes(url: object, where: str) -> bytes:
 
 
 def base64_bytes(text: str, where: str) -> bytes:
-    """What base64 stands for: also url-safe, in lines, percent-encoded or without padding.
+    """Decode base64, including the URL-safe alphabet, line breaks, percent-encoding and missing padding.
 
     Raises:
-        RefusedError: It is damaged.
+        RefusedError: The base64 is invalid.
     """
     try:
         data = text.encode("ascii")

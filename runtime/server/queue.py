@@ -1,4 +1,4 @@
-"""One model, many clients: first come, first served, one answer at a time, in a thread of its own."""
+"""The queue for one model and many clients: first come, first served, one answer at a time, in a separate thread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .asked import Answered, Asked, Conversation, Piece
 from .refusal import RefusedError, stopping
 
 Event = Piece | Answered | None
-"""None is the end: all answers are complete."""
+"""An event of a job; None marks the end, after all answers are complete."""
 
 
 class Job:
     """A place in the queue, from before a request is read until its answer is complete; for the event loop only."""
 
     def __init__(self, queue: AnswerQueue) -> None:
-        """Made by :meth:`AnswerQueue.admit`."""
+        """Called by :meth:`AnswerQueue.admit` only."""
         self._queue = queue
         self._cancellation = Cancellation()
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
@@ -31,29 +31,29 @@ class Job:
 
     @property
     def started(self) -> bool:
-        """Whether it is in the line."""
+        """Whether the job was started, so that it waits for the model or is running."""
         return self._future is not None
 
     def start(self, asked: Asked) -> None:
-        """Wait for the model's turn, in the order in which jobs were started."""
+        """Queue the job for the model; jobs run in the order in which they were started."""
         if self._cancellation.requested:
             self._queue._end(self, CancellationError("cancelled"))
         else:
             self._future = self._queue._submit(self, asked, self._cancellation)
 
     def cancel(self) -> None:
-        """End it, waiting or running: within one operator of ONNX Runtime. What is next of it is CancellationError."""
+        """Cancel the job, waiting or running, within one operator of ONNX Runtime; next comes CancellationError."""
         self._cancellation.cancel()
         if self._future is not None and self._future.cancel():
             self._queue._end(self, CancellationError("cancelled"))
 
     async def next(self) -> Event:
-        """What is next: pieces of text and, after those of each answer, all of it; at last, None.
+        """Wait for the next event: for each answer its pieces and then the complete answer; at the end, None.
 
         Raises:
-            CancellationError: It was cancelled.
+            CancellationError: The job was cancelled.
             RefusedError: An image cannot be read.
-            TinyGPTVError: What else the model says about the request.
+            TinyGPTVError: Any other error of the model about the request.
         """
         event = await self._events.get()
         if isinstance(event, Exception):
@@ -61,7 +61,7 @@ class Job:
         return event
 
     def leave(self) -> None:
-        """Give up the place; cancelled, if there is no complete answer yet."""
+        """Give up the place; cancels the job if its answers are not complete."""
         self.cancel()
         if not self.started:
             self._queue._forget(self)
@@ -71,40 +71,40 @@ class Job:
 
 
 class AnswerQueue:
-    """Everything but the writing of answers happens on the event loop."""
+    """Queue of requests to one model. All methods run on the event loop; only the answers are generated in a thread."""
 
     def __init__(self, model: TinyGPTV, waiting: int) -> None:
         """
         Args:
-            model: Loaded.
-            waiting: Requests that may wait besides the one that is answered.
+            model: The loaded model.
+            waiting: Maximum number of waiting requests, besides the running one.
         """
         self._model = model
         self._waiting = waiting
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tinygptv-answers")
         self._jobs: set[Job] = set()
         self.closing = asyncio.Event()
-        """Set once nobody is admitted any more."""
+        """Set once no more requests are admitted."""
         self.answered = 0
-        """Complete answers so far."""
+        """Number of complete answers so far."""
         self.cancelled = 0
-        """Answers that were begun or waited for, and not wanted any more."""
+        """Number of answers that were cancelled while running or waiting."""
 
     @property
     def receiving(self) -> int:
-        """Requests that have a place, and are being read."""
+        """Number of requests that have a place and are still being read."""
         return len(self._jobs) - self.pending
 
     @property
     def pending(self) -> int:
-        """Requests that wait for their turn, and the one that is answered."""
+        """Number of requests that are waiting or running."""
         return sum(job.started for job in self._jobs)
 
     def admit(self) -> Job:
-        """A place for one request.
+        """Reserve a place for one request.
 
         Raises:
-            RefusedError: As :meth:`check_room`.
+            RefusedError: See :meth:`check_room`.
         """
         self.check_room()
         job = Job(self)
@@ -112,7 +112,7 @@ class AnswerQueue:
         return job
 
     def check_room(self) -> None:
-        """See that one more request would be admitted.
+        """Check that one more request would be admitted.
 
         Raises:
             RefusedError: All places are taken, or the server is being stopped.
@@ -126,13 +126,13 @@ class AnswerQueue:
             raise RefusedError(503, message, code="busy", retry=True)
 
     def cancel_all(self) -> None:
-        """Admit nobody any more, and end all answers."""
+        """Stop admitting requests, and cancel all answers."""
         self.closing.set()
         for job in tuple(self._jobs):
             job.cancel()
 
     async def close(self) -> None:
-        """As :meth:`cancel_all`, and wait until the model is at rest."""
+        """Like :meth:`cancel_all`, then wait until the model's thread is idle."""
         self.cancel_all()
         await asyncio.to_thread(self._thread.shutdown)
 
@@ -151,7 +151,7 @@ class AnswerQueue:
         return self._thread.submit(work)
 
     def _end(self, job: Job, event: Exception | None) -> None:
-        """The last event of a job, of which there is one."""
+        """Send a job's last event; only the first call has an effect."""
         if job not in self._jobs:
             return
         self._forget(job)
@@ -163,7 +163,7 @@ class AnswerQueue:
         self._jobs.discard(job)
 
     def _answers(self, asked: Asked, cancellation: Cancellation) -> Generator[Piece | Answered, None, None]:
-        """In the thread: what one request is answered. It depends on the request alone (:meth:`.TinyGPTV.stream`)."""
+        """Generate the answers to one request, in the model's thread; each depends on the request alone."""
         said = asked.conversation
         images: Pictures = [picture.data for picture in said.images]
         first: list[Piece | Answered] = []
@@ -181,7 +181,7 @@ class AnswerQueue:
     def _answer(
         self, asked: Asked, index: int, images: Pictures, cancellation: Cancellation
     ) -> Generator[Piece | Answered, None, None]:
-        """One of the answers."""
+        """Generate one of the answers."""
         said = asked.conversation
         options = replace(asked.options_of(index), system=said.system, clamp=True)
         logprobs: tuple[TokenLogprob, ...] = ()
@@ -201,7 +201,7 @@ class AnswerQueue:
         yield Answered(index, answer, stream.images, logprobs)
 
     def _unreadable(self, said: Conversation, error: ImageError) -> RefusedError:
-        """Which image it was."""
+        """The refusal that names the image that cannot be read."""
         for picture in said.images:
             try:
                 self._model.encode_image(picture.data)

@@ -1,4 +1,4 @@
-"""Refusals: what a client gets in place of an answer, in the shape that OpenAI's clients read."""
+"""Refusals: the errors that clients get instead of an answer, in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..errors import TinyGPTVError
 
 
 class RefusedError(TinyGPTVError):
-    """A request is not answered; its text tells the client why and what to do."""
+    """A request is refused; the message tells the client why, and what to do."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry: bool = False
     ) -> None:
         """
         Args:
-            status: Of HTTP.
-            message: One line for whoever wrote the request.
-            param: The field that it is about.
-            code: A word for programs.
-            retry: Whether the same request may be answered a second later.
+            status: HTTP status.
+            message: Message in one line, for the author of the request.
+            param: The field that the error is about.
+            code: Machine-readable error code.
+            retry: Whether the same request may succeed a second later.
         """
         super().__init__(message)
         self.status = status
@@ -47,17 +47,17 @@ class RefusedError(TinyGPTVError):
 
 
 def stopping() -> RefusedError:
-    """The refusal of requests that a stop of the server ends."""
+    """The refusal for requests that are cancelled because the server stops."""
     return RefusedError(503, "the server is being stopped; ask again when it is back", code="stopping", retry=True)
 
 
 def internal() -> RefusedError:
-    """The refusal where the server itself went wrong."""
+    """The refusal for an internal error of the server."""
     return RefusedError(500, "internal error; the server's messages on stderr say where", code="internal_error")
 
 
 def quoted(value: object) -> str:
-    """What was found in a request, as it is written there, short enough for a message."""
+    """A value from a request as JSON, shortened for a message."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
@@ -66,11 +66,11 @@ def quoted(value: object) -> str:
 
 
 def advice(extra: str) -> str:
-    """What brings an extra that the server lacks; without its folder's name, which is nobody else's business."""
+    """How to install a missing extra; does not reveal the server's folder."""
     return f'run there, in tinygptv\'s folder: pip install ".[{extra}]"'
 
 
 def stumbled(error: BaseException) -> None:
-    """Say on stderr where an error nobody expected came from; without its text, which may hold what was asked."""
+    """Print to stderr where an unexpected error was raised; without its message, which may hold the user's text."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     print(f"tinygptv: internal error: {type(error).__name__} at {where.filename}:{where.lineno}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""OpenAI's Responses: what a request asks for, and answers as its clients read them."""
+"""OpenAI's Responses API: reads requests, and writes answers in the form of the API."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "background": (False,),
     "truncation": ("auto", "disabled"),
 }
-"""What this server cannot do, and the values that ask for none of it. Whatever ``truncation`` says, old turns are left
-out where there is no room for them, and a question without room is refused."""
+"""Fields that this server does not support, with the values that have no effect. For any ``truncation``, old turns
+are left out if they do not fit in the context, and a question that does not fit is refused."""
 
 
 def read_responses(body: bytes, manifest: Manifest, schemas: Schemas) -> ResponsesReply:
     """Read the body of a request to ``/v1/responses``.
 
     Args:
-        body: JSON.
-        manifest: Of the model that is served.
-        schemas: Its own.
+        body: The body, JSON.
+        manifest: Manifest of the served model.
+        schemas: JSON schemas for the served model.
 
     Raises:
         RefusedError: Status 400, or 404 for another model; names the field.
@@ -84,25 +84,25 @@ def read_responses(body: bytes, manifest: Manifest, schemas: Schemas) -> Respons
 
 @dataclass(frozen=True)
 class ResponsesReply:
-    """Writes one response; all events of a stream are about the same one.
+    """The response of the Responses API to one request; all events of a stream belong to the same response.
 
-    Besides OpenAI's fields, ``boxes`` and ``truncated_turns`` of the response are as in chat completions.
+    In addition to OpenAI's fields, the response has ``boxes`` and ``truncated_turns`` as in chat completions.
     """
 
     asked: Asked
     manifest: Manifest
     streamed: bool
     echoed: dict[str, object]
-    """What a response repeats of its request."""
+    """Fields of the request that the response repeats."""
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
     message_id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     numbers: Iterator[int] = field(default_factory=count)
-    """Of a stream's events."""
+    """Sequence numbers of a stream's events."""
     media_type = EVENTS
 
     def whole(self, results: Sequence[Answered]) -> dict[str, object]:
-        """The response, complete."""
+        """The complete response."""
         (result,) = results
         answer = result.answer
         cut = answer.finish_reason == "length"
@@ -131,7 +131,7 @@ class ResponsesReply:
         yield self._event("response.content_part.added", **self._place(), part=self._part("", ()))
 
     def piece(self, piece: Piece) -> Iterator[bytes]:
-        """The event of one more piece of text."""
+        """The event for one piece of text."""
         logprobs = logprob_documents(piece.logprobs)
         yield self._event("response.output_text.delta", **self._place(), delta=piece.text, logprobs=logprobs)
 
@@ -145,11 +145,11 @@ class ResponsesReply:
         yield self._event(f"response.{whole['status']}", response=whole)
 
     def closing(self, results: Sequence[Answered]) -> Iterator[bytes]:
-        """Nothing."""
+        """No bytes: the answer's last event ends the stream."""
         yield from ()
 
     def refused(self, refusal: RefusedError) -> Iterator[bytes]:
-        """The event of an error."""
+        """An error event."""
         yield self._event("error", code=refusal.code, message=str(refusal), param=refusal.param)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
@@ -187,7 +187,7 @@ class ResponsesReply:
 
 
 def _without_reasoning(items: object) -> object:
-    """The items of an ``input`` that are messages: other models' reasoning between them says nothing here."""
+    """The items of an ``input`` that are messages; other models' reasoning is dropped."""
     if not isinstance(items, list):
         return items
     for number, item in enumerate(items):
@@ -199,7 +199,7 @@ def _without_reasoning(items: object) -> object:
 
 
 def _format(text: Fields, schemas: Schemas) -> Any:
-    """What makes answers JSON, if they are to be."""
+    """The logits processor for JSON output, or None if the request does not ask for JSON."""
     chosen = text.inner("format")
     kind = chosen.given.get("type", "text")
     if kind == "text":

@@ -1,4 +1,4 @@
-"""JSON output: before each token is sampled, llguidance rules out those that a JSON schema does not allow there."""
+"""JSON output: before each token is sampled, llguidance masks the tokens that a JSON schema does not allow."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 ANY_OBJECT: dict[str, object] = {"type": "object"}
 _LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Of all documents: a small model could write white space without end where it is free to."""
+"""White space of all documents: a small model could write it without end if it were free to."""
 
 
 class Schemas:
-    """Makes logits processors out of JSON schemas, for one model."""
+    """Creates logits processors from JSON schemas, for one model."""
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest) -> None:
         """
@@ -38,14 +38,14 @@ class Schemas:
         self._manifest = manifest
 
     def processor(self, schema: object, where: str) -> Callable[[], LogitsProcessor]:
-        """What makes answers follow a schema, as :class:`.AnswerOptions` takes it.
+        """A function that creates the logits processor for a schema, for :class:`.AnswerOptions`.
 
         Args:
             schema: A JSON schema.
-            where: Its field in the request.
+            where: The request's field that contained it.
 
         Raises:
-            RefusedError: It is no schema, asks for something that is not supported, or llguidance is not installed.
+            RefusedError: It is not a schema or uses an unsupported feature, or llguidance is not installed.
         """
         if find_spec("llguidance") is None:
             message = f"{where} needs llguidance on the server; {advice('json')}, or leave it out"
@@ -71,7 +71,7 @@ class Schemas:
 
 
 class _Vocabulary:
-    """What is known of a model's tokens."""
+    """The properties of a model's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, manifest: Manifest) -> None:
         from llguidance import LLTokenizer
@@ -84,20 +84,20 @@ class _Vocabulary:
         self.stops = [stop.encode() for stop in manifest.stop_strings]
         lasts = {stop[-1:] for stop in self.stops}
         self.stopping = [n for n, text in enumerate(self.texts) if any(last in text for last in lasts)]
-        """Tokens that may complete a stop string of the model's own."""
+        """Tokens that may complete one of the model's stop strings."""
         complete = [n for n in self.stopping if any(stop in self.texts[n] for stop in self.stops)]
         self.endings = np.array(self.end_of_text + complete, np.intp)
-        """What the model ends its answers with."""
+        """Tokens with which the model ends its answers."""
         single = {text: number for number, text in reversed(list(enumerate(self.texts)))}
         self.quote, self.comma = single[b'"'], single[b","]
         self.closers = [single[b"}"], single[b"]"]]
 
 
 class _Follower:
-    """Rules out the tokens of one answer that would leave its schema.
+    """Masks the tokens of one answer that its schema does not allow.
 
-    A model that has said what it had to say wants to end its answer. Where the schema does not let it yet, how probable
-    that is goes to what comes nearest: the end of the string that it is in, or of the object or list.
+    A model that has nothing to add wants to end its answer. While the schema does not allow that, the probability of
+    the end is given to the closest allowed token: the end of the current string, object or list.
     """
 
     def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, where: str) -> None:
@@ -129,7 +129,7 @@ class _Follower:
         return scores
 
     def _rule_out_stops(self, allowed: NDArray[np.bool_]) -> None:
-        """A stop string of the model's own would cut the document off."""
+        """Mask tokens that would complete one of the model's stop strings, which would cut the document off."""
         known = self._vocabulary
         for stop in known.stops:
             tail = self._text[-len(stop) + 1 :] if len(stop) > 1 else b""

@@ -1,4 +1,4 @@
-"""The server at work, from its first connection to a clean stop."""
+"""Running the server, from its first connection to a clean stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .connections import Connection
 from .queue import AnswerQueue
 
 _STOP_SECONDS = 5
-"""A client that reads slowly may take so long to read its last words."""
+"""Seconds for slow clients to read their responses when the server stops."""
 _INTERRUPTED = 130
 
 
@@ -30,15 +30,15 @@ def serve(
     waiting: int,
     origins: Collection[str] = (),
 ) -> int:
-    """Serve until a signal says to stop: answers are cancelled, and their clients get a refusal.
+    """Serve until a signal is received; then answers are cancelled, and their clients get a refusal.
 
     Args:
-        model: Loaded.
-        listener: Bound, not listening yet.
-        token: What clients must send, if anything.
-        max_body: Largest request in bytes.
-        waiting: Requests that may wait besides the one that is answered.
-        origins: Whose web pages may call it besides its own.
+        model: The loaded model.
+        listener: A socket that is bound and not listening yet.
+        token: Token that clients must send; None if none is needed.
+        max_body: Maximum size of a request in bytes.
+        waiting: Maximum number of waiting requests, besides the running one.
+        origins: Origins of other web pages that may call the server.
 
     Returns:
         The exit status: 130 after SIGINT, 0 after SIGTERM.
@@ -78,7 +78,7 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it can be reached, and ends all answers as soon as it has to stop."""
+    """Prints its address once it can be reached, and cancels all answers as soon as it has to stop."""
 
     def __init__(self, config: uvicorn.Config, queue: AnswerQueue, name: str) -> None:
         super().__init__(config)
@@ -99,7 +99,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _noted_signals() -> Iterator[set[int]]:
-    """The server stops at a signal, and raises it again when it has stopped: then it is only noted."""
+    """Record signals instead of handling them: the server raises a signal again once it has stopped."""
     noted: set[int] = set()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,1 +1,1 @@
-"""What the operating system does for the rest: files, locks, facts about the machine."""
+"""Services of the operating system: files, locks, facts about the machine."""

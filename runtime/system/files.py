@@ -1,4 +1,4 @@
-"""Locks between processes, SHA-256, and files and folders that are there complete or not at all."""
+"""Locks between processes, SHA-256, and files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import BinaryIO
 _HASHED_AT_ONCE = 4 << 20
 _PARTIAL = re.compile(r"\.tinygptv\.[0-9a-f]{16}\.part")
 _ABANDONED_SECONDS = 3600
-"""After which a partial file is no longer being written, where it has no lock: its process was killed."""
+"""Age from which a partial file without a lock counts as abandoned by a killed process."""
 
 
 def sha256_of(
@@ -84,7 +84,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def _partial_file(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file with a lock on it, which shows that it is being written; removed after an error."""
+    """A new partial file, locked to show that it is in use; removed after an error."""
     while True:
         made = folder / f".tinygptv.{os.urandom(8).hex()}.part"  # short, however long the final name is
         file = made.open("xb")
@@ -105,8 +105,8 @@ def _lock(file: BinaryIO, *, wait: bool = True) -> None:
     """Lock a file until it is closed.
 
     Raises:
-        BlockingIOError: Another has the lock, and this one does not wait for it.
-        OSError: There are no such locks, as on Windows and some file systems.
+        BlockingIOError: Another process has the lock, and ``wait`` is False.
+        OSError: Locks are not supported, as on Windows and some file systems.
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
@@ -117,7 +117,7 @@ def _lock(file: BinaryIO, *, wait: bool = True) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the partial files of killed processes, once in a process for each folder."""
+    """Remove the partial files of killed processes, once per process and folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _PARTIAL.fullmatch(entry.name):
@@ -126,7 +126,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path) -> None:
-    """Remove a partial file that no process writes any more.
+    """Remove a partial file that no process is writing.
 
     Raises:
         OSError: It cannot be removed.
@@ -207,9 +207,9 @@ def publish_folder(made: Path, target: Path) -> None:
 
 
 def recover_folder(target: Path) -> None:
-    """Put a folder back that a killed :func:`publish_folder` had taken from its place; what it left besides is removed.
+    """Restore a folder that a killed :func:`publish_folder` had moved away; its other remains are removed.
 
-    Hold the same lock as who publishes.
+    Hold the lock that publishing uses.
 
     Args:
         target: Its name.
@@ -225,18 +225,18 @@ def recover_folder(target: Path) -> None:
 
 
 def retired_of(target: Path) -> Path:
-    """Where a folder is while another takes its place."""
+    """Path of a folder's old version while a new one replaces it."""
     return target.with_name(f".{target.name}.replaced")
 
 
 def check_writable(folder: Path) -> None:
-    """See that a file can be made in a folder, by making one. On Windows ``os.access`` does not ask who may.
+    """Check that files can be created in a folder, by creating one. On Windows, ``os.access`` ignores permissions.
 
     Args:
         folder: The folder.
 
     Raises:
-        OSError: None can be made; names the folder.
+        OSError: No file can be created; names the folder.
     """
     _remove_abandoned(folder)
     try:
@@ -254,7 +254,7 @@ def locked(path: Path, refusal: Exception | None = None) -> Iterator[None]:
     Args:
         path: The lock's own file. It is made, with its folder, and removed at the end; one that a killed process left
             locks nobody out.
-        refusal: Raised if another has the lock; None to wait for it.
+        refusal: Raised if another process has the lock; None to wait for it.
 
     Raises:
         OSError: The lock's file cannot be made, or its file system has no locks.

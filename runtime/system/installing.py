@@ -1,4 +1,4 @@
-"""What installs an extra on this machine: from the folder that tinygptv came from, or its packages by name."""
+"""The command that installs an extra: from the folder that tinygptv came from, or its packages by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PROJECT = "setup.cfg"
 
 
 def install_command(extra: str) -> str:
-    """A command that installs an extra, as a person can paste it.
+    """The command that installs an extra, for the user to paste.
 
     Args:
-        extra: Such as ``app``.
+        extra: Name of the extra, such as ``app``.
     """
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / _PROJECT).is_file():  # this very code is the checkout's

@@ -1,4 +1,4 @@
-"""What this machine is: its processor and its memory, as far as the system says."""
+"""This machine's processor and memory, as reported by the system."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ X86_FEATURES = (
     *("amx_tile", "amx_int8", "amx_bf16"),
 )
 ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "svei8mm", "sme", "sme2")
-"""What onnxruntime's kernels are chosen by, under Linux's names."""
+"""Features by which onnxruntime selects its kernels, with Linux's names."""
 NUMPY_NAMES = {
     **{"SSE41": "sse4_1", "AVX": "avx", "F16C": "f16c", "FMA3": "fma", "AVX2": "avx2", "AVX512F": "avx512f"},
     **{"AVX512CD": "avx512cd", "AVX512BW": "avx512bw", "AVX512DQ": "avx512dq", "AVX512VL": "avx512vl"},
@@ -39,52 +39,52 @@ APPLE_NAMES = {
 }
 CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 _UNLIMITED = 1 << 60
-"""What control groups of version 1 have instead of a limit is larger."""
+"""A value above this means no limit in control groups of version 1."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The CPU, as far as the kernels for int8 care."""
+    """The properties of the CPU that the int8 kernels depend on."""
 
     name: str
     architecture: str
-    """As ``platform.machine`` calls it: x86_64, AMD64, arm64, aarch64 ..."""
+    """Name from ``platform.machine``: x86_64, AMD64, arm64, aarch64 ..."""
     features: tuple[str, ...]
-    """Those of :data:`X86_FEATURES` or :data:`ARM_FEATURES` that are there, as far as the system says."""
+    """The CPU's features among :data:`X86_FEATURES` or :data:`ARM_FEATURES`, as reported by the system."""
     all_features: bool
-    """Whether the system lists them all, as Linux does; elsewhere there may be more."""
+    """Whether the system reports all features, as Linux does; otherwise there may be more."""
     threads: int
-    """Logical processors that this process may use."""
+    """Number of logical processors that this process may use."""
     cores: int
-    """Physical ones among them, where the system says it: onnxruntime's own choice of threads."""
+    """Number of physical cores among them, if reported; onnxruntime uses this many threads by default."""
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What onnxruntime multiplies int8 with on a processor."""
+    """onnxruntime's int8 kernels on a processor."""
 
     name: str
     fast: bool
-    """Whether there are instructions for it."""
+    """Whether the processor has instructions for int8 products."""
     note: str
 
 
 @dataclass(frozen=True)
 class SystemMemory:
-    """In bytes."""
+    """Memory sizes in bytes."""
 
     total: int | None
-    """None if the system does not tell."""
+    """Total memory; None if the system does not report it."""
     available: int | None
-    """What can be had without swapping, in this container; None if the system does not tell."""
+    """Memory available without swapping, in this container; None if the system does not report it."""
     limit: int | None
-    """The container's, if it is less than ``total``."""
+    """The container's limit, if it is less than ``total``."""
     swap: int | None = None
-    """What is left of it; None if the system does not tell, or makes as much as is asked for."""
+    """Free swap; None if the system does not report it, or extends it on demand."""
 
 
 def processor() -> Processor:
-    """This machine's."""
+    """The processor of this machine."""
     architecture = platform.machine()
     known = ARM_FEATURES if architecture.lower() in ("arm64", "aarch64") else X86_FEATURES
     name, found, all_features = "", set[str](), False
@@ -112,7 +112,7 @@ def processor() -> Processor:
 
 
 def _usable_cpus() -> set[int]:
-    """Numbers of the logical processors that this process may use."""
+    """Indices of the logical processors that this process may use."""
     if sys.platform == "linux":
         with suppress(OSError):
             return os.sched_getaffinity(0)
@@ -127,14 +127,14 @@ def _physical_cores(usable: set[int]) -> int:
 
 
 def _numpy_features() -> set[str]:
-    """For systems that don't list them: what numpy has asked the processor for, which is less than Linux lists."""
+    """Features reported by numpy, for systems that do not list them; fewer than Linux reports."""
     core = "_core" if hasattr(np, "_core") else "core"  # numpy 2 and 1
     features = importlib.import_module(f"numpy.{core}._multiarray_umath").__cpu_features__
     return {name for key, name in NUMPY_NAMES.items() if features.get(key)}
 
 
 def int8_kernels(cpu: Processor) -> Kernels:
-    """By the choice that onnxruntime 1.32's matrix library (MLAS) makes."""
+    """The int8 kernels for a processor, selected as in onnxruntime 1.32's matrix library (MLAS)."""
     has = set(cpu.features).issuperset
     if cpu.architecture.lower() in ("arm64", "aarch64"):
         if has({"i8mm"}):
@@ -158,7 +158,7 @@ def int8_kernels(cpu: Processor) -> Kernels:
 
 
 def system_memory() -> SystemMemory:
-    """This machine's, or its container's."""
+    """The memory of this machine or its container."""
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
@@ -177,7 +177,7 @@ def system_memory() -> SystemMemory:
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used without what can be dropped) of this process's control groups and all those around them."""
+    """(limit, memory in use without reclaimable caches) of this process's control groups and their parents."""
     found = []
     for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", _read(PROC / "self" / "cgroup"), re.MULTILINE):
         if controllers and "memory" not in controllers.split(","):
@@ -219,7 +219,7 @@ def _windows_memory() -> SystemMemory:
 
 
 def _read(path: Path) -> str:
-    """A file of the system's; empty if it is not there or cannot be read."""
+    """Content of a system file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -227,7 +227,7 @@ def _read(path: Path) -> str:
 
 
 def _run(*command: str) -> str:
-    """What a command prints; empty if there is no such command."""
+    """Output of a command; empty if it does not exist."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:

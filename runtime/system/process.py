@@ -1,4 +1,4 @@
-"""How much memory this process has used, from the system's own accounting."""
+"""Memory use of this process, as reported by the system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROC = Path("/proc")
 
 
 def peak_rss() -> int:
-    """The largest resident set of this process so far, in bytes."""
+    """Peak resident set size of this process so far, in bytes."""
     if sys.platform == "win32":
         import ctypes
         from ctypes import wintypes
@@ -44,15 +44,15 @@ def peak_rss() -> int:
 
 
 def anonymous_rss() -> int | None:
-    """Resident bytes that no file backs: what cannot be taken back under pressure. None where the system does not tell.
+    """Resident bytes not backed by a file, which cannot be reclaimed under pressure. None if not reported.
 
-    Linux alone does.
+    Only Linux reports them.
     """
     return _from_status("RssAnon")
 
 
 def _from_status(field: str) -> int | None:
-    """Bytes that Linux tells of this process; None elsewhere."""
+    """A field of Linux's process status, in bytes; None on other systems."""
     try:
         status = (PROC / "self" / "status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -62,7 +62,7 @@ def _from_status(field: str) -> int | None:
 
 
 def return_freed_memory() -> None:
-    """Give what was freed back to the system now, where the C library would keep it for later (glibc)."""
+    """Return freed memory to the system now, if the C library would keep it for later (glibc)."""
     if sys.platform == "linux":
         import ctypes
 

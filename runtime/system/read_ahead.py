@@ -1,4 +1,4 @@
-"""Reading a file before somebody who maps it gets there: in order, where pages of a mapping come one by one."""
+"""Sequential reading of a file that is about to be memory-mapped, which would load it page by page."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STEP = 1 << 20
-"""Bytes read at a time; whether they are cached already is asked of the first."""
+"""Bytes read at a time; skipped if the first of them is already cached."""
 
 
 @contextmanager
 def reading_ahead(path: Path, turn: threading.Lock) -> Iterator[None]:
     """Have the system read a file into its cache in a second thread while the body maps it.
 
-    What is cached already is passed over, in a few milliseconds for gigabytes. Where the system does not tell what that
-    is (all but Linux), nothing is read.
+    Cached parts are skipped, in a few milliseconds for gigabytes. If the system does not report what is
+    cached (all but Linux), nothing is read.
 
     Args:
         path: The file.
-        turn: Held until it is read: the next one's body begins then, and the disk reads one file at a time.
+        turn: Held until the file is read: then the next body begins, so that the disk reads one file at a time.
     """
     begun, ended = threading.Event(), threading.Event()
 

@@ -1,1 +1,1 @@
-"""Weights packed for this machine's kernels: found, made, and named in .onnx files."""
+"""Weights packed for this machine's kernels: finding them, making them, and referring to them in .onnx files."""

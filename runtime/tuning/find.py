@@ -1,4 +1,4 @@
-"""A copy of a bundle that was tuned to this machine: finding it, and knowing whether it fits.
+"""Finds the tuned copy of a bundle, and checks whether it fits this machine.
 
 Weights that onnxruntime has packed for this machine's kernels follow the weights' own bytes in their files, in the
 bundle or in a folder of the user's cache. ``tuned/`` beside those files holds the graphs that know of the packed
@@ -22,18 +22,18 @@ from ..system.files import sha256_of
 from ..system.machine import processor
 
 INDEX_VERSION = 1
-"""Raised when files, sums or the settings of sessions change."""
+"""Increased when files, sums or the settings of sessions change."""
 FOLDER, INDEX = "tuned", "index.json"
 
 
 @dataclass(frozen=True)
 class TuningKey:
-    """What decides how weights are packed, and of what: a copy with another key is not used."""
+    """Everything that determines the packed weights: a copy with another key is not used."""
 
     onnxruntime: str
     cpu: str
     bundle: str
-    """SHA-256 of the manifest, which has those of all files."""
+    """SHA-256 of the manifest, which contains those of all files."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TunedGraph:
     model_sha256: str
     data_bytes: int
     sums: tuple[int, ...]
-    """Of the data file, own and packed weights: what :func:`~.checksums.sums_of` gives."""
+    """Sums of the data file, including packed weights, from :func:`~.checksums.sums_of`."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Tuned:
     """A tuned copy that fits this machine. Whether it is undamaged is checked when it is opened."""
 
     home: Path
-    """Where the data files are: the bundle, or a folder of the user's cache."""
+    """Folder of the data files: the bundle, or a folder in the user's cache."""
     graphs: dict[str, TunedGraph]
 
     def model(self, graph: Graph) -> Path:
-        """The graph that knows of the packed weights."""
+        """Path of the graph that refers to the packed weights."""
         return self.home / FOLDER / graph.file
 
 
 def tuning_key(bundle: Path) -> TuningKey:
-    """The key of a bundle on this machine, now."""
+    """The present key of a bundle on this machine."""
     cpu = processor()
     # The processor's name stands for the features that the system does not list.
     name = "" if cpu.all_features else f"{cpu.name}, "
@@ -69,7 +69,7 @@ def tuning_key(bundle: Path) -> TuningKey:
 
 
 def cache_home(bundle: Path) -> Path | None:
-    """Where the tuned copy of a bundle is kept that is not in the bundle, by the system's own rules.
+    """The cache folder for the tuned copy of a bundle, by the system's conventions.
 
     None for a user without a home folder.
     """
@@ -86,7 +86,7 @@ def cache_home(bundle: Path) -> Path | None:
 
 
 def homes_of(bundle: Path) -> list[Path]:
-    """Where tuned copies of a bundle may be, in the order in which they are looked for."""
+    """The folders in which a bundle's tuned copy may be, in the order of search."""
     return [home for home in (bundle, cache_home(bundle)) if home is not None]
 
 
@@ -100,9 +100,9 @@ def find_tuned(bundle: Path, manifest: Manifest) -> Tuned | None:
 
 
 def read_index(home: Path, bundle: Path, manifest: Manifest) -> Tuned | str:
-    """The tuned copy of a bundle in one of its homes, or why there is none that fits.
+    """The tuned copy of a bundle in one of these folders, or the reason why there is none that fits.
 
-    The machine is only looked at where there is an index.
+    The machine is examined only if there is an index.
     """
     try:
         document = json.loads((home / FOLDER / INDEX).read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ def read_index(home: Path, bundle: Path, manifest: Manifest) -> Tuned | str:
 
 
 def is_intact(tuned: Tuned, manifest: Manifest) -> bool:
-    """Read all of a tuned copy and say whether it is as it was written."""
+    """Whether all files of a tuned copy are undamaged; reads them completely."""
     return all(
         sha256_of(tuned.model(manifest.graphs[name])) == part.model_sha256
         and sums_of(tuned.home / manifest.graphs[name].data) == list(part.sums)

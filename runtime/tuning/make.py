@@ -1,4 +1,4 @@
-"""Tunes a bundle to this machine: saves its weights as onnxruntime packs them here, so that they can be memory-mapped.
+"""Tunes a bundle to this machine: saves its weights as onnxruntime packs them, so that they can be memory-mapped.
 
 Packed weights are appended to the weights' own files, whose bytes stay what and where they were: other machines read
 them as before, and the manifest's SHA-256 are of them. Files are made aside and renamed; the index goes first and comes
@@ -43,13 +43,13 @@ from .packed_weights import Buffer, packed_weights, with_packed_weights
 
 LOCK, STAGING = "lock", "staging"
 ALIGNMENT = 4096
-"""A page: packed weights are mapped."""
+"""Page size, since packed weights are memory-mapped."""
 
 
 def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tuned, bool]:
     """Make a tuned copy of a bundle, in place of one that does not fit; one that fits is checked and kept.
 
-    Where another process is at it, this one waits, and takes what that one made.
+    If another process is tuning the bundle, this one waits, and uses the result.
 
     Args:
         folder: The bundle.
@@ -92,9 +92,9 @@ def tune(folder: Path, manifest: Manifest, *, cache: bool = False) -> tuple[Tune
 
 
 def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned | None:
-    """The tuned copy of a bundle, made now if need be; in the cache folder too where the bundle cannot be written.
+    """The tuned copy of a bundle, made now if needed; in the cache folder if the bundle cannot be written.
 
-    Where it cannot be made, a warning says why.
+    If it cannot be made, a warning says why.
 
     Raises:
         BundleError: The bundle is damaged.
@@ -114,7 +114,7 @@ def tune_if_possible(folder: Path, manifest: Manifest, *, cache: bool) -> Tuned 
 
 
 def untune(folder: Path, manifest: Manifest) -> list[Path]:
-    """Remove the packed weights of a bundle again, also those of another machine or of an interrupted tuning.
+    """Remove the packed weights from a bundle, including those of another machine or of an interrupted tuning.
 
     Returns:
         The folders that were changed. The bundle's files are those of its manifest, to the bit.
@@ -161,13 +161,13 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _in_use(error: OSError) -> str:
-    """What may be the reason on Windows, where weights that a program has mapped are neither replaced nor removed."""
+    """A possible reason on Windows, where weights that a program has mapped can be neither replaced nor removed."""
     refused = sys.platform == "win32" and isinstance(error, PermissionError)
     return "; close other programs that use the bundle" if refused else ""
 
 
 def _make(folder: Path, home: Path, manifest: Manifest, key: TuningKey) -> Tuned:
-    """Tune graph by graph, and write the index when all of them are there."""
+    """Tune each graph, then write the index."""
     records = {record.name: record for record in manifest.files}
     graphs: dict[str, TunedGraph] = {}
     try:
@@ -234,7 +234,7 @@ def _tune_graph(
 
 
 def _append(source: BinaryIO, output: BinaryIO, place: Buffer) -> Buffer:
-    """Copy one packed buffer to the next page of the output; its place there."""
+    """Copy one packed buffer to the next page of the output; returns its new place."""
     output.write(bytes(-output.tell() % ALIGNMENT))
     moved = replace(place, offset=output.tell())
     source.seek(place.offset)
@@ -266,7 +266,7 @@ def _check_room(home: Path, manifest: Manifest, cache: bool) -> None:
 
 
 def _drop_orphans(cache: Path) -> None:
-    """Remove from the cache what was made of bundles that are gone or have changed."""
+    """Remove tuned copies from the cache whose bundles no longer exist or have changed."""
     for home in cache.iterdir():
         with suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads((home / FOLDER / INDEX).read_text(encoding="utf-8"))
@@ -277,10 +277,10 @@ def _drop_orphans(cache: Path) -> None:
 
 
 def _remove_copy(home: Path) -> None:
-    """Remove a tuned copy from the cache, first of all the index, without which the rest is nothing.
+    """Remove a tuned copy from the cache, beginning with the index, which makes the rest invalid.
 
     Raises:
-        OSError: It cannot be removed.
+        OSError: A file cannot be removed.
     """
     (home / FOLDER / INDEX).unlink(missing_ok=True)
     shutil.rmtree(home)
@@ -288,11 +288,11 @@ def _remove_copy(home: Path) -> None:
 
 @contextmanager
 def _locked(home: Path, refusal: Exception | None = None) -> Iterator[None]:
-    """Keep other processes from changing the same tuned copy; they wait. What a killed one left aside is removed.
+    """Lock a tuned copy against changes by other processes, and remove temporary files of a killed one.
 
     Args:
-        home: Of the tuned copy.
-        refusal: Raised if another process is at it; None to wait for it.
+        home: Folder of the tuned copy.
+        refusal: Raised if another process holds the lock; None to wait for it.
     """
     folder = home / FOLDER
     try:

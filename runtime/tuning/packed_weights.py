@@ -1,4 +1,4 @@
-"""The few bytes of an ONNX file that say where packed weights are: read from one file, put into another.
+"""The entries of an ONNX file that refer to packed weights: reading them, and adding them to another file.
 
 Weights that onnxruntime has packed for this machine's kernels stand in a data file beside the original ones. An
 initializer's ``external_data`` names them in entries ``prepacked_0``, ``prepacked_1`` ..., each with the kernel's key
@@ -20,34 +20,34 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str | None], ...]] = {
     "TensorProto": (("name", 8, None), ("external_data", 13, "StringStringEntryProto")),
     "StringStringEntryProto": (("key", 1, None), ("value", 2, None)),
 }
-"""Of onnx.proto, the fields that matter here: name, number, and message (a string if None). protobuf keeps all others
+"""The needed fields of messages in onnx.proto: name, number, and message (a string if None). protobuf keeps all others
 as they are. The onnx package, which has all of them, is not part of the runtime."""
 _REPEATED = ("initializer", "external_data")
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """One packed buffer's place in the data file, in bytes."""
+    """Position of one packed buffer in the data file, in bytes."""
 
     offset: int
     length: int
     padding: str
-    """Alignment that onnxruntime notes for itself; handed on as it is."""
+    """Alignment information of onnxruntime; kept unchanged."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One entry of an initializer: what a kernel made of it."""
+    """One entry of an initializer: the weight as packed by one kernel."""
 
     entry: str
-    """``prepacked_0`` and so on."""
+    """Name of the entry: ``prepacked_0`` and so on."""
     key: str
-    """The operator and a hash of the packed bytes: onnxruntime takes them only for a weight that packs to the same."""
+    """The operator and a hash of the packed bytes: onnxruntime checks that the weight packs to the same bytes."""
     buffers: tuple[Buffer, ...]
 
 
 def packed_weights(model: bytes) -> dict[str, tuple[Packed, ...]]:
-    """What an ONNX file says of packed weights, for each of its initializers; an empty tuple where it says nothing.
+    """The packed weights in an ONNX file, for each of its initializers; an empty tuple if there are none.
 
     Raises:
         ValueError: The bytes are not an ONNX file, or an entry has another form.
@@ -61,9 +61,9 @@ def packed_weights(model: bytes) -> dict[str, tuple[Packed, ...]]:
 
 
 def with_packed_weights(model: bytes, packed: Mapping[str, Sequence[Packed]]) -> bytes:
-    """An ONNX file with entries for packed weights added to the initializers named.
+    """An ONNX file with entries for packed weights added to the given initializers.
 
-    Nothing else in it changes, but fields may come in another order.
+    Nothing else is changed, but fields may be reordered.
 
     Raises:
         ValueError: The bytes are not an ONNX file.
@@ -97,7 +97,7 @@ def _parsed(model: bytes) -> Any:
 
 @functools.cache
 def _model_class() -> Any:
-    """The class of ModelProto, as far as :data:`_MESSAGES` describes it."""
+    """The class for ModelProto, limited to the fields in :data:`_MESSAGES`."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto

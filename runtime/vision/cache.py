@@ -1,4 +1,4 @@
-"""Image embeddings by what is in the picture: no picture is encoded twice."""
+"""Image embeddings by the content of the picture: no picture is encoded twice."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from ..system.files import write_atomically
 
 Float32Array = NDArray[np.float32]
 SUFFIX = "embeds"
-"""Of a file: a SHA-256, then the embeddings, float32 in little-endian order."""
+"""Suffix of a cache file, which holds a SHA-256, then the embeddings, float32 in little-endian order."""
 _STORED, _CHECKSUM_BYTES = np.dtype("<f4"), 32
 MEMORY_BYTES = 64_000_000
-"""Of embeddings in memory, the last image's at least: some 195 of TinyGPT-V's images (0.33 MB each), 8 of those with
-729 tokens (7.5 MB)."""
+"""Maximum size of embeddings in memory, except that the last image's are always kept: some 195 of TinyGPT-V's images
+(0.33 MB each), or 8 of those with 729 tokens (7.5 MB)."""
 
 
 class ImageCache:
-    """The last images' embeddings in memory, and all of them in a folder if one is given; for many threads."""
+    """The last images' embeddings in memory, and all of them in a folder if one is given; thread-safe."""
 
     def __init__(self, manifest: Manifest, folder: Path | None) -> None:
         """
         Args:
-            manifest: Of the bundle; another encoder's or projector's embeddings are others.
-            folder: Where embeddings are kept, a file for each image in a subfolder for each encoder; made if need be.
+            manifest: Manifest of the bundle; embeddings of other encoders or projectors are kept apart.
+            folder: Cache folder, with a file for each image in a subfolder for each encoder; created if needed.
 
         Raises:
             ArgumentError: ``folder`` cannot be made.
@@ -51,7 +51,7 @@ class ImageCache:
                 ) from error
 
     def find(self, key: str) -> Float32Array | None:
-        """The embeddings [image tokens, hidden] of pixel values with this :func:`pixel_key`, if they are known."""
+        """The embeddings [image tokens, hidden] of pixel values with this :func:`pixel_key`, if cached."""
         with self._lock:
             if key in self._recent:
                 self._recent.move_to_end(key)
@@ -62,7 +62,7 @@ class ImageCache:
         return embeds
 
     def add(self, key: str, embeds: Float32Array) -> None:
-        """Keep embeddings; a folder that is full or gone loses nothing but time later."""
+        """Store embeddings; if the folder is full or missing, they are only computed again later."""
         self._remember(key, embeds)
         if self._folder is None:
             return
@@ -79,7 +79,7 @@ class ImageCache:
                 self._recent.popitem(last=False)
 
     def _read(self, key: str) -> Float32Array | None:
-        """From the folder; a file that is not whole, or is of another image, counts as none, and is written anew."""
+        """Read embeddings from the folder; None if the file is incomplete or of another image (then it is replaced)."""
         if self._folder is None:
             return None
         size = math.prod(self._shape) * _STORED.itemsize
@@ -98,12 +98,12 @@ class ImageCache:
 
 
 def _checksum(key: str, content: bytes) -> bytes:
-    """Of a file's content and of the image that it is of: a file under another's name is none."""
+    """Checksum of a file's content and its image's key, so that a renamed file is detected."""
     return hashlib.sha256(key.encode() + content).digest()
 
 
 def pixel_key(pixel_values: Float32Array) -> str:
-    """SHA-256 of what the encoder would see."""
+    """SHA-256 of the encoder's input."""
     return hashlib.sha256(pixel_values.tobytes()).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""What stored values mean where Pillow decodes them but does not say, or says it wrongly.
+"""The meaning of stored values that Pillow decodes without saying what they mean, or wrongly.
 
-Each correction looks at how Pillow is about to unpack the values, so that it ends where a later Pillow does better.
+Each correction checks how Pillow is about to unpack the values, so that it no longer applies once Pillow is fixed.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ _NATIVE |= {"I;16S": "I;16NS", "I;16BS": "I;16NS"}
 
 @dataclass(frozen=True)
 class Corrections:
-    """Of one image's values; those of a plain image need none."""
+    """Corrections for one image's values; a plain image needs none."""
 
     white: float | None = None
     """The value of white in a deep grey image."""
     min_is_white: bool = False
-    """Whether 0 is white instead."""
+    """Whether 0 is white."""
     unsigned: bool = False
-    """Whether 32-bit integers are, which Pillow holds as signed ones."""
+    """Whether 32-bit integers are unsigned, which Pillow stores as signed ones."""
     palette: bytes | None = None
-    """RGB, instead of the image's."""
+    """RGB palette that replaces the image's."""
     transparency: int | tuple[int, int, int] | None = None
-    """The one transparent level or colour, instead of the image's."""
+    """The single transparent level or colour, which replaces the image's."""
     opaque: Image.Image | None = None
-    """Mode L, 255 where the 16-bit colour is not the transparent one, even if its high bytes are."""
+    """Mask of mode L: 255 where the 16-bit colour is not the transparent one, even if its high bytes are."""
 
     def values(self, image: Image.Image) -> npt.NDArray[np.float64]:
-        """Of deep grey, as a new float64 array [height, width]."""
+        """The values of a deep grey image, as a new float64 array [height, width]."""
         values = np.asarray(image)
         return np.array(values.view(np.uint32) if self.unsigned else values, np.float64)
 
 
 def corrections_for(image: Image.Image, name: str, reopened: Callable[[], Image.Image] | None) -> Corrections:
-    """What to know about an image, before it is loaded if that is to come.
+    """Find the corrections for an image, before it is loaded if that is still possible.
 
     Args:
-        image: As Pillow opened it. If ``reopened`` is given, it may be made to unpack values in another way.
-        name: What messages call the picture.
-        reopened: Opens the same file once more; None if the image is somebody else's.
+        image: An image opened by Pillow. If ``reopened`` is given, the way in which it unpacks values may be changed.
+        name: Name of the picture for messages.
+        reopened: Opens the same file again; None if the image belongs to the caller.
 
     Raises:
-        ImageError: Pillow would give wrong pixels that cannot be put right.
+        ImageError: Pillow would return wrong pixels that cannot be corrected.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return Corrections()
@@ -68,7 +68,7 @@ def corrections_for(image: Image.Image, name: str, reopened: Callable[[], Image.
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
-    """How values will be unpacked; empty if they have been."""
+    """The raw mode from which values will be unpacked; empty if they have been."""
     if not image.tile:
         return ""
     arguments = image.tile[0][3]
@@ -76,7 +76,7 @@ def _rawmode(image: ImageFile.ImageFile) -> str:
 
 
 def _of_png(image: ImageFile.ImageFile, reopened: Callable[[], Image.Image] | None) -> Corrections:
-    """The one transparent level or colour of a PNG, which is stored at the file's depth."""
+    """The single transparent level or colour of a PNG, which is stored at the file's depth."""
     rawmode, stored = _rawmode(image), image.info["transparency"]
     most = {"L;2": 3, "L;4": 15}.get(rawmode)
     if most is not None and stored <= most:
@@ -88,7 +88,7 @@ def _of_png(image: ImageFile.ImageFile, reopened: Callable[[], Image.Image] | No
 
 
 def _other_low_bytes(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Where the low bytes of 16-bit RGB, which Pillow drops, are not those of a colour: mode L, 255 there."""
+    """Mask of mode L: 255 where the low bytes of 16-bit RGB, which Pillow drops, differ from those of a colour."""
     assert isinstance(image, ImageFile.ImageFile)
     _unpack_as(image, "RGB;16L")  # which takes the second byte of two
     image.load()
@@ -110,7 +110,7 @@ def _unpack_as(image: ImageFile.ImageFile, rawmode: str) -> None:
 
 
 def _check_bmp(image: ImageFile.ImageFile, name: str) -> None:
-    """Pillow does not see the alpha bit of 16-bit pixels."""
+    """Refuse 16-bit pixels with an alpha bit, which Pillow ignores."""
     if image.fp is None or not image.tile:
         return
     image.fp.seek(14)

@@ -1,4 +1,4 @@
-"""An image as the language model reads it: encoded once, asked about many times."""
+"""An encoded image: encoded once, used for many questions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EncodedImage:
     embeds: NDArray[np.float32]
     """What the decoder reads, float32 [image tokens, hidden]; read-only."""
     width: int
-    """Of the original picture, upright, in pixels."""
+    """Width of the upright original picture, in pixels."""
     height: int
     preprocess_seconds: float
     """Reading, decoding and resizing the picture."""

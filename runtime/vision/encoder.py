@@ -1,4 +1,4 @@
-"""From pixel values to image embeddings: the vision encoder's and the projector's graphs."""
+"""From pixel values to image embeddings: the graphs of the vision encoder and the projector."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class CancellableSession(Protocol):
     """A session of one graph, whose runs can be cancelled."""
 
     def run(self, outputs: list[str], inputs: dict[str, Any], cancellation: Cancellation, /) -> list[Any]:
-        """The outputs named, for these inputs."""
+        """Run the graph with these inputs; returns the named outputs."""
 
 
 class Vision:
-    """The two graphs that see; may be used by several threads at once."""
+    """The vision encoder's and the projector's graphs; safe for concurrent use."""
 
     def __init__(self, encoder: CancellableSession, projector: CancellableSession) -> None:
         self._encoder = encoder
@@ -28,7 +28,7 @@ class Vision:
     def image_features(
         self, pixel_values: NDArray[np.float32], cancellation: Cancellation | None = None
     ) -> NDArray[np.float32]:
-        """[batch, 3, size, size] to [batch, tokens, width]."""
+        """Encode pixel values [batch, 3, size, size] to features [batch, tokens, width]."""
         inputs = {"pixel_values": pixel_values}
         features: NDArray[np.float32]
         (features,) = self._encoder.run(["image_features"], inputs, cancellation or Cancellation())
@@ -37,10 +37,10 @@ class Vision:
     def image_embeds(
         self, image_features: NDArray[np.float32], cancellation: Cancellation | None = None
     ) -> NDArray[np.float32]:
-        """[batch, tokens, width] to [batch, image tokens, hidden].
+        """Project features [batch, tokens, width] to embeddings [batch, image tokens, hidden].
 
         Raises:
-            BundleError: The embeddings are not numbers.
+            BundleError: The embeddings are not finite.
         """
         inputs = {"image_features": image_features}
         embeds: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""A picture of any shape brought to the square that the vision encoder takes, and what part of the picture that is."""
+"""Fits a picture of any shape to the vision encoder's square, and computes which part of the picture is visible."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MAX_SIDE = 65_535
 MAX_CROPPED = 1 << 26
 """Most pixels that a picture may have after resizing, before its middle is cut out: they take 268 MB."""
 MAX_SIDE_SQUASHED = 131_072
-"""Longest side of one that is squashed: with its own rows as narrow as the square it takes 235 MB."""
+"""Longest side of a picture that is squashed: with its rows resized to the square's width it takes 235 MB."""
 BLOCK_PIXELS = 1 << 22
-"""Of a padded square, as many as are there at a time."""
+"""Number of pixels of a padded square that are in memory at a time."""
 
 
 def fitted(image: Image.Image | Picture, preprocessing: ImagePreprocessing, name: str = "the picture") -> Image.Image:
     """Bring an RGB picture to the square of ``image_size`` pixels.
 
     Args:
-        image: Not modified.
-        preprocessing: Whose ``fit`` says how.
-        name: What messages call the picture.
+        image: The picture; not modified.
+        preprocessing: The preprocessing, whose ``fit`` selects the method.
+        name: Name of the picture for messages.
 
     Raises:
         ImageError: The picture is so long and thin that it would take gigabytes, or minutes.
@@ -42,9 +42,9 @@ def view_of(width: int, height: int, preprocessing: ImagePreprocessing) -> View:
     """The rectangle of a picture that the encoder sees as its square.
 
     Args:
-        width: Of the upright picture, in pixels.
-        height: Likewise.
-        preprocessing: Whose ``fit`` says how the picture is brought to the square.
+        width: Width of the upright picture, in pixels.
+        height: Height of the upright picture, in pixels.
+        preprocessing: The preprocessing, whose ``fit`` selects the method.
 
     Returns:
         For ``squash`` the whole picture; for ``pad`` a square around it, which begins at negative offsets; for
@@ -69,10 +69,10 @@ def _squashed(picture: Picture, size: int, name: str) -> Image.Image:
 
 
 def _padded(picture: Picture, size: int, color: tuple[int, int, int], name: str) -> Image.Image:
-    """Pasted in the middle of a square and resized: the same pixels without the whole square in memory.
+    """Centre the picture in a square and resize: the same pixels without the complete square in memory.
 
-    Each row is resized by itself, to whole levels. Rows of one colour stay as they are: so the picture's own rows are
-    enough, and of them some at a time.
+    Resizing works on each row separately, with integer results. Rows of one colour do not change: so only the picture's
+    own rows are needed, some at a time.
     """
     width, height = picture.size
     side = max(width, height)
@@ -89,7 +89,7 @@ def _padded(picture: Picture, size: int, color: tuple[int, int, int], name: str)
 
 
 def _cropped(picture: Picture, size: int, name: str) -> Image.Image:
-    """Resized by its shorter side, and the middle cut out."""
+    """Resize by the shorter side, and cut out the middle."""
     width, height = _before_cropping(*picture.size, size)
     if width * height > MAX_CROPPED:
         before = "{} x {}".format(*picture.original_size)
@@ -102,9 +102,9 @@ def _cropped(picture: Picture, size: int, name: str) -> Image.Image:
 
 
 def _narrowed(picture: Picture, width: int) -> Image.Image:
-    """Only the rows resized, some at a time: a large picture is never there as RGB.
+    """Resize the rows only, some at a time: a large picture is never in memory as RGB.
 
-    A step of its own, as Pillow from 13 on would begin with a tall picture's columns, and round otherwise than before.
+    This is a separate step because Pillow 13 begins with the columns of a tall picture, which changes the rounding.
     """
     narrow = Image.new("RGB", (width, picture.size[1]))
     for start, block in picture.blocks():

@@ -1,4 +1,4 @@
-"""HEIC pictures, as phones take them: read by pillow-heif, where that is installed."""
+"""HEIC pictures, the format of many phones, read by pillow-heif if it is installed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..system.installing import install_command
 
 
 def open_heif(file: BinaryIO, name: str) -> Image.Image:
-    """Open a HEIF file for Pillow, whose own list of formats stays as the host program has it.
+    """Open a HEIF file for Pillow without registering the format globally.
 
     Args:
-        file: At its beginning.
-        name: What messages call it.
+        file: The file, at its beginning.
+        name: Name of the file for messages.
 
     Raises:
         ImageError: pillow-heif is not installed.

@@ -1,4 +1,4 @@
-"""Pictures to pixel_values: what Pillow reads becomes upright RGB on white, then the vision encoder's input."""
+"""Pictures to pixel_values: decodes them to upright RGB on white, then computes the vision encoder's input."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ there. docs/reliability.md has what was measured for each kind."""
 MAX_WEBP_PIXELS = MAX_PIXELS // 2
 """Largest WebP picture, whose decoder holds it four times."""
 LARGE_PIXELS = 50_000_000
-"""A JPEG file with more may be decoded at a fraction: memory counts for more then than the last level of each pixel."""
+"""A JPEG file with more pixels may be decoded at a fraction of its size: memory matters more here than exactness."""
 DRAFT_OVERSIZE = 4
-"""As many times the encoder's square each side keeps where a large JPEG file is decoded at a fraction."""
+"""Minimum side of a large JPEG file that is decoded at a fraction, as a multiple of the encoder's square."""
 
 _EXPECTED = "a picture such as JPEG, PNG, WebP or TIFF"
 
@@ -70,16 +70,16 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
-    """Decode a picture as :func:`open_image` does, but leave it to be converted some rows at a time.
+    """Decode a picture like :func:`open_image`, but convert it to RGB only when its rows are read.
 
     Args:
-        source: As for :func:`open_image`; a PIL image must not be changed before the picture has been used.
+        source: See :func:`open_image`; a PIL image must not be changed before the picture has been used.
         smallest: If given, a JPEG file of more than ``LARGE_PIXELS`` may be decoded at 1/2, 1/4 or 1/8 of its size, as
-            long as each side keeps so many pixels.
+            long as each side keeps at least this many pixels.
 
     Raises:
-        ImageError: As :func:`open_image`.
-        TypeError: Likewise.
+        ImageError: See :func:`open_image`.
+        TypeError: See :func:`open_image`.
     """
     if isinstance(source, Image.Image):
         return _decode(source, name_of(source))
@@ -104,7 +104,7 @@ def open_picture(source: ImageSource, smallest: int | None = None) -> Picture:
 
 
 def name_of(source: ImageSource) -> str:
-    """What messages call a picture: its path, or what it is."""
+    """The name of a picture for messages: its path or its type."""
     if isinstance(source, Image.Image):
         return "the PIL image"
     return "image bytes" if isinstance(source, bytes) else os.fspath(source) or "the empty path"
@@ -113,14 +113,14 @@ def name_of(source: ImageSource) -> str:
 def preprocess(
     image: Image.Image | Picture, preprocessing: ImagePreprocessing, name: str = "the picture"
 ) -> npt.NDArray[np.float32]:
-    """Bring an RGB image to the vision encoder's square (squashed, padded or cropped) and normalise it.
+    """Fit an RGB image to the vision encoder's square (squashed, padded or cropped) and normalise it.
 
-    Numbers are those of torchvision's ``ToTensor`` and ``Normalize`` on the square, rounding included.
+    The result equals that of torchvision's ``ToTensor`` and ``Normalize`` on the square, including rounding.
 
     Args:
-        image: Mode RGB, or what :func:`open_picture` gave; not modified.
-        preprocessing: From the bundle's manifest.
-        name: What messages call the picture; see :func:`name_of`.
+        image: An image of mode RGB, or the result of :func:`open_picture`; not modified.
+        preprocessing: The preprocessing in the bundle's manifest.
+        name: Name of the picture for messages; see :func:`name_of`.
 
     Returns:
         pixel_values, float32 [1, 3, image_size, image_size], C-contiguous.
@@ -178,7 +178,7 @@ def _read(file: BinaryIO, size: int, name: str, smallest: int | None) -> Picture
 
 
 def _decode(image: Image.Image, name: str) -> Picture:
-    """An image that a host program opened, whose pixels may have been loaded."""
+    """Decode an image that the caller opened, and whose pixels may already be loaded."""
     _check_size(image, name)
     with _refusing(name), _without_warnings():
         corrections = corrections_for(image, name, None)
@@ -196,7 +196,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF tag as the file has it, or None."""
+    """The EXIF orientation tag of the file, or None."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF data, which leave the picture itself readable
@@ -205,7 +205,7 @@ def _orientation(image: Image.Image) -> object:
 
 @contextlib.contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """Whatever goes wrong with a picture is an ImageError, also what Pillow stumbles over in a damaged file."""
+    """Turn every exception about a picture into an ImageError, including Pillow's own failures on damaged files."""
     try:
         yield
     except TinyGPTVError:
@@ -222,7 +222,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep back Pillow's remarks: ``MAX_PIXELS`` is the limit on size here, and metadata are of no interest."""
+    """Suppress Pillow's warnings: ``MAX_PIXELS`` limits the size here, and metadata do not matter."""
     with _FILTERS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

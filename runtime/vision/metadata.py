@@ -1,7 +1,7 @@
-"""Picture files as Pillow is shown them: without metadata for which it would refuse or misread them.
+"""Picture files for Pillow, without metadata that would make it fail or misread them.
 
-Pillow reads all of a file's metadata before its pixels, and gives up where they are damaged or larger than it takes.
-Of PNG and JPEG, only what says how pixels are to be shown is left in; of WebP and TIFF, all that is not cut off.
+Pillow reads all metadata of a file before its pixels, and fails if they are damaged or too large.
+Of PNG and JPEG, only metadata that affect the display of pixels are kept; of WebP and TIFF, all that are complete.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ TIFF_STARTS = {
     b"II+\0": ("<", "Q", "Q"),
     b"MM\0+": (">", "Q", "Q"),
 }
-"""The byte order, and types of an offset and of the number of tags: BigTIFF has longer ones."""
+"""Byte order, and types of an offset and of the number of tags, by a file's first bytes: BigTIFF has longer ones."""
 MOST_TEXT = 1 << 20
-"""Longest text that is looked at for an orientation, in bytes; Pillow's own limit."""
+"""Maximum length of a text that is searched for an orientation, in bytes; Pillow's own limit."""
 MOST_TAGS = 1 << 16
-"""As many of a TIFF are looked at; one that is no BigTIFF cannot have more."""
+"""Maximum number of tags of a TIFF that are read; only a BigTIFF can have more."""
 
 Range = tuple[int, int]
-"""Where a part of a file begins and ends."""
+"""Start and end of a part of a file."""
 Part = Range | bytes
-"""Of what Pillow is shown: from the file, or in place of what stands there."""
+"""A part of the file that Pillow reads: a range of the original file, or replacement bytes."""
 
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Of a value, by its type; all others have one byte."""
+"""Size of a value by its type; all other types have one byte."""
 _TIFF_DESCRIPTIONS = {*range(269, 273), 282, 283, *range(285, 292), 301, 305, 306, 315, 316, 318, 319, 321, 330, 333}
 _TIFF_DESCRIPTIONS |= {336, 337, 340, 341}
-"""Tags below ``_TIFF_PRIVATE`` that say nothing of how pixels are stored: names, resolution, calibration, printing."""
+"""Tags below ``_TIFF_PRIVATE`` that do not affect how pixels are stored: names, resolution, calibration, printing."""
 _TIFF_PRIVATE = 700
-"""From here on none does."""
+"""No tag from this number on affects how pixels are stored."""
 
 
 class CutValuesError(ValueError):
-    """A file ends before values that say how its pixels are stored; the message names the tag."""
+    """A file ends before values that define how its pixels are stored; the message names the tag."""
 
 
 def without_metadata(file: BinaryIO, size: int) -> BinaryIO:
-    """The same picture with less around it.
+    """The same picture with less metadata.
 
     Args:
-        file: Open at its start, and to be left open as long as the result is read.
-        size: Of the file, in bytes.
+        file: A file at its start; keep it open as long as the result is read.
+        size: Size of the file in bytes.
 
     Returns:
-        A file that reads what is left, or ``file`` itself at its start, if that is all or it is of another format.
+        A file without the metadata, or ``file`` itself at its start if nothing is removed or it has another format.
 
     Raises:
-        ValueError: It is a TIFF that ends before what says how its pixels are stored.
+        ValueError: It is a TIFF that ends before the values that define how its pixels are stored.
     """
     start = file.read(12)
     kept: list[Part] = []
@@ -75,7 +75,7 @@ def without_metadata(file: BinaryIO, size: int) -> BinaryIO:
 
 
 def _png_chunks(file: BinaryIO, size: int) -> Iterator[Range]:
-    """What is critical, and what of the rest says how to show it; an animation is its first picture."""
+    """Critical chunks, and ancillary ones that affect the display; of an animation, the first picture only."""
     at, pixels = len(PNG_START), False
     while True:
         file.seek(at)
@@ -96,7 +96,7 @@ def _png_chunks(file: BinaryIO, size: int) -> Iterator[Range]:
 
 
 def _is_of_use(kind: bytes, file: BinaryIO, length: int) -> bool:
-    """Whether an ancillary chunk, whose header was read, is whole, and says how to show the pixels."""
+    """Whether an ancillary chunk, whose header was read, is complete and affects the display of pixels."""
     if length > MOST_TEXT:
         return False
     data = file.read(length - 8)
@@ -121,7 +121,7 @@ def _inflates(data: bytes) -> bool:
 
 
 def _jpeg_segments(file: BinaryIO, size: int) -> Iterator[Range]:
-    """All but application data and comments that neither the decoder nor an orientation needs."""
+    """All segments except application data and comments that neither the decoder nor the orientation needs."""
     at = 2
     while True:
         file.seek(at)
@@ -142,7 +142,7 @@ def _jpeg_segments(file: BinaryIO, size: int) -> Iterator[Range]:
 
 
 def _decides(marker: int, data: bytes) -> bool:
-    """Whether application data say which colours or which way up."""
+    """Whether application data determine colours or orientation."""
     if marker == 0xE0:
         return data.startswith(b"JFIF\0") and len(data) >= 14
     if marker == 0xE1:
@@ -151,7 +151,7 @@ def _decides(marker: int, data: bytes) -> bool:
 
 
 def _whole_webp_chunks(file: BinaryIO, size: int) -> list[Part]:
-    """A file that says it is longer, up to where a chunk is cut off: its decoder takes none with a part of a chunk."""
+    """A file that is shorter than it says, up to the last complete chunk: the decoder rejects partial chunks."""
     chunks: list[Part] = []
     at = 12
     while True:
@@ -166,7 +166,7 @@ def _whole_webp_chunks(file: BinaryIO, size: int) -> list[Part]:
 
 
 def _without_cut_values(file: BinaryIO, size: int, order: str, offset: str, number: str) -> Iterator[Part]:
-    """A TIFF whose descriptions have no values where these are cut off: Pillow reads no tag behind such a one."""
+    """A TIFF without tags whose values are cut off: Pillow reads no tag after such a one."""
     entry = struct.Struct(f"{order}HH{offset}{offset}")
     width = struct.calcsize(offset)
     file.seek(width)
@@ -188,7 +188,7 @@ def _without_cut_values(file: BinaryIO, size: int, order: str, offset: str, numb
 
 
 def _unpacked(file: BinaryIO, format: str) -> int:
-    """A number; 0 at the end of the file."""
+    """Read a number; 0 at the end of the file."""
     length = struct.calcsize(format)
     return int(struct.unpack(format, file.read(length).ljust(length, b"\0"))[0])
 
@@ -205,7 +205,7 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 
 class _Parts(io.RawIOBase):
-    """Parts, one behind the other, as a file to read."""
+    """Consecutive parts as one readable file."""
 
     def __init__(self, file: BinaryIO, parts: list[Part]) -> None:
         self._file = file
@@ -224,7 +224,7 @@ class _Parts(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        """From one part, which may be less than was asked for; 0 at the end."""
+        """Read from one part, which may return less than was asked for; 0 at the end."""
         skipped = self._at
         for part in self._parts:
             if skipped < (length := _length(part)):

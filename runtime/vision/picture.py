@@ -1,4 +1,4 @@
-"""A decoded picture, which becomes upright RGB on white some rows at a time: no second copy of a large one."""
+"""A decoded picture that is converted to upright RGB on white some rows at a time, without a second complete copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 from .corrections import Corrections
 
 BLOCK_PIXELS = 1 << 22
-"""As many are converted at a time: 16 MB as RGB, 34 MB as floats."""
+"""Number of pixels converted at a time: 16 MB as RGB, 34 MB as floats."""
 
 # EXIF tag 274 names the turn that was made when the picture was taken; the value undoes it (EXIF 2.3, section 4.6.4).
 _UPRIGHT = {
@@ -26,7 +26,7 @@ _UPRIGHT = {
 
 
 class Picture:
-    """Upright, opaque RGB, whatever the file holds. Not modified; for one thread at a time."""
+    """An upright, opaque RGB view of a decoded image. The image is not modified; not for concurrent use."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Picture:
     ) -> None:
         """
         Args:
-            image: Loaded, of any mode.
-            orientation: As EXIF has it; anything but 2 to 8 is upright.
-            corrections: What Pillow does not say about the values.
-            original_size: Width and height as they are stored, if ``image`` is smaller.
+            image: A loaded image of any mode.
+            orientation: The EXIF orientation; all values but 2 to 8 mean upright.
+            corrections: Corrections of values that Pillow misinterprets.
+            original_size: Width and height as stored, if ``image`` is smaller.
         """
         self._image = image
         turn = orientation if isinstance(orientation, int) else 1
@@ -50,12 +50,12 @@ class Picture:
         self._corrections = corrections or Corrections()
         self._levels = self._black_and_white() if _is_deep(image) else (0.0, 255.0)
         self.size = self._upright(image.size)
-        """Width and height of what :meth:`rows` gives, in pixels."""
+        """Width and height of the result of :meth:`rows`, in pixels."""
         self.original_size = self._upright(original_size or image.size)
-        """Width and height of the picture in its file, upright: larger, if it was decoded at a fraction."""
+        """Width and height of the upright picture in its file: larger if it was decoded at a fraction of its size."""
 
     def rows(self, start: int, stop: int) -> Image.Image:
-        """A new image of mode RGB, of these rows of the upright picture."""
+        """These rows of the upright picture, as a new image of mode RGB."""
         if self._backwards:
             start, stop = self.size[1] - stop, self.size[1] - start
         width, height = self._image.size
@@ -64,14 +64,14 @@ class Picture:
         return rgb if self._turn is None else rgb.transpose(self._turn)
 
     def blocks(self) -> Iterator[tuple[int, Image.Image]]:
-        """The whole picture in blocks of rows, each with its first row's number."""
+        """The complete picture in blocks of rows, each with the index of its first row."""
         width, height = self.size
         rows = max(1, BLOCK_PIXELS // width)
         for start in range(0, height, rows):
             yield start, self.rows(start, min(start + rows, height))
 
     def whole(self) -> Image.Image:
-        """All of it, as a new image of mode RGB that carries no metadata."""
+        """The complete picture, as a new image of mode RGB without metadata."""
         if self.size[0] * self.size[1] <= BLOCK_PIXELS:
             whole = self.rows(0, self.size[1])
             whole.info = {}
@@ -85,7 +85,7 @@ class Picture:
         return (size[1], size[0]) if self._swaps else size
 
     def _to_rgb(self, box: tuple[int, int, int, int]) -> Image.Image:
-        """A part of the image as stored, transparency composited on white."""
+        """Convert a part of the stored image to RGB, with transparency composited on white."""
         image = self._image.crop(box)
         if self._corrections.palette is not None:
             image.putpalette(self._corrections.palette)
@@ -106,7 +106,7 @@ class Picture:
         return white
 
     def _deep_to_rgb(self, image: Image.Image) -> Image.Image:
-        """Grey of 16 or 32 bits, or in floats; Pillow's own conversion would clip at 255."""
+        """Convert grey values of 16 or 32 bits or floats; Pillow's own conversion would clip at 255."""
         values = self._corrections.values(image)
         transparent = None
         if "transparency" in image.info:  # a PNG's one transparent level
@@ -125,7 +125,7 @@ class Picture:
         return Image.fromarray(levels).convert("RGB")
 
     def _black_and_white(self) -> tuple[float, float]:
-        """Which values of a deep image are these."""
+        """The values of black and white in a deep image."""
         if self._corrections.white is not None:
             return 0.0, self._corrections.white
         if self._image.mode.startswith("I;16"):

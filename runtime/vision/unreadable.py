@@ -1,11 +1,11 @@
-"""What a file is that is no picture, in words for people, and what to do with it."""
+"""Explains why a file is not a readable picture, and what to do about it."""
 
 from __future__ import annotations
 
 from .metadata import CutValuesError
 
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Of ISO/IEC 23008-12, in the box that such a file begins with; ``mif1`` may hold AVIF as well."""
+"""Major brands of ISO/IEC 23008-12, in the first box of such a file; ``mif1`` may hold AVIF as well."""
 
 _MAGIC = {
     b"\x89PNG": "PNG",
@@ -26,20 +26,20 @@ _OTHERS = {
 
 
 def is_heif(start: bytes) -> bool:
-    """Whether a file that begins so is HEIF, as phones write it (``.heic``)."""
+    """Whether the first bytes of a file are those of HEIF, the format of many phones (``.heic``)."""
     return start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
 
 
 def damaged_format(start: bytes) -> str | None:
-    """The format whose files begin so, of those that are read."""
+    """The supported format whose files begin with these bytes, or None."""
     return next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
 
 
 def described(start: bytes) -> str:
-    """What a file that begins so is.
+    """A description of a file by its first bytes.
 
     Args:
-        start: Its first 12 bytes or more.
+        start: The file's first 12 bytes or more.
     """
     for magic, name in _OTHERS.items():
         if start.startswith(magic):
@@ -54,7 +54,7 @@ def described(start: bytes) -> str:
 
 
 def why_undecodable(error: Exception) -> str:
-    """Why a picture's pixels cannot be read, from what Pillow or a plugin of it raised."""
+    """Why a picture's pixels cannot be decoded, from an exception of Pillow or its plugin."""
     if isinstance(error, CutValuesError):
         return str(error)
     said = str(error).lower()
