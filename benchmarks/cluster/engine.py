@@ -66,6 +66,7 @@ def measured(document: Document) -> str:
             f"{found['ratio']:.3f} (median of {len(found['ratios'])} alternating rounds: {min(found['ratios']):.3f} to "
             f"{max(found['ratios']):.3f})."
         )
+    lines.append("- Below 1: two actors of one thread each are faster than one process of two threads.")
     each = [
         f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
         f"{'node' if found['nodes'] == 1 else 'nodes'}"

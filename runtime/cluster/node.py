@@ -123,6 +123,6 @@ class Cores:
 
     def use(self) -> None:
         """Restrict this thread, and those that it starts, to these cores."""
-        if self._cores:
+        if sys.platform == "linux" and self._cores:
             with suppress(OSError):
                 os.sched_setaffinity(0, self._cores)
