@@ -34,8 +34,8 @@ def costs(int8: Document, int4: Document, steps: Document) -> str:
     text = (
         f"For captions of {TOKENS} tokens, from the seconds that a question takes on two cores of an {cpu} "
         f"([benchmarks](benchmarks.md)); {steps['batch']} answers decoded together take {speedup:.1f} times less than "
-        "one after the other. By a cloud's price of a core-hour, a column more is yours to make. Other processors "
-        "differ by a factor of two and more: caption a hundred pictures of yours first."
+        "one after the other. Times a cloud's price of a core-hour, this is the cost. Other processors differ by a factor "
+        "of two and more: caption a hundred of your pictures first."
     )
     return "\n".join([*lines, "", wrapped(text)])
 
@@ -67,16 +67,18 @@ def measured(document: Document) -> str:
             f"{max(found['ratios']):.3f})."
         )
     lines.append("- Below 1: two actors of one thread each are faster than one process of two threads.")
-    each = [
-        f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
-        f"{'node' if found['nodes'] == 1 else 'nodes'}"
-        for count, found in document["scaling"]["found"].items()
-    ]
-    some = next(iter(document["scaling"]["found"].values()))
-    lines.append(
-        f"- Actors whose model only sleeps ({some['seconds_a_picture']} s a picture), on simulated nodes of this "
-        f"machine: they compute {', '.join(each)} of the time between the last one's beginning and the first one's end."
-    )
+    if "scaling" in document:  # measured last, as it takes longest
+        each = [
+            f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
+            f"{'node' if found['nodes'] == 1 else 'nodes'}"
+            for count, found in document["scaling"]["found"].items()
+        ]
+        some = next(iter(document["scaling"]["found"].values()))
+        lines.append(
+            f"- Actors whose model only sleeps ({some['seconds_a_picture']} s a picture), on simulated nodes of this "
+            f"machine: they compute {', '.join(each)} of the time between the last one's beginning and the first one's "
+            "end."
+        )
     rows = document["rows"]["found"]
     samples = rows["driver_anonymous_bytes"]
     quarter, half, end = (samples[len(samples) * part // 4 - 1] / 1e6 for part in (1, 2, 4))
