@@ -34,8 +34,8 @@ def costs(int8: Document, int4: Document, steps: Document) -> str:
     text = (
         f"For captions of {TOKENS} tokens, from the seconds that a question takes on two cores of an {cpu} "
         f"([benchmarks](benchmarks.md)); {steps['batch']} answers decoded together take {speedup:.1f} times less than "
-        "one after the other. Times a cloud's price of a core-hour, this is the cost. Other processors differ by a factor "
-        "of two and more: caption a hundred of your pictures first."
+        "one after the other. Times a cloud's price of a core-hour, this is the cost. Other processors differ by a "
+        "factor of two and more: caption a hundred of your pictures first."
     )
     return "\n".join([*lines, "", wrapped(text)])
 
