@@ -91,10 +91,11 @@ class Captioner:
     def _with(self, rows: pyarrow.Table, records: list[Captioned]) -> pyarrow.Table:
         import pyarrow
 
-        dropped = {*arrow_types(), *({} if self._keep else {self._column})}
+        types, documents = arrow_types(), [asdict(record) for record in records]
+        dropped = types.keys() | (set() if self._keep else {self._column})
         kept = rows.select([name for name in rows.column_names if name not in dropped])
-        for name, kind in arrow_types().items():
-            kept = kept.append_column(name, pyarrow.array([asdict(record)[name] for record in records], kind))
+        for name, kind in types.items():
+            kept = kept.append_column(name, pyarrow.array([document[name] for document in documents], kind))
         return kept
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,38 +51,32 @@ def read(unit: Unit, column: str | None) -> Iterator[pyarrow.Table]:
 
     ways = {"files": _files, "shard": _members, "table": _rows}
     found: Iterable[tuple[Any, ...]] = ways[unit.kind](unit, column)
-    rows = []
+    columns, rows = schema(), []
     for row in found:
-        rows.append(dict(zip(schema().names, row, strict=True)))
+        rows.append(dict(zip(columns.names, row, strict=True)))
         if len(rows) == _AT_ONCE:
-            yield pyarrow.Table.from_pylist(rows, schema())
+            yield pyarrow.Table.from_pylist(rows, columns)
             rows = []
     if rows:
-        yield pyarrow.Table.from_pylist(rows, schema())
+        yield pyarrow.Table.from_pylist(rows, columns)
 
 
 def _files(unit: Unit, _: str | None) -> Iterator[tuple[Any, ...]]:
     for number, uri in zip(unit.numbers, unit.items, strict=True):
-        yield number, uri, None, None, *_tried(uri)
+        yield number, uri, None, None, *_tried(partial(read_bytes, uri))
 
 
-def _tried(uri: str) -> tuple[bytes | None, str | None]:
+def _tried(work: Callable[[], bytes]) -> tuple[bytes | None, str | None]:
     try:
-        return read_bytes(uri), None
+        return work(), None
     except (OSError, ArgumentError) as error:
         return None, f"it cannot be read: {reason_of(error)}"
 
 
 def _members(unit: Unit, _: str | None) -> Iterator[tuple[Any, ...]]:
     for number, row, (name, start, size) in zip(unit.numbers, unit.rows, unit.items, strict=True):
-        try:
-            data, error = (
-                persistently(partial(_part, unit.uri, start, size), local=is_local(unit.uri)),
-                None,
-            )
-        except OSError as failure:
-            data, error = None, f"it cannot be read: {reason_of(failure)}"
-        yield number, unit.uri, row, name, data, error
+        part = partial(_part, unit.uri, start, size)
+        yield number, unit.uri, row, name, *_tried(partial(persistently, part, local=is_local(unit.uri)))
 
 
 def _part(uri: str, start: int, size: int) -> bytes:
@@ -133,11 +127,11 @@ def _value(value: object, uri: str) -> tuple[str | None, bytes | None, str | Non
         case bytes(data):
             return None, data, None
         case str(path):
-            return path, *_tried(_beside(path, uri))
+            return path, *_tried(partial(read_bytes, _beside(path, uri)))
         case {"bytes": bytes(data), "path": str() | None as path, **_more}:
             return path, data, None
         case {"path": str(path), **_more}:
-            return path, *_tried(_beside(path, uri))
+            return path, *_tried(partial(read_bytes, _beside(path, uri)))
         case None:
             return None, None, "the row has no picture"
     return None, None, f"the column holds {type(value).__name__}; expected bytes or a path"

@@ -131,10 +131,9 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
     if info.type == FileType.NotFound:
         raise ArgumentError(f"{uri} does not exist; expected a folder, a file, a glob, or a URI such as s3://")
     if info.type != FileType.Directory:
-        ending = os.path.splitext(uri)[1].lower()
-        if ending in (*TABLES, *SHARDS):
+        if _ends(uri, (*TABLES, *SHARDS)):
             found.containers.append(uri)
-        elif ending in SUFFIXES:
+        elif _ends(uri, SUFFIXES):
             found.files.append(uri)
             found.bytes += info.size
         else:
@@ -144,10 +143,12 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
             )
         return
     kept = _count(found)
-    names = _names(uri)
     if not is_table and is_local(uri):
         _add_folder(uri, found)
-    elif not is_table:
+        if _count(found) > kept:
+            return
+    names = _names(uri)
+    if not is_table:
         pictures = [name for name in names if _ends(name, SUFFIXES)]
         found.files.extend(uri.rstrip("/") + name for name in pictures)
         found.bytes += sum(names[name] for name in pictures)

@@ -94,7 +94,6 @@ def run(options: argparse.Namespace) -> int:
         "template": options.template or manifest.default_template,
     }
     counts, is_interrupted, started = Counts(), False, time.perf_counter()
-    seconds = 0.0
     try:
         with status("looking for pictures ..."):
             found = find(options.folders, is_table=options.column is not None)
