@@ -1,4 +1,4 @@
-"""A bundle's graphs run by plain onnxruntime, as docs/bundle.md says, and comparisons of what they give."""
+"""A bundle's graphs run one by one, as docs/bundle.md says, and comparisons of what they give."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
+from tinygptv.runtime.bundle.manifest import read_manifest
+from tinygptv.runtime.bundle.sessions import open_session
 
 Array = NDArray[np.float32]
 CACHE_DTYPES = {"tensor(int8)": np.int8, "tensor(float16)": np.float16, "tensor(float)": np.float32}
@@ -34,9 +35,9 @@ class GraphRuns:
     """One bundle."""
 
     def __init__(self, bundle: Path) -> None:
+        graphs = read_manifest(bundle).graphs
         self._vision, self._projector, self._decoder = (
-            onnxruntime.InferenceSession(str(bundle / f"{name}.onnx"), providers=["CPUExecutionProvider"])
-            for name in ("vision_encoder", "projector", "decoder")
+            open_session(bundle, graphs[name], None) for name in ("vision_encoder", "projector", "decoder")
         )
         self._table = np.load(bundle / "embed_tokens.npy")
 

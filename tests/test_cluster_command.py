@@ -27,13 +27,15 @@ from tinygptv.runtime.commands import caption_ray
         (["--sidecar", "--ray"], "it does not go with --ray"),
         (["--ray", "photos"], "--ray is 'photos'; expected HOST:PORT, or nothing: then put it last"),
         (["-o", "-", "--ray"], "with --ray, OUTPUT is a folder of Parquet files"),
+        (["-o", "here", "here/part-1.parquet", "--ray"], "here/part-1.parquet is where captions go"),
+        (["-o", "s3://a/b", "s3://a/b/", "--ray"], "s3://a/b/ is where captions go"),
     ],
 )
 def test_options_that_do_not_go_together(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["caption", str(tmp_path), "-o", str(tmp_path / "out"), *options])
+        main(["caption", "-o", str(tmp_path / "out"), str(tmp_path), *options])
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

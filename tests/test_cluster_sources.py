@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from tinygptv.runtime.cluster import places
+from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.reading import read
 from tinygptv.runtime.cluster.sources import (
     FILES_A_UNIT,
@@ -95,6 +96,36 @@ def test_pictures_go_before_shards_and_shards_before_tables(tmp_path: Path) -> N
     put(tmp_path / "a.png")
     assert find([str(tmp_path)], is_table=False) == Found([f"{tmp_path}/a.png"], [], [], len(RED))
     assert find([str(tmp_path)], is_table=True) == Found([], [f"{tmp_path}/t.parquet"], [], 0)
+
+
+def test_captions_of_before_are_no_sources(tmp_path: Path) -> None:
+    given = put(tmp_path / "in" / "x.png").with_name("t.parquet")
+    table(given, image=[RED])
+    given.with_name("x.png").unlink()
+    with open_output(str(tmp_path / "in" / "out"), {"model": "m"}) as output:
+        output.add(pa.table({"source": ["a.png"]}))
+    (made,) = (tmp_path / "in" / "out").glob("part-*.parquet")
+    for source in (f"{tmp_path}/in", f"{tmp_path}/in/**/*.parquet", f"{tmp_path}/in/*"):
+        for is_table in (True, False):
+            assert find([source], is_table=is_table).containers == [str(given)]
+    for source in (made.parent, made):  # meant: all sources of one run as those of another
+        assert find([str(source)], is_table=True).containers == [str(made)]
+
+
+def test_captions_of_before_in_any_file_system(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/tables/t.parquet", table(tmp_path / "t.parquet", image=[RED]).read_bytes())
+    try:
+        with open_output("memory://tables/out", {"model": "m"}) as output:
+            output.add(pa.table({"source": ["a.png"]}))
+        assert len(memory.ls("/tables/out")) == 2
+        for source in ("memory://tables", "memory://tables/**/*.parquet"):
+            assert find([source], is_table=True).containers == ["memory://tables/t.parquet"]
+        assert len(find(["memory://tables/out"], is_table=True).containers) == 1
+    finally:
+        memory.rm("/tables", recursive=True)
 
 
 def test_any_file_system(tmp_path: Path) -> None:

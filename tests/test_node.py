@@ -18,6 +18,7 @@ from PIL import Image
 from siblings import FAMILIES
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import ImagePreprocessing
+from tinygptv.runtime.bundle.sessions import products_saturate
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.vision.image import open_image, preprocess
 
@@ -118,6 +119,10 @@ def test_the_same_answer(
     if picture == PHOTO:  # another library may decode a JPEG file to other levels
         picture = tmp_path / "Foto é.png"
         Image.open(PHOTO).save(picture)
+    if products_saturate() and "Scan" in (folder / "vision_encoder.onnx").read_text("latin1") and precision == "int8":
+        done = node("ask.mjs", str(folder), str(picture), question, cwd=package)
+        assert done.returncode == 1 and "cannot compute it exactly on this processor" in done.stderr
+        return
     assert ask(package, folder, picture, question) == wanted(folder, picture, question)
 
 

@@ -40,7 +40,7 @@ from pyarrow import parquet
 from tinygptv.runtime.captioning import Captioned
 from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned
 from tinygptv.runtime.cluster.output import open_output
-from tinygptv.runtime.cluster.run import Counts, pictures_of, plan, write
+from tinygptv.runtime.cluster.run import Counts, datasets, plan, write
 from tinygptv.runtime.cluster.sources import find
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -258,16 +258,12 @@ def _run(
             if counts.captioned >= len(samples) * total // 100:
                 samples.append(process.memory_info().rss - process.memory_info().shared)
 
-        dataset = captioned(
-            pictures_of(work, None, AT_ONCE),
-            make,
-            Actors(actors, 1, ACTOR_BYTES),
-            AT_ONCE,
-            column="image",
-            keep=False,
-            all_at_once=True,
+        room = Actors(actors, 1, ACTOR_BYTES)
+        captions = (
+            captioned(pictures, make, room, AT_ONCE, column="image", keep=False, all_at_once=True)
+            for pictures in datasets(work, None, AT_ONCE)
         )
-        write(work, dataset, output, counts, step)
+        write(work, captions, output, counts, step)
         output.flush()
         assert (counts.captioned, counts.failed) == (total, 0)
         found = parquet.read_table(f"{place}/out", columns=["source", "row", "text"])

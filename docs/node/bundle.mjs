@@ -6,6 +6,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import "./telemetry.mjs";
 import * as ort from "onnxruntime-node";
+import { createSession, sessionOptions } from "./products.mjs";
 
 /** float16 bits to a number (IEEE 754 binary16). */
 function halfToFloat(bits) {
@@ -53,7 +54,11 @@ export class Bundle {
     if (![1, 2].includes(manifest.format_version)) {
       throw new Error(`format_version ${manifest.format_version}; expected 1 or 2`);
     }
-    const session = (name) => ort.InferenceSession.create(join(folder, manifest.graphs[name].file));
+    const options = await sessionOptions();
+    const session = (name) => {
+      const { file, precision } = manifest.graphs[name];
+      return createSession(join(folder, file), precision, options);
+    };
     const bundle = new Bundle();
     bundle.manifest = manifest;
     bundle.embeddings = new Embeddings(await readFile(join(folder, "embed_tokens.npy")));

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, MemoryShortageError, TinyGPTVError, is_memory_shortage
 from .contract import Graph, TensorSpec
+from .onnx_file import with_weights_in_subgraphs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -95,9 +96,11 @@ def open_session(
     """
     import_onnxruntime()
     options = _options(threads)
+    path = folder / graph.file
+    if products_saturate():
+        model = _exact(path, model)
     if model is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    path = folder / graph.file
     check_version(path, graph, sys.modules["onnxruntime"].__version__)
     session = _create(path, model, options)
     _check_contract(path, "inputs", graph.inputs, session.get_inputs())
@@ -220,6 +223,25 @@ def _options(threads: int | None) -> onnxruntime.SessionOptions:
         # Takes uint8 weights for int8 ones, at some speed. Not for all: it would do so with VNNI too (seen with 1.32).
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _exact(path: Path, model: bytes | None) -> bytes | None:
+    """A graph whose int8 weights are all taken as uint8 with :func:`_options`.
+
+    onnxruntime does so only for weights of the same graph: products in the body of a Scan with weights from outside
+    would saturate (seen with 1.32). Elsewhere they stay outside, where their memory is returned once they are packed.
+
+    Args:
+        path: The .onnx file.
+        model: Its content, if it is not the file's.
+
+    Returns:
+        ``model`` as it is, if nothing is to be changed.
+    """
+    try:
+        return with_weights_in_subgraphs(path.read_bytes() if model is None else model) or model
+    except (OSError, ValueError):  # onnxruntime says it better
+        return model
 
 
 @functools.cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
+PICTURES_A_DATASET, PICTURES_A_CORE = 250_000, 4_000
+"""Approximate number of pictures in one dataset: the larger of the two. Ray keeps about 40 bytes for each until the
+dataset ends (measured). The next dataset has new actors, which wait for the last of the old ones and load the model
+again: less than a hundredth of the time of 4,000 pictures."""
 _BLOCK_BYTES = 1_000_000
 """Maximum size of the pictures in one of Ray's blocks, unless a single one is larger."""
 _ROW_BYTES = 150
@@ -115,29 +120,44 @@ def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
 
 
 def at_once(work: Work, batch_size: int) -> int:
-    """How many pictures an actor gets at a time: batches are full, and all actors have work to the end."""
+    """How many pictures an actor gets at a time: each the same, several times if there are enough for full batches."""
+    todo, cores = int((~work.is_done).sum()), _cores()
+    times = min(4, max(1, todo // (cores * batch_size)))
+    return min(AT_ONCE, max(1, -(-todo // (cores * times))))
+
+
+def _cores() -> int:
     import ray
 
-    todo, cores = int((~work.is_done).sum()), int(ray.cluster_resources().get("CPU", 1))
-    return min(AT_ONCE, max(batch_size, todo // (4 * cores)))
+    return int(ray.cluster_resources().get("CPU", 1))
 
 
-def pictures_of(work: Work, column: str | None, at_once: int) -> Dataset:
-    """A dataset of the pictures, read as there is room for them; see :func:`.reading.schema`.
+def datasets(work: Work, column: str | None, at_once: int) -> Iterator[Dataset]:
+    """The pictures, read as there is room for them; see :func:`.reading.schema`.
 
     Args:
-        work: With at least one unit.
+        work: The result of :func:`plan`.
         column: Of tables: where the pictures are.
         at_once: Pictures that an actor gets at a time.
+
+    Yields:
+        One dataset, or one after the other if there are very many pictures.
     """
+    most = max(PICTURES_A_DATASET, PICTURES_A_CORE * _cores())
+    ends = np.cumsum([len(unit.numbers) for unit in work.units])
+    for _, units in groupby(range(len(ends)), lambda unit: (ends[unit] - 1) // most):
+        yield _dataset([work.units[unit] for unit in units], work.mean_bytes, column, at_once)
+
+
+def _dataset(units: Sequence[Unit], mean_bytes: float, column: str | None, at_once: int) -> Dataset:
     import ray
 
     context = ray.data.DataContext.get_current().copy()
     # An actor takes whole blocks: of small pictures none shall have more than it gets at a time.
-    context.target_max_block_size = int(min(_BLOCK_BYTES, at_once * (_ROW_BYTES + work.mean_bytes)))
+    context.target_max_block_size = int(min(_BLOCK_BYTES, at_once * (_ROW_BYTES + mean_bytes)))
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
-        rows = [{UNIT: pickle.dumps(unit)} for unit in work.units]
+        rows = [{UNIT: pickle.dumps(unit)} for unit in units]
         listed = ray.data.from_items(rows, override_num_blocks=len(rows))
         readers = max(_READERS, len(ray.nodes()))
         return listed.map_batches(
@@ -157,7 +177,7 @@ def _read(rows: pyarrow.Table, column: str | None) -> Iterator[pyarrow.Table]:
 
 def write(
     work: Work,
-    captions: Dataset | None,
+    captions: Iterable[Dataset],
     output: Output,
     counts: Counts,
     step: Callable[[list[tuple[str, str]]], object],
@@ -166,7 +186,7 @@ def write(
 
     Args:
         work: The result of :func:`plan`.
-        captions: Captions of the pictures of its units.
+        captions: Captions of the pictures of its units, in datasets that are computed one after the other.
         output: Where the rows are written.
         counts: The counts, updated in place.
         step: Called after each change of the counts, with the sources of pictures that cannot be read, and why.
@@ -194,8 +214,8 @@ def write(
 
     if work.failed:
         keep(pyarrow.Table.from_pylist(work.failed, schema()))
-    if captions is not None:
-        for rows in _computed(captions):
+    for dataset in captions:
+        for rows in _computed(dataset):
             keep(rows)
     if missing := int((~is_done).sum()):
         raise TinyGPTVError(f"{missing} pictures came back without a row; the same command makes them again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from ..errors import ArgumentError, reason_of
 from ..folder import SUFFIXES, Unreadable, pictures_in
+from .output import SETTINGS
 from .places import absolute, is_local, persistently, place_of
 
 Kind = Literal["files", "table", "shard"]
@@ -80,7 +82,7 @@ def find(sources: Sequence[str], *, is_table: bool) -> Found:
     Args:
         sources: Files, folders and globs (``*``, ``?``, ``[]``, ``**``), as paths or URIs. In a folder, hidden names
             (``.``, ``_``) are skipped; its pictures are used, or if there are none its shards, or if there are none
-            of these either its tables.
+            of these either its tables. Captions of this program, in folders below it or found by a glob, are skipped.
         is_table: Whether folders contain tables.
 
     Raises:
@@ -115,11 +117,21 @@ def _expand(uri: str) -> Iterator[str]:
         yield uri
         return
     from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileType
 
     file_system, path = place_of(uri)
     head = "" if is_local(uri) else uri[: len(uri) - len(path)]
-    for name in sorted(ArrowFSWrapper(file_system).glob(path)):
-        if not _is_hidden(name[len(os.path.commonpath([name, path])) :]):
+    names = sorted(ArrowFSWrapper(file_system).glob(path))
+    folder_of = {
+        name: posixpath.dirname(name) if _ends(name, TABLES) else name
+        for name in names
+        if not _ends(name, (*SUFFIXES, *SHARDS))
+    }
+    folders = sorted(set(folder_of.values()))
+    settings = file_system.get_file_info([f"{folder}/{SETTINGS}" for folder in folders])
+    outputs = {folder for folder, info in zip(folders, settings, strict=True) if info.type != FileType.NotFound}
+    for name in names:
+        if not _is_hidden(name[len(os.path.commonpath([name, path])) :]) and folder_of.get(name) not in outputs:
             yield head + name
 
 
@@ -168,7 +180,11 @@ def _names(uri: str) -> dict[str, int]:
         file_system, path = place_of(uri)
         found = file_system.get_file_info(FileSelector(path, recursive=True))
         below = {info.path[len(path) :]: info.size for info in found if info.type == FileType.File}
-    return {name: below[name] for name in sorted(below) if not _is_hidden(name)}
+    outputs = {os.path.dirname(name) for name in below if os.path.basename(name) == SETTINGS}
+    outputs.discard(os.path.dirname(f"{os.sep if is_local(uri) else '/'}{SETTINGS}"))  # it was named itself
+    return {
+        name: below[name] for name in sorted(below) if not _is_hidden(name) and os.path.dirname(name) not in outputs
+    }
 
 
 def _add_folder(uri: str, found: Found) -> None:

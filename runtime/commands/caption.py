@@ -34,7 +34,7 @@ from .options import (
     loader,
     positive,
 )
-from .terminal import complain, interruptible, pace, progress_bar, remark, status
+from .terminal import complain, interruptible, progress_bar, remark, status, tally
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -147,9 +147,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         places = {"folders": [str(folder) for folder in folders], "output": str(output)}
         print(json.dumps({**places, **vars(done)}), flush=True)
-    summary = f"{done.captioned} captioned, {done.skipped} done before, {len(done.failed)} failed"
-    if done.captioned:
-        summary += f"; {pace(done.captioned / done.seconds)}"
+    summary = tally(done.captioned, done.skipped, len(done.failed), done.seconds)
     if done.interrupted or is_stopped:
         advice = "" if output == STDOUT else "; run the same command again to continue"
         remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}){advice}")

@@ -24,7 +24,7 @@ from ..loading import DEMO_BUNDLE
 from ..options import AnswerOptions
 from ..system.files import sha256_of
 from .options import EXIT_ERROR, EXIT_INTERRUPTED, bundle_of, positive, require
-from .terminal import complain, pace, progress_bar, remark, status
+from .terminal import complain, progress_bar, remark, status, tally
 
 if TYPE_CHECKING:
     from ..cluster.output import Output
@@ -74,6 +74,16 @@ def check(options: argparse.Namespace) -> None:
         options.parser.error(f"--ray is {options.ray!r}; expected HOST:PORT, or nothing: then put it last")
     if str(options.output) == "-":
         options.parser.error("-o is -; with --ray, OUTPUT is a folder of Parquet files")
+    output = _with_end(options.output)
+    for source in options.folders:
+        if _with_end(source).startswith(output):
+            options.parser.error(f"{source} is where captions go: it cannot be a source too; choose another OUTPUT")
+
+
+def _with_end(name: str) -> str:
+    from ..cluster.places import is_local
+
+    return os.path.join(os.path.realpath(name), "") if is_local(name) else f"{name.rstrip('/')}/"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,9 +119,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         places = {"sources": options.folders, "output": options.output}
         print(json.dumps({**places, **vars(counts), "seconds": seconds, "interrupted": is_interrupted}), flush=True)
-    summary = f"{counts.captioned} captioned, {counts.skipped} done before, {counts.failed} failed"
-    if counts.captioned:
-        summary += f"; {pace(counts.captioned / seconds)}"
+    summary = tally(counts.captioned, counts.skipped, counts.failed, seconds)
     if is_interrupted:
         remark(f"interrupted ({summary}); run the same command again to continue")
         return EXIT_INTERRUPTED
@@ -123,15 +131,14 @@ def _caption(
     options: argparse.Namespace, bundle: Path, question: str, found: Any, output: Output, counts: Counts
 ) -> None:
     from ..cluster.dataset import caption_dataset
-    from ..cluster.run import at_once, pictures_of, plan, write
+    from ..cluster.run import at_once, datasets, plan, write
 
     with status("looking for what is done ..."):
         work = plan(found, output.done(retry_failed=options.retry_failed))
-    captions = None
-    if work.units:
-        count = at_once(work, options.batch_size)
-        captions = caption_dataset(
-            pictures_of(work, options.column, count),
+    count = at_once(work, options.batch_size)
+    captions = (
+        caption_dataset(
+            pictures,
             question,
             bundle=None if bundle == DEMO_BUNDLE else bundle,
             actors=options.actors,
@@ -143,6 +150,8 @@ def _caption(
             batch_size=options.batch_size,
             options=AnswerOptions(options.max_new_tokens, options.template),
         )
+        for pictures in datasets(work, options.column, count)
+    )
     todo = int((~work.is_done).sum())
     with progress_bar("captioning", todo, "img") as bar:
 

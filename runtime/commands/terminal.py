@@ -126,6 +126,12 @@ def pace(rate: float) -> str:
     return f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute"
 
 
+def tally(captioned: int, skipped: int, failed: int, seconds: float) -> str:
+    """What a run over many pictures has done so far, as readable text."""
+    rate = f"; {pace(captioned / seconds)}" if captioned else ""
+    return f"{captioned} captioned, {skipped} done before, {failed} failed{rate}"
+
+
 def interruptible(work: Callable[[], T], cancel: Callable[[], object]) -> T:
     """Run ``work`` in a second thread, so that Ctrl-C is noticed during a computation.
 

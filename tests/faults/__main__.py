@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from .paths import PATHS
 from .tracing import FAULTS, missing
-from .trial import Trial
+from .trial import Outcome, Trial
 
 
 def sweep(name: str, options: argparse.Namespace, home: Path, bar: tqdm) -> dict[str, Any]:
@@ -39,7 +40,10 @@ def sweep(name: str, options: argparse.Namespace, home: Path, bar: tqdm) -> dict
     bar.total += len(tries)
     counts, findings = dict.fromkeys([*options.faults, "missed"], 0), []
     for point, fault in tries:
-        outcome = trial.fail(point, fault)
+        try:
+            outcome = trial.fail(point, fault)
+        except subprocess.TimeoutExpired as hang:
+            outcome = Outcome(True, f"{fault} at {point}: not ended within {hang.timeout:.0f} s")
         counts[fault if outcome.was_hit else "missed"] += 1
         if outcome.finding:
             findings.append(outcome.finding)

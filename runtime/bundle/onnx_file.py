@@ -1,0 +1,94 @@
+"""Reading and changing ONNX files with protobuf alone: the onnx package is not part of the runtime."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+_PACKAGE = "tinygptv.onnx_file"
+_STRING, _NUMBER = "string", "int32"
+_MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "ModelProto": (("graph", 7, "GraphProto"),),
+    "GraphProto": (("node", 1, "NodeProto"), ("initializer", 5, "TensorProto")),
+    "NodeProto": (("input", 1, _STRING), ("attribute", 5, "AttributeProto")),
+    "AttributeProto": (("g", 6, "GraphProto"),),
+    "TensorProto": (("data_type", 2, _NUMBER), ("name", 8, _STRING), ("external_data", 13, "StringStringEntryProto")),
+    "StringStringEntryProto": (("key", 1, _STRING), ("value", 2, _STRING)),
+}
+"""The needed fields of messages in onnx.proto: name, number, and type or message. protobuf keeps all others as they
+are."""
+_REPEATED = ("node", "input", "attribute", "initializer", "external_data")
+_INT8 = 3
+"""TensorProto.DataType.INT8."""
+
+
+def parsed(model: bytes) -> Any:
+    """An ONNX file as a message with the fields above.
+
+    Raises:
+        ValueError: The bytes are not an ONNX file.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _model_class().FromString(model)
+    except DecodeError as error:
+        raise ValueError(f"{error}; expected an ONNX file") from error
+
+
+def with_weights_in_subgraphs(model: bytes) -> bytes | None:
+    """An ONNX file with the int8 weights that subgraphs use copied into them; they refer to the same data.
+
+    Raises:
+        ValueError: The bytes are not an ONNX file.
+
+    Returns:
+        The file; None if its subgraphs use no int8 weights of graphs around them.
+    """
+    file = parsed(model)
+    if not _copy_weights(file.graph, {}):
+        return None
+    changed: bytes = file.SerializeToString()
+    return changed
+
+
+def _copy_weights(graph: Any, outer: Mapping[str, Any]) -> bool:
+    """Copy the weights of ``outer`` that a graph or its subgraphs use into them; returns whether there are any."""
+    used = {name for node in graph.node for name in node.input if name in outer}
+    for name in sorted(used):
+        graph.initializer.add().CopyFrom(outer[name])
+        graph.initializer[-1].name = _inside(name)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in used:
+                node.input[place] = _inside(name)
+    weights = {**outer, **{tensor.name: tensor for tensor in graph.initializer if tensor.data_type == _INT8}}
+    subgraphs = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    copied = [_copy_weights(subgraph, weights) for subgraph in subgraphs]
+    return bool(used) or any(copied)
+
+
+def _inside(name: str) -> str:
+    return f"{name}.in_subgraph"
+
+
+@functools.cache
+def _model_class() -> Any:
+    """The class for ModelProto, limited to the fields in :data:`_MESSAGES`."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    types = {_STRING: kinds.TYPE_STRING, _NUMBER: kinds.TYPE_INT32}
+    file = descriptor_pb2.FileDescriptorProto(name=f"{_PACKAGE}.proto", package=_PACKAGE, syntax="proto2")
+    for message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            field = described.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if name in _REPEATED else kinds.LABEL_OPTIONAL
+            field.type = types.get(kind, kinds.TYPE_MESSAGE)
+            if kind not in types:
+                field.type_name = f".{_PACKAGE}.{kind}"
+    pool = descriptor_pool.DescriptorPool()  # of its own: the onnx package's messages are in the default one
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.ModelProto"))
