@@ -48,6 +48,12 @@ ROOT = Path(__file__).resolve().parents[1]
 """To it and :func:`photo`, :func:`speaking_model` answers with varied text: ids 243, 262, 30, 294, 256, 294, 256 ..."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests first: at the end, what is left is short, and several workers share it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def bundle_with(source: Path, folder: Path, **changes: object) -> Path:
     """A copy of a bundle in ``folder``, whose manifest has other fields."""
     shutil.copytree(source, folder)

@@ -9,10 +9,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from tinygptv.runtime.cluster import places
+from tinygptv.runtime.cluster import places, run
 from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.reading import read
 from tinygptv.runtime.cluster.sources import (
@@ -300,3 +301,33 @@ def test_failures_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = iter([FileNotFoundError("gone")])
     with pytest.raises(FileNotFoundError):
         places.persistently(work, local=False)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, [3, 3, 9]), (2, [6, 9])])
+def test_very_many_pictures_are_several_datasets(
+    cores: int, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row groups stay whole, also if they are larger; each picture is in one dataset."""
+    monkeypatch.setattr(run, "PICTURES_A_DATASET", 4)
+    monkeypatch.setattr(run, "PICTURES_A_CORE", 4)
+    monkeypatch.setattr(run, "_cores", lambda: cores)
+    monkeypatch.setattr(run, "_dataset", lambda units, *_: [number for unit in units for number in unit.numbers])
+    units, first = [], 0
+    for name, groups, count in (("a", 2, 6), ("b", 1, 8), ("c", 1, 1)):
+        container = look_through(str(table(tmp_path / f"{name}.parquet", groups, image=[RED] * count)))
+        units.extend(units_of(container, first, ()))
+        first += count
+    work = run.Work(units, [], np.zeros(first, bool), 1.0)
+    parts: list[Any] = [*run.datasets(work, None, 8)]
+    assert [len(part) for part in parts] == expected
+    assert sum(parts, []) == list(range(first))
+
+
+@pytest.mark.parametrize(
+    ("todo", "expected"), [(1, 1), (3, 2), (16, 8), (24, 12), (32, 8), (40, 10), (100, 13), (999, 32), (10_000, 32)]
+)
+def test_how_many_an_actor_gets_at_a_time(todo: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two cores and batches of 8: few are shared out, and batches are full as soon as there are enough."""
+    monkeypatch.setattr(run, "_cores", lambda: 2)
+    is_done = np.arange(todo + 5) < 5
+    assert run.at_once(run.Work([], [], is_done, 1.0), 8) == expected

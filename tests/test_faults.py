@@ -18,6 +18,7 @@ SLOW = ["export-int4", "verify"]
 MOST = 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_old_or_new(tmp_path: Path) -> None:
     of_the_day = int(time.time()) // 86_400

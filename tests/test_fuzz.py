@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, int(time.time()) // 86_400], ids=["fixed", "of the day"])
 def test_nothing_breaks(seed: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", "--seconds", str(SECONDS), "--seed", str(seed)]

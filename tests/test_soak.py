@@ -11,6 +11,7 @@ if not Path("/proc/self/smaps_rollup").exists():
     pytest.skip("what a process holds is read as Linux tells it", allow_module_level=True)
 
 
+@pytest.mark.slow
 def test_a_busy_server_stays_as_it_is() -> None:
     found = soak(minutes=0.25, pictures=12, seed=1)
     assert found["wrong"] == []
