@@ -320,7 +320,7 @@ def test_very_many_pictures_are_several_datasets(
     work = run.Work(units, [], np.zeros(first, bool), 1.0)
     parts: list[Any] = [*run.datasets(work, None, 8)]
     assert [len(part) for part in parts] == expected
-    assert sum(parts, []) == list(range(first))
+    assert [number for part in parts for number in part] == list(range(first))
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,23 @@ def test_memory_of_a_container(
 
 
 @linux
+@pytest.mark.parametrize(
+    ("limit", "available", "swap"), [(3 << 30, 2 << 30, 0), (1 << 29, 0, 0), (8 << 30, 6 * GB, None)]
+)
+def test_an_address_space_that_is_limited(
+    limit: int, available: int, swap: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """2 GiB are reserved, of which 1 GiB is in memory."""
+    import resource
+
+    lay_out(monkeypatch, tmp_path, "0::/\n", "", ("memory.max", "memory.current"), {})
+    pages = resource.getpagesize()
+    (machine.PROC / "self" / "statm").write_text(f"{(2 << 30) // pages} {(1 << 30) // pages} 0 0 0 0 0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, resource.RLIM_INFINITY))
+    assert system_memory() == SystemMemory(8 * GB, available, None, swap)
+
+
+@linux
 def test_memory_of_an_older_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     folders = {"": (1 << 62, 5 * GB, 0), "box": (3 * GB, 2 * GB, 0)}

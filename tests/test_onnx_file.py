@@ -12,7 +12,7 @@ from tinygptv.export.graph import GraphWriter
 from tinygptv.export.linear import Linears
 from tinygptv.export.precision import PerChannel
 from tinygptv.runtime.bundle.manifest import Axis, TensorSpec
-from tinygptv.runtime.bundle.onnx_file import with_weights_in_subgraphs
+from tinygptv.runtime.bundle.onnx_file import has_subgraphs, with_weights_in_subgraphs
 from tinygptv.runtime.bundle.sessions import open_session
 
 
@@ -28,6 +28,7 @@ def test_weights_of_a_loop_are_copied_into_it(tmp_path: Path) -> None:
         writer.rename_output(result, "y")
         graph, _ = writer.finish()
     before = (tmp_path / graph.file).read_bytes()
+    assert has_subgraphs(before)
     changed = with_weights_in_subgraphs(before)
     assert changed is not None
     (scan,) = (node for node in onnx.load_from_string(changed).graph.node if node.op_type == "Scan")
@@ -44,6 +45,7 @@ def test_weights_of_a_loop_are_copied_into_it(tmp_path: Path) -> None:
 
 def test_what_has_no_loops() -> None:
     demo = Path(__file__).parents[1] / "runtime" / "demo"
+    assert not has_subgraphs((demo / "projector.onnx").read_bytes())
     assert with_weights_in_subgraphs((demo / "projector.onnx").read_bytes()) is None
     with pytest.raises(ValueError, match="expected an ONNX file"):
         with_weights_in_subgraphs(b"nothing")

@@ -19,6 +19,8 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
 """The needed fields of messages in onnx.proto: name, number, and type or message. protobuf keeps all others as they
 are."""
 _REPEATED = ("node", "input", "attribute", "initializer", "external_data")
+_WITH_SUBGRAPHS = (b"\x22\x04Scan", b"\x22\x04Loop", b"\x22\x02If")
+"""NodeProto's field 4, the type, of the standard operators that have subgraphs."""
 _INT8 = 3
 """TensorProto.DataType.INT8."""
 
@@ -35,6 +37,11 @@ def parsed(model: bytes) -> Any:
         return _model_class().FromString(model)
     except DecodeError as error:
         raise ValueError(f"{error}; expected an ONNX file") from error
+
+
+def has_subgraphs(model: bytes) -> bool:
+    """Whether an ONNX file may have nodes with subgraphs; found without protobuf, which takes time to import."""
+    return any(kind in model for kind in _WITH_SUBGRAPHS)
 
 
 def with_weights_in_subgraphs(model: bytes) -> bytes | None:

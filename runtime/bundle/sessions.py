@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleError, MemoryShortageError, TinyGPTVError, is_memory_shortage
 from .contract import Graph, TensorSpec
-from .onnx_file import with_weights_in_subgraphs
+from .onnx_file import has_subgraphs, with_weights_in_subgraphs
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -239,7 +239,8 @@ def _exact(path: Path, model: bytes | None) -> bytes | None:
         ``model`` as it is, if nothing is to be changed.
     """
     try:
-        return with_weights_in_subgraphs(path.read_bytes() if model is None else model) or model
+        content = path.read_bytes() if model is None else model
+        return with_weights_in_subgraphs(content) or model if has_subgraphs(content) else model
     except (OSError, ValueError):  # onnxruntime says it better
         return model
 

@@ -173,7 +173,25 @@ def system_memory() -> SystemMemory:
             limit = min(allowed, limit or allowed)
             room = max(0, allowed - used)
             available = room if available is None else min(available, room)
-    return SystemMemory(total, available, limit, values.get("SwapFree"))
+    swap = values.get("SwapFree")
+    space = _address_space()
+    if space is not None and (available is None or space < available):
+        available, swap = space, 0  # which swap does not extend
+    return SystemMemory(total, available, limit, swap)
+
+
+def _address_space() -> int | None:
+    """Bytes that this process may have in memory if its address space is limited (``ulimit -v``); None if it is not."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    sizes = _read(PROC / "self" / "statm").split()
+    if limit == resource.RLIM_INFINITY or len(sizes) < 2:
+        return None
+    size, resident = (int(pages) * resource.getpagesize() for pages in sizes[:2])
+    return max(0, limit - (size - resident))
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:
