@@ -47,11 +47,11 @@ def has_subgraphs(model: bytes) -> bool:
 def with_weights_in_subgraphs(model: bytes) -> bytes | None:
     """An ONNX file with the int8 weights that subgraphs use copied into them; they refer to the same data.
 
-    Raises:
-        ValueError: The bytes are not an ONNX file.
-
     Returns:
         The file; None if its subgraphs use no int8 weights of graphs around them.
+
+    Raises:
+        ValueError: The bytes are not an ONNX file.
     """
     file = parsed(model)
     if not _copy_weights(file.graph, {}):

@@ -180,8 +180,8 @@ def _names(uri: str) -> dict[str, int]:
         file_system, path = place_of(uri)
         found = file_system.get_file_info(FileSelector(path, recursive=True))
         below = {info.path[len(path) :]: info.size for info in found if info.type == FileType.File}
-    outputs = {os.path.dirname(name) for name in below if os.path.basename(name) == SETTINGS}
-    outputs.discard(os.path.dirname(f"{os.sep if is_local(uri) else '/'}{SETTINGS}"))  # it was named itself
+    # An output that was named itself is meant.
+    outputs = {os.path.dirname(name) for name in below if os.path.basename(name) == SETTINGS != name[1:]}
     return {
         name: below[name] for name in sorted(below) if not _is_hidden(name) and os.path.dirname(name) not in outputs
     }
