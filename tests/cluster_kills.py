@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from clusters import LocalCluster, actor_processes, cluster
+from clusters import LocalCluster, cluster
 from test_cluster import IMAGES, NAMES, faults_of, pictures
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.captioning import caption_each
@@ -45,7 +45,7 @@ def one_run(running: LocalCluster, folder: Path, output: Path, draw: random.Rand
             elif what == "node":
                 running.kill_node(draw.randrange(len(running.nodes)))
                 running.add_node(2)
-            elif found := actor_processes("ray::MapWorker" if what == "actor" else "ray::"):
+            elif found := running.actors("ray::MapWorker" if what == "actor" else "ray::"):
                 draw.choice(found).kill()
             else:
                 continue

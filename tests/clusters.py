@@ -55,17 +55,17 @@ class LocalCluster:
     def command(self, *arguments: str | Path) -> list[str]:
         return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
 
+    def actors(self, title: str = "ray::MapWorker") -> list[psutil.Process]:
+        """Of the model's processes, on every node of this cluster and of no other on this machine."""
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if (process.cmdline() or [""])[0].startswith(title):
+                    found.append(process)
+        return found
+
     def environment(self) -> dict[str, str]:
         return plain_environment(self.home, XDG_CACHE_HOME=str(self.home / "cache"), TQDM_DISABLE="1")
-
-
-def actor_processes(title: str = "ray::MapWorker") -> list[psutil.Process]:
-    """Of the model's actors, on every node of this machine."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith(title):
-            found.append(process)
-    return found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from clusters import LocalCluster, actor_processes, cluster, s3_server
+from clusters import LocalCluster, cluster, s3_server
 from PIL import Image
 from pyarrow import dataset
 from served import wait_until
@@ -245,10 +245,10 @@ def test_actors_and_a_node_die(two_nodes: LocalCluster, tmp_path: Path, answers:
     folder, output = pictures(tmp_path / "in", 700), tmp_path / "out"
     process = begun(two_nodes, folder, output)
     try:
-        kill_an_actor(process)
+        busy_actor(two_nodes, process).kill()
         two_nodes.kill_node(1)
         two_nodes.add_node(2)
-        kill_an_actor(process)
+        busy_actor(two_nodes, process).kill()
         _, said = process.communicate(timeout=150)
     finally:
         process.kill()
@@ -265,7 +265,7 @@ def test_the_command_dies(two_nodes: LocalCluster, tmp_path: Path, answers: dict
     for way in (signal.SIGKILL, signal.SIGINT):
         process = begun(two_nodes, folder, output)
         try:
-            busy_actor(process)
+            busy_actor(two_nodes, process)
             process.send_signal(way)
             _, said = process.communicate(timeout=60)
         finally:
@@ -283,20 +283,16 @@ def test_the_command_dies(two_nodes: LocalCluster, tmp_path: Path, answers: dict
 
 def begun(running: LocalCluster, folder: Path, output: Path) -> subprocess.Popen[str]:
     """The command, which goes on; actors of earlier ones are gone."""
-    wait_until(lambda: not actor_processes())
+    wait_until(lambda: not running.actors())
     command = running.command(folder, "-o", output, "--threads", "1")
     return subprocess.Popen(command, env=running.environment(), stderr=subprocess.PIPE, text=True)
 
 
-def kill_an_actor(run: subprocess.Popen[str]) -> None:
-    busy_actor(run).kill()
-
-
-def busy_actor(run: subprocess.Popen[str]) -> psutil.Process:
+def busy_actor(running: LocalCluster, run: subprocess.Popen[str]) -> psutil.Process:
     """One that computes captions: Ray names a process by what it does."""
     give_up = time.monotonic() + 60
     while run.poll() is None and time.monotonic() < give_up:
-        for process in actor_processes():
+        for process in running.actors():
             with suppress(psutil.Error):
                 if process.cmdline()[0].endswith(".submit"):
                     return process

@@ -12,8 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -181,12 +182,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def terminal(folder: Path, wheel: Path) -> dict[str, str]:
-    """Variables of a new terminal."""
+def terminal(folder: Path, wheel: Path) -> Iterator[dict[str, str]]:
+    """Variables of a new terminal, which sees no Ray of another test's; names of sockets must be short."""
     pip = {"NO_INDEX": "1", "NO_DEPS": "1", "NO_COMPILE": "1", "QUIET": "1", "DISABLE_PIP_VERSION_CHECK": "1"}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     more = {"TQDM_DISABLE": "1", "MPLBACKEND": "agg", "WHEEL": str(wheel)}
-    return plain_environment(folder, PATH=path, **more, **{f"PIP_{name}": value for name, value in pip.items()})
+    more |= {f"PIP_{name}": value for name, value in pip.items()}
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as ray:
+        yield plain_environment(folder, PATH=path, RAY_TMPDIR=ray, **more)
 
 
 @pytest.fixture(scope="module")
