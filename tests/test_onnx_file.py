@@ -1,18 +1,22 @@
-"""ONNX files changed without the onnx package: weights in the graph that multiplies by them."""
+"""ONNX files changed without the onnx package: weights in the graph that multiplies by them, and as uint8."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from tinygptv.export.graph import GraphWriter
 from tinygptv.export.linear import Linears
 from tinygptv.export.precision import PerChannel
 from tinygptv.runtime.bundle.manifest import Axis, TensorSpec
-from tinygptv.runtime.bundle.onnx_file import has_subgraphs, with_weights_in_subgraphs
+from tinygptv.runtime.bundle.onnx_file import has_subgraphs, with_uint8_weights, with_weights_in_subgraphs
 from tinygptv.runtime.bundle.sessions import open_session
 
 
@@ -49,3 +53,70 @@ def test_what_has_no_loops() -> None:
     assert with_weights_in_subgraphs((demo / "projector.onnx").read_bytes()) is None
     with pytest.raises(ValueError, match="expected an ONNX file"):
         with_weights_in_subgraphs(b"nothing")
+
+
+@pytest.mark.parametrize("use", ["another operator", "a zero point", "twice", "within the file"])
+def test_weights_that_stay_int8(use: str, tmp_path: Path) -> None:
+    """All but those that are only weights of products; a file with weights of both kinds still has its products."""
+    random = np.random.default_rng(0)
+    stays, goes = (random.integers(-128, 128, (16, 8), np.int8) for _ in range(2))
+    parts = {
+        "stays": stays,
+        "goes": goes,
+        "step": np.float32(0.01),
+        "zero": np.uint8(3),
+        "shift": np.int8(0),
+    }
+    domain = "com.microsoft"
+    inputs = ["a", "stays", "step", "step", "zero", *(["shift"] if use == "a zero point" else [])]
+    product = partial(helper.make_node, "MatMulIntegerToFloat", domain=domain)
+    nodes = [
+        product(["a", "goes", "step", "step", "zero"], ["x"]),
+        product(["a", "goes", "step", "step", "zero"], ["z"]),
+        product(inputs, ["y"]),
+    ]
+    results = ["x", "y", "z"]
+    if use == "another operator":
+        nodes.append(helper.make_node("DequantizeLinear", ["stays", "step"], ["w"]))
+    elif use == "twice":
+        nodes.append(product(["a", "stays", "step", "step", "zero", "shift"], ["w"]))
+    kinds = onnx.TensorProto
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("a", kinds.UINT8, [2, 16])],
+        [helper.make_tensor_value_info(name, kinds.FLOAT, None) for name in results],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in parts.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
+    file = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    for place, tensor in enumerate(graph.initializer[:2]):
+        if not (tensor.name == "stays" and use == "within the file"):
+            set_external_data(file.graph.initializer[place], "data", offset=128 * place, length=128)
+            file.graph.initializer[place].ClearField("raw_data")
+    before = file.SerializeToString()
+    data = bytearray(stays.tobytes() + goes.tobytes())
+    moves = []
+
+    def move(offset: int, length: int) -> int:
+        moves.append((offset, length))
+        data[offset : offset + length] = bytes(byte ^ 0x80 for byte in data[offset : offset + length])
+        return offset
+
+    def run(model: bytes) -> list[np.ndarray]:
+        (tmp_path / "data").write_bytes(data)
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        found: list[np.ndarray] = session.run(results, {"a": np.arange(32, dtype=np.uint8).reshape(2, 16)})
+        return found
+
+    expected = run(before)
+    changed = with_uint8_weights(before, move)
+    assert moves == [(128, 128)]
+    types = {tensor.name: tensor.data_type for tensor in onnx.load_from_string(changed).graph.initializer}
+    assert types["stays"] == kinds.INT8 and types["goes"] == kinds.UINT8
+    for one, other in zip(expected, run(changed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="expected an ONNX file"):
+        with_uint8_weights(b"nothing", move)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import QUESTION, export_arguments, plain_environment, published_files
 from tinygptv.export import graph_ops
@@ -98,10 +99,47 @@ def test_outputs_are_the_same_to_the_bit(bundle: Path, photo: Path, embeds: np.n
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_weights_as_uint8(bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    """As on x86 without VNNI: products are the same to the bit everywhere, and each weight of theirs is packed."""
+    monkeypatch.setattr(tuning, "products_saturate", lambda: True)
+
+    def outputs() -> tuple[np.ndarray, np.ndarray]:
+        with TinyGPTV.load(bundle, threads=1) as model:
+            image = model.encode_image(photo)
+            return image.embeds, model._decoder.start().run(model.embed_prompt(image, QUESTION), 0).copy()
+
+    manifest, before, exact = read_manifest(bundle), contents(bundle), outputs()
+    made, _ = tune(bundle, manifest, cache=cached)
+    assert tuned(bundle) == made
+    for one, other in zip(exact, outputs(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    count = 0
+    for name in GRAPHS:
+        graph, model = manifest.graphs[name], made.model(manifest.graphs[name])
+        packed = packed_weights(model.read_bytes())
+        for node in onnx.load(model, load_external_data=False).graph.node:
+            if node.op_type in ("MatMulIntegerToFloat", "MatMulNBits"):
+                assert packed[node.input[1]], f"{node.input[1]} is not packed"
+                count += 1
+        data, own = (made.home / graph.data).read_bytes(), before[graph.data]
+        assert data.startswith(own) != cached or name == "projector"
+    assert count > 20
+    assert untune(bundle, manifest) == [made.home]
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize("saturating", [False, True])
 def test_an_encoder_that_takes_its_tokens_in_chunks(
-    golden_bundle: Callable[[int, str], Path], photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden_bundle: Callable[[int, str], Path],
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saturating: bool,
 ) -> None:
-    """As the published one does: the same to the bit as at once, and once tuned."""
+    """As the published one does: the same to the bit as at once, and once tuned, with VNNI and without."""
+    if saturating:
+        monkeypatch.setattr(tuning, "products_saturate", lambda: True)
     monkeypatch.setattr(graph_ops, "chunk_size", lambda tokens: tokens // 2)
     files = published_files(3)
     chunked = tmp_path / "chunked"
@@ -375,7 +413,7 @@ def test_a_copy_that_does_not_fit_is_rebuilt(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", "null", '{"version": 1}', '{"version": 99}', '{"version": 1, "key": 3}', '"key": {"more": 3, "'],
+    ["", "{}", "[]", "null", '{"version": 2}', '{"version": 99}', '{"version": 2, "key": 3}', '"key": {"more": 3, "'],
 )
 def test_an_index_of_another_form(bundle: Path, photo: Path, told: str, text: str) -> None:
     manifest = read_manifest(bundle)
@@ -588,7 +626,7 @@ def test_the_index_goes_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_small_graph_without_packed_weights(
     bundle: Path, photo: Path, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on x86 without VNNI, where onnxruntime makes other weights of the vision encoder's."""
+    """As an onnxruntime may have it that packs other kinds of weights than this one."""
     read = tuning.packed_weights
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(tuning, "packed_weights", lambda model: {} if b"pixel_values" in model else read(model))

@@ -21,7 +21,7 @@ from ..errors import reason_of
 from ..system.files import sha256_of
 from ..system.machine import processor
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Increased when files, sums or the settings of sessions change."""
 FOLDER, INDEX = "tuned", "index.json"
 

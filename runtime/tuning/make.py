@@ -1,9 +1,11 @@
 """Tunes a bundle to this machine: saves its weights as onnxruntime packs them, so that they can be memory-mapped.
 
 Packed weights are appended to the weights' own files, whose bytes stay what and where they were: other machines read
-them as before, and the manifest's SHA-256 are of them. Files are made aside and renamed; the index goes first and comes
-last. So being killed at any moment leaves a bundle that loads, and programs that have it open keep what they mapped;
-on Windows these keep it from being changed.
+them as before, and the manifest's SHA-256 are of them. On x86 without VNNI, onnxruntime would change int8 weights each
+time it loads them; there they are also saved as uint8 (in the cache, in their place), and these are packed.
+
+Files are made aside and renamed; the index goes first and comes last. So being killed at any moment leaves a bundle
+that loads, and programs that have it open keep what they mapped; on Windows these keep it from being changed.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from ..bundle.checksums import CHUNK_BYTES, damaged_files, is_whole, sums_of
 from ..bundle.manifest import FILE_NAME as MANIFEST
 from ..bundle.manifest import GRAPHS, FileRecord, Graph, Manifest, tuning_mark
-from ..bundle.sessions import packing_version, save_packed
+from ..bundle.onnx_file import with_uint8_weights
+from ..bundle.sessions import packing_version, products_saturate, save_packed
 from ..errors import BundleError, TinyGPTVError, reason_of
 from ..system.files import check_writable, locked, publish_file, sha256_of, staging_folder
 from .find import (
@@ -203,10 +209,17 @@ def _make(folder: Path, home: Path, manifest: Manifest, key: TuningKey) -> Tuned
 def _tune_graph(
     folder: Path, home: Path, graph: Graph, record: FileRecord, staging: Path, *, required: bool
 ) -> TunedGraph:
-    saved = staging / "saved"
-    saved.mkdir()
-    save_packed(folder, graph, saved)
+    data, tuned_model, saved = staging / graph.data, staging / graph.file, staging / "saved"
     model = (folder / graph.file).read_bytes()
+    with data.open("w+b") as output:
+        with (folder / graph.data).open("rb") as portable:
+            _copy(portable, output, record.size)
+        output.write(tuning_mark(record))
+        if products_saturate():
+            model = with_uint8_weights(model, partial(_move_as_uint8, output, in_place=home != folder))
+    tuned_model.write_bytes(model)
+    saved.mkdir()
+    save_packed(staging, graph, saved)
     own = packed_weights(model)
     packed = {
         initializer: entries
@@ -216,11 +229,7 @@ def _tune_graph(
     if required and not packed:
         version = packing_version().partition(",")[0]
         raise TinyGPTVError(f"onnxruntime {version} keeps no packed weights of {graph.file}: install 1.32 or later")
-    data, tuned_model = staging / graph.data, staging / graph.file
-    with data.open("wb") as output, (saved / graph.data).open("rb") as source:
-        with (folder / graph.data).open("rb") as portable:
-            _copy(portable, output, record.size)
-        output.write(tuning_mark(record))
+    with data.open("ab") as output, (saved / graph.data).open("rb") as source:
         moved = {
             initializer: [replace(one, buffers=tuple(_append(source, output, b) for b in one.buffers)) for one in some]
             for initializer, some in packed.items()
@@ -231,6 +240,18 @@ def _tune_graph(
     publish_file(tuned_model, home / FOLDER / graph.file)
     publish_file(data, home / graph.data)
     return part
+
+
+def _move_as_uint8(file: BinaryIO, offset: int, length: int, *, in_place: bool) -> int:
+    """Write int8 weights of a data file as uint8, 128 greater, over themselves or at its end; returns their place."""
+    place = offset if in_place else -(-file.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
+    for start in range(0, length, CHUNK_BYTES):
+        file.seek(offset + start)
+        block = np.frombuffer(file.read(min(CHUNK_BYTES, length - start)), np.uint8)
+        file.seek(place + start)
+        file.write((block ^ np.uint8(0x80)).tobytes())
+    file.seek(0, os.SEEK_END)
+    return place
 
 
 def _append(source: BinaryIO, output: BinaryIO, place: Buffer) -> Buffer:
@@ -255,11 +276,12 @@ def _check_room(home: Path, manifest: Manifest, cache: bool) -> None:
     """Raise OSError unless there is room for what is there at once, at the most.
 
     That is of the largest graph what onnxruntime writes (weights and packed weights) and the new data file (the same
-    again), and of the others what stays.
+    again), and of the others what stays. Weights as uint8 are once more as large, unless they replace their own.
     """
     weights = {graph.data for graph in manifest.graphs.values()}
     *others, largest = sorted(record.size for record in manifest.files if record.name in weights)
-    needed = int(4.2 * largest + (2.1 if cache else 1.1) * sum(others))
+    uint8 = 1 if products_saturate() and not cache else 0
+    needed = int((4.2 + uint8) * largest + ((2.1 if cache else 1.1) + uint8) * sum(others))
     free = shutil.disk_usage(home).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB are free there, and tuning needs {needed / 1e9:.1f} GB")
