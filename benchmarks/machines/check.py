@@ -34,6 +34,8 @@ from tinygptv.runtime.bundle import sessions
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.system.machine import NUMPY_NAMES
+from tinygptv.runtime.tuning.find import FOLDER
+from tinygptv.runtime.tuning.packed_weights import packed_weights
 
 Array = NDArray[np.float32]
 Document = dict[str, Any]
@@ -132,6 +134,13 @@ def unguarded(bundle: Path, expected: dict[str, Array]) -> dict[str, float]:
         sessions.products_saturate = tried
 
 
+def packed(tuned: Path) -> dict[str, int]:
+    """How many weights of products a tuned copy has as this machine's kernels take them, so that they are mapped."""
+    models = [packed_weights(path.read_bytes()) for path in tuned.glob("*.onnx")]
+    found = [bool(entries) for model in models for name, entries in model.items() if ".weight_int" in name]
+    return {"packed": sum(found), "weights": len(found)}
+
+
 def sums(bundle: Path) -> dict[str, str]:
     """SHA-256 of each of a folder's files."""
     paths = sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -161,6 +170,7 @@ def check(inputs: Path, scratch: Path) -> Document:
         "new": tuned["new"],
         "bytes": tuned["bytes"],
         "used": places[0]["usable"],
+        **packed(bundle / FOLDER),
         "answers": answers(bundle, pictures),
     }
     run("tune", str(bundle), "--undo")

@@ -25,9 +25,9 @@ def report(document: Document) -> str:
             f"{len(native['captions'])} pictures to the demo model."
         ),
         "",
-        "| machine | instructions | int8 kernels | answers | tuned: answers | undone | captions | cosines, at least "
-        "| as tests ask |",
-        "| --- | --- | --- | --: | --: | --- | --: | --- | --- |",
+        "| machine | instructions | int8 kernels | answers | tuned: answers | tuned: weights packed | undone "
+        "| captions | cosines, at least | as tests ask |",
+        "| --- | --- | --- | --: | --: | --: | --- | --: | --- | --- |",
     ]
     lines += [_row(machine, native) for machine in machines]
     lines += ["", "| machine | int8 products | the same cosines without that |", "| --- | --- | --- |"]
@@ -41,7 +41,7 @@ def report(document: Document) -> str:
 
 def _row(machine: Document, native: Document) -> str:
     if machine["failure"]:
-        return f"| {machine['name']} | | | did not run: {' '.join(machine['failure'].split())[-200:]} | | | | | |"
+        return f"| {machine['name']} | | | did not run: {' '.join(machine['failure'].split())[-200:]} | | | | | | |"
     tuned, golden = machine["tuned"], [one["cosines"] for one in machine["golden"].values()]
     holds = all(one[name] >= least for one in golden for name, least in LEAST.items())
     cells = (
@@ -50,6 +50,7 @@ def _row(machine: Document, native: Document) -> str:
         machine["doctor"]["int8"]["name"],
         _same(machine["answers"], native["answers"]),
         _same(tuned["answers"], native["answers"]) if tuned["used"] else "not used",
+        f"{tuned['packed']} of {tuned['weights']}",
         "to the bit" if tuned["undone"] else "**no**",
         _same(machine["captions"], native["captions"]),
         _cosines(golden),
