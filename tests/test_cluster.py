@@ -272,7 +272,7 @@ def test_the_command_dies(two_nodes: LocalCluster, tmp_path: Path, answers: dict
             process.kill()
         before, done = done, len(rows_of(output)) if list(output.glob("part-*")) else 0
         if way == signal.SIGINT:
-            assert process.returncode == 130
+            assert process.returncode == 130, said
             assert f"interrupted ({done - before} captioned, {before} done before, 0 failed" in said
     assert done < count
     last = two_nodes.caption(folder, "-o", output, "--threads", "1")

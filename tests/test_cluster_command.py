@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,22 @@ with caption_ray._cluster(""):
     assert done.stderr == ""
     assert json.loads(done.stdout) == [{"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}, 64]
     assert not (tmp_path / ".ray").exists()
+
+
+def test_an_interrupt_that_a_library_swallows() -> None:
+    """It is noticed at the next batch; a program that ignores Ctrl-C goes on ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with caption_ray._interrupts() as check:
+            check()
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                check()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with caption_ray._interrupts() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+    finally:
+        signal.signal(signal.SIGINT, before)

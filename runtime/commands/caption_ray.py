@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +111,8 @@ def run(options: argparse.Namespace) -> int:
             found = find(options.folders, is_table=options.column is not None)
         with open_output(options.output, settings) as output, _cluster(options.ray):
             started = time.perf_counter()
-            _caption(options, bundle, question, found, output, counts)
+            with _interrupts() as check:
+                _caption(options, bundle, question, found, output, counts, check)
     except KeyboardInterrupt:
         is_interrupted = True
     except OSError as error:
@@ -127,8 +130,41 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_ERROR if counts.failed else 0
 
 
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed, whatever became of the first exception.
+
+    Python drops one that is raised in a callback or destructor of a library's; a run under load once went on to its
+    end.
+    """
+    pressed = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check  # of a program that ignores it, or has its own way
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _caption(
-    options: argparse.Namespace, bundle: Path, question: str, found: Any, output: Output, counts: Counts
+    options: argparse.Namespace,
+    bundle: Path,
+    question: str,
+    found: Any,
+    output: Output,
+    counts: Counts,
+    check: Callable[[], None],
 ) -> None:
     from ..cluster.dataset import caption_dataset
     from ..cluster.run import at_once, datasets, plan, write
@@ -163,6 +199,7 @@ def _caption(
                     complain("there are more pictures that cannot be read; OUTPUT has their errors")
             bar.update(counts.captioned + counts.failed - bar.n)
             bar.set_postfix(failed=counts.failed)
+            check()
 
         write(work, captions, output, counts, step)
 
