@@ -61,11 +61,12 @@ class Model:
         if way == "fp32":
             return self.op("MatMul", [x, self.constant(self.random.standard_normal((columns, rows), np.float32))])
         if "blocks" in way:
-            bits, size = 4 if way.startswith("4 bits") else 8, int(way.split()[-1])
+            bits, size = 4 if way.startswith("4 bits") else 8, int(way.split("blocks ")[1].split(",")[0])
+            inner = 1 if way.endswith("in float32") else 4
             packed = self.random.integers(1, 255, (rows, columns // size, size * bits // 8), dtype=np.uint8)
             scales = np.full((rows, columns // size), 1e-3, np.float32)
             inputs = [x, self.constant(packed), self.constant(scales)]
-            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": 4}
+            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": size, "accuracy_level": inner}
             return self.op("MatMulNBits", inputs, domain=CONTRIB, **sizes)
         packed = self.constant(self.random.integers(-127, 127, (columns, rows), dtype=np.int8))
         scales = self.constant(np.full(rows, 1e-3, np.float32))
@@ -207,7 +208,7 @@ def measure(threads: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]
     for tokens in TOKENS:
         groups[products(tokens)] = {
             way: lambda way=way, tokens=tokens: mlps(way, tokens, threads)
-            for way in (*blocks, "rows", "one scale for all tokens")
+            for way in (*blocks, "4 bits, blocks 128, in float32", "rows", "one scale for all tokens")
         }
     for past in (64, 1500):
         groups[f"decoder attention, {LAYERS} layers, after {past} tokens"] = {

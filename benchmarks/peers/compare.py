@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="this project's model")
     parser.add_argument("--name", help=f"of this project's model in tables (default: {OURS['decoder'].name})")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="adapters, or adapter:variant")
-    parser.add_argument("--rounds", type=int, default=4, help="an even number, as order matters (default: 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="an even number (default: 4)")
     parser.add_argument(
         "--context-rounds", type=int, default=2, help=f"that also decode after {CONTEXT_TOKENS} tokens (default: 2)"
     )
@@ -191,7 +191,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="JSON")
     options = parser.parse_args(argv)
     if options.rounds % 2 or options.context_rounds % 2:
-        # On a virtual machine the second process of a pair read its weights up to 1.4 times as fast as the first.
         parser.error("rounds must be even, so that each is the first as often")
     try:
         peers = chosen(options.only)
