@@ -244,20 +244,24 @@ def _tune_graph(
 
 def _move_as_uint8(file: BinaryIO, offset: int, length: int, *, in_place: bool) -> int:
     """Write int8 weights of a data file as uint8, 128 greater, over themselves or at its end; returns their place."""
-    place = offset if in_place else -(-file.seek(0, os.SEEK_END) // ALIGNMENT) * ALIGNMENT
+    place = offset if in_place else _next_page(file)
     for start in range(0, length, CHUNK_BYTES):
         file.seek(offset + start)
         block = np.frombuffer(file.read(min(CHUNK_BYTES, length - start)), np.uint8)
         file.seek(place + start)
         file.write((block ^ np.uint8(0x80)).tobytes())
-    file.seek(0, os.SEEK_END)
     return place
+
+
+def _next_page(file: BinaryIO) -> int:
+    """Fill the last page of a file with zeros; returns the place behind it, where the file is then."""
+    file.write(bytes(-file.seek(0, os.SEEK_END) % ALIGNMENT))
+    return file.tell()
 
 
 def _append(source: BinaryIO, output: BinaryIO, place: Buffer) -> Buffer:
     """Copy one packed buffer to the next page of the output; returns its new place."""
-    output.write(bytes(-output.tell() % ALIGNMENT))
-    moved = replace(place, offset=output.tell())
+    moved = replace(place, offset=_next_page(output))
     source.seek(place.offset)
     _copy(source, output, place.length)
     return moved
