@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from tqdm import tqdm
 
-from .precision import LARGEST, SMALLEST_STEP
 from .rotation import orthogonal, rotate
+from .rounding import LARGEST, SMALLEST_STEP
 from .smoothing import Smoothing
 from .torch_ops import Value
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .precision import best_scales_int4, pack_int4, steps_int4
+from .rounding import best_scales_int4, pack_int4, steps_int4
 
 PACKED_INT4, SCALES_INT4 = "packed_int4", "scales_int4"
 """Suffixes of the tensors that :func:`quantize_gptq` makes of a linear layer's weight."""

@@ -12,17 +12,8 @@ from torch import Tensor
 
 from .gptq import PACKED_INT4, SCALES_INT4
 from .graph import CONTRIB, GraphWriter
-from .precision import (
-    LARGEST,
-    LARGEST_UNSIGNED,
-    ZERO_POINT,
-    GroupWise,
-    PerChannel,
-    Scheme,
-    quantize_channels,
-    quantize_groups,
-    quantize_groups_int4,
-)
+from .precision import GroupWise, PerChannel, Scheme
+from .rounding import LARGEST, LARGEST_UNSIGNED, ZERO_POINT, quantize_channels, quantize_groups, quantize_groups_int4
 from .smoothing import INPUT_FACTOR, INPUT_ROTATION
 
 ACCURACY_LEVEL_INT8 = 4

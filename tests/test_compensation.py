@@ -10,8 +10,9 @@ from conftest import GOLDEN_STAGES, Refusal, golden_checkpoint, published_files
 from tinygptv.export.calibration import PACKAGED, calibrate, find_calibration_set
 from tinygptv.export.compensation import Compensator
 from tinygptv.export.gptq import PACKED_INT4, SCALES_INT4, hessians, quantize_gptq
-from tinygptv.export.precision import GroupWise, PerChannel, Scheme, candidates, quantize_groups_int4
+from tinygptv.export.precision import GroupWise, PerChannel, Scheme, candidates
 from tinygptv.export.rotation import orthogonal
+from tinygptv.export.rounding import quantize_groups_int4
 from tinygptv.export.smoothing import Group, Smoothed, Smoothing, groups_of
 from tinygptv.export.sources.tokenizer import build_tokenizer
 from tinygptv.export.torch_ops import Value

@@ -10,7 +10,8 @@ from tinygptv.export import gptq
 from tinygptv.export.gptq import PACKED_INT4, SCALES_INT4, hessians, quantize_gptq
 from tinygptv.export.graph import GraphWriter
 from tinygptv.export.linear import Linears
-from tinygptv.export.precision import GroupWise, quantize_groups_int4, round_groups
+from tinygptv.export.precision import GroupWise
+from tinygptv.export.rounding import quantize_groups_int4, round_groups
 from tinygptv.runtime.bundle.manifest import Axis, Quantization, TensorSpec
 from tinygptv.runtime.bundle.sessions import open_session
 from torch import Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -228,6 +229,27 @@ def test_memory_of_this_process() -> None:
     anonymous = anonymous_rss()
     assert anonymous is None or anonymous > 1_000_000
     return_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_large_blocks_are_mapped_one_by_one() -> None:
+    """So that each is returned when it is freed: without it, glibc keeps the second of these for later."""
+    code = """if 1:
+    import ctypes, sys
+    from tinygptv.runtime.system.process import LARGE_BLOCK, map_large_blocks
+    c = ctypes.CDLL(None)
+    c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    if sys.argv[1:]:
+        map_large_blocks()
+    for _ in range(2):
+        block = c.malloc(2 * LARGE_BLOCK)
+        is_mapped = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value & 2
+        c.free(block)
+    print(bool(is_mapped))
+    """
+    for arguments, expected in ([], "False"), (["called"], "True"):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert found.stdout.strip() == expected
 
 
 @linux

@@ -15,7 +15,8 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from tinygptv.export.gptq import PACKED_INT4, SCALES_INT4
-from tinygptv.export.precision import GroupWise, SchemeOf, pack_int4, steps_int4
+from tinygptv.export.precision import GroupWise, SchemeOf
+from tinygptv.export.rounding import pack_int4, steps_int4
 from torch import Tensor
 
 Q4_0 = GroupWise(32, bits=4)

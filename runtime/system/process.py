@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 PROC = Path("/proc")
+M_MMAP_THRESHOLD = -3
+"""glibc's number of the setting, from malloc.h."""
+LARGE_BLOCK = 4 << 20
 
 
 def peak_rss() -> int:
@@ -59,6 +62,21 @@ def _from_status(field: str) -> int | None:
         return None
     found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+def map_large_blocks() -> None:
+    """Have every block of :data:`LARGE_BLOCK` bytes or more returned to the system when it is freed (glibc).
+
+    glibc maps large blocks one by one, but raises its limit with each that is freed, up to 32 MiB. Then the buffers
+    that graphs are loaded with leave holes between what stays. It is a setting of the whole process, so only programs
+    call this.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not all C libraries have it
+        if set_option is not None:
+            set_option(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def return_freed_memory() -> None:
