@@ -13,7 +13,7 @@ from .commands import app, ask, bundle, caption, chat, doctor, mcp, serve, tune
 from .commands.options import BUNDLE_VARIABLE, EXIT_ERROR, EXIT_INTERRUPTED, IntermixedParser
 from .commands.terminal import complain, replace_what_lacks
 from .errors import TinyGPTVError, is_memory_shortage, line_of
-from .system.process import map_large_blocks
+from .system.process import share_one_heap
 
 COMMANDS = (ask, chat, app, caption, serve, mcp, bundle, tune, doctor)
 """Command modules in the order of the help; each has ``add(commands)``, which sets the function to run."""
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 for a known error, 2 for wrong usage, 130 for Ctrl-C."""
     replace_what_lacks()
     options = _parser().parse_args(argv)
-    map_large_blocks()
+    share_one_heap()
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         with warnings.catch_warnings():

@@ -232,22 +232,23 @@ def test_memory_of_this_process() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_large_blocks_are_mapped_one_by_one() -> None:
-    """So that each is returned when it is freed: without it, glibc keeps the second of these for later."""
+def test_threads_share_one_heap() -> None:
+    """A bit of a block's header says whether it lies in another one than the main thread's."""
     code = """if 1:
-    import ctypes, sys
-    from tinygptv.runtime.system.process import LARGE_BLOCK, map_large_blocks
-    c = ctypes.CDLL(None)
-    c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    import ctypes, sys, threading
+    from tinygptv.runtime.system.process import share_one_heap
+    malloc = ctypes.CDLL(None).malloc
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     if sys.argv[1:]:
-        map_large_blocks()
-    for _ in range(2):
-        block = c.malloc(2 * LARGE_BLOCK)
-        is_mapped = ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value & 2
-        c.free(block)
-    print(bool(is_mapped))
+        share_one_heap()
+    def allocate():
+        header = ctypes.c_size_t.from_address(malloc(5000) - ctypes.sizeof(ctypes.c_size_t)).value
+        print(bool(header & 4))
+    thread = threading.Thread(target=allocate)
+    thread.start()
+    thread.join()
     """
-    for arguments, expected in ([], "False"), (["called"], "True"):
+    for arguments, expected in ([], "True"), (["shared"], "False"):
         found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert found.stdout.strip() == expected
 

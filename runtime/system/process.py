@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 PROC = Path("/proc")
-M_MMAP_THRESHOLD = -3
-"""glibc's number of the setting, from malloc.h."""
-LARGE_BLOCK = 4 << 20
+M_ARENA_MAX = -8
+"""glibc's number of this setting, from malloc.h."""
 
 
 def peak_rss() -> int:
@@ -64,19 +63,18 @@ def _from_status(field: str) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def map_large_blocks() -> None:
-    """Have every block of :data:`LARGE_BLOCK` bytes or more returned to the system when it is freed (glibc).
+def share_one_heap() -> None:
+    """Have all threads of this process allocate from one heap (glibc).
 
-    glibc maps large blocks one by one, but raises its limit with each that is freed, up to 32 MiB. Then the buffers
-    that graphs are loaded with leave holes between what stays. It is a setting of the whole process, so only programs
-    call this.
+    By default each thread has its own, and :func:`return_freed_memory` returns less of those: 50 MB stay that graphs
+    were loaded with. Only programs call this, before they start threads: libraries leave their host's settings alone.
     """
     if sys.platform == "linux":
         import ctypes
 
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not all C libraries have it
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if set_option is not None:
-            set_option(M_MMAP_THRESHOLD, LARGE_BLOCK)
+            set_option(M_ARENA_MAX, 1)
 
 
 def return_freed_memory() -> None:
