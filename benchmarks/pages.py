@@ -51,6 +51,7 @@ def sections() -> Iterator[tuple[Path, str, str]]:
     yield BENCHMARKS, "asks", asks.table(full_size)
     yield BENCHMARKS, "exports", asks.exports(full_size)
     yield BENCHMARKS, "measured-with", asks.measured_with(full_size)
+    yield BENCHMARKS, "asks-zen4", asks.table(_read("full_size/results_zen4.json"))
     found = targets.read_rows()
     yield HERE / "README.md", targets.SECTION, targets.table(found)
     yield BENCHMARKS, "missed", targets.missed(found)

@@ -82,7 +82,7 @@ class OpenSessions:
             if session is None:
                 self._last.clear()
                 return_freed_memory()
-                session = self._last[name] = self._open_graph(name)
+                session = self._last[name] = _opened(self._open_graph, name)
             return session
 
 

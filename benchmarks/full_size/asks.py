@@ -40,9 +40,11 @@ def _lines(header: list[str], rows: list[list[str]], names: int) -> str:
 
 
 def table(document: dict[str, Any]) -> str:
-    """A question about a photo, by family and mode."""
+    """A question about a photo, by mode and by family, of those that were measured."""
     rows = []
     for family, name in FAMILIES.items():
+        if family not in document:
+            continue
         measured = document[family]["ask"]["modes"]
         rows += [[name, text, *_cells(measured[mode])] for mode, text in MODES.items() if mode in measured]
         if "fp32" in document[family]:
