@@ -232,15 +232,15 @@ def test_memory_of_this_process() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_threads_share_one_heap() -> None:
+def test_threads_of_a_command_share_one_heap() -> None:
     """A bit of a block's header says whether it lies in another one than the main thread's."""
     code = """if 1:
     import ctypes, sys, threading
-    from tinygptv.runtime.system.process import share_one_heap
+    from tinygptv.runtime.cli import main
     malloc = ctypes.CDLL(None).malloc
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     if sys.argv[1:]:
-        share_one_heap()
+        main(sys.argv[1:])
     def allocate():
         header = ctypes.c_size_t.from_address(malloc(5000) - ctypes.sizeof(ctypes.c_size_t)).value
         print(bool(header & 4))
@@ -248,7 +248,7 @@ def test_threads_share_one_heap() -> None:
     thread.start()
     thread.join()
     """
-    for arguments, expected in ([], "True"), (["shared"], "False"):
+    for arguments, expected in ([], "True"), (["bundle", "verify", "nowhere"], "False"):
         found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert found.stdout.strip() == expected
 
