@@ -25,6 +25,7 @@ from .language.prompt import Prompt, Turn, closing_tokens
 from .language.sampling import sampler
 from .open_sessions import OpenSessions
 from .options import DEFAULT_MAX_NEW_TOKENS, AnswerOptions
+from .system.process import return_freed_memory
 from .vision.cache import ImageCache, pixel_key
 from .vision.encoded import EncodedImage
 from .vision.fit import view_of
@@ -108,6 +109,7 @@ class Engine:
                 encoded = time.perf_counter()
                 embeds = vision.image_embeds(features, cancellation)[0]
             self._images.add(key, embeds)
+            return_freed_memory()
         return EncodedImage(
             embeds=embeds,
             width=width,

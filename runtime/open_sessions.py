@@ -105,7 +105,6 @@ class _SessionOnDemand:
         options = run_options(returning_memory=True)
         with cancellation.stopping(options):
             results: list[Any] = session.run(outputs, inputs, options)
-        return_freed_memory()
         return results
 
 
