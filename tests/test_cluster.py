@@ -285,7 +285,14 @@ def begun(running: LocalCluster, folder: Path, output: Path) -> subprocess.Popen
     """The command, which goes on; actors of earlier ones are gone."""
     wait_until(lambda: not running.actors())
     command = running.command(folder, "-o", output, "--threads", "1")
-    return subprocess.Popen(command, env=running.environment(), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=running.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in a shell's background, Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def busy_actor(running: LocalCluster, run: subprocess.Popen[str]) -> psutil.Process:

@@ -134,8 +134,7 @@ def run(options: argparse.Namespace) -> int:
 def _interrupts() -> Iterator[Callable[[], None]]:
     """Yields a function that raises KeyboardInterrupt if Ctrl-C was pressed, whatever became of the first exception.
 
-    Python drops one that is raised in a callback or destructor of a library's; a run under load once went on to its
-    end.
+    Python drops one that is raised in a callback or destructor of a library's.
     """
     pressed = threading.Event()
 
