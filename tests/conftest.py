@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import hashlib
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -70,6 +71,14 @@ def spoil(bundle: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     text = (bundle / MANIFEST).read_text(encoding="utf-8")
     was, now = (hashlib.sha256(content).hexdigest() for content in (data, changed))
     (bundle / MANIFEST).write_text(text.replace(was, now), encoding="utf-8")
+
+
+def heed_interrupts() -> None:
+    """For a process that gets Ctrl-C in a test: a shell's background job, which a test run may be, ignores it.
+
+    What is ignored is handed on to other processes.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def plain_environment(home: Path, **more: str) -> dict[str, str]:

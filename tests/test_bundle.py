@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
-from conftest import GOLDEN_STAGES, export_arguments, plain_environment, published_files
+from conftest import GOLDEN_STAGES, export_arguments, heed_interrupts, plain_environment, published_files
 from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
 from tinygptv.export.calibration import PACKAGED, find_calibration_set
@@ -409,8 +409,7 @@ def test_interrupted_command_leaves_what_was_there(number: signal.Signals, there
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=plain_environment(tmp_path),
-        # A shell's background job, which a test run may be, has interrupts switched off, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         error = b""

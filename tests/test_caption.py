@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from captioned import CAPTIONS, IMAGES, PLACES, RED, TEAL, lines, picture_folder, texts, wanted
-from conftest import plain_environment
+from conftest import heed_interrupts, plain_environment
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.bundle.manifest import FILE_NAME as MANIFEST
 from tinygptv.runtime.cli import main
@@ -285,7 +285,7 @@ def at_a_terminal(command: list[str], home: Path, interrupt_at: bytes | None = N
         [sys.executable, *command],
         stderr=theirs,
         env=plain_environment(home, TERM="xterm"),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
     os.close(theirs)
     said = b""

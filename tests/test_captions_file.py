@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from captioned import CAPTIONS, PLACES, RED, TEAL, lines, picture_folder, texts, wanted
-from conftest import bundle_with, plain_environment
+from conftest import bundle_with, heed_interrupts, plain_environment
 from tinygptv.runtime import TinyGPTV
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.captions import Captions
@@ -359,7 +359,7 @@ def test_interrupted_as_a_process(number: signal.Signals, folder: Path, output: 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=plain_environment(tmp_path),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
     wait_for_a_line(process, output)
     process.send_signal(number)

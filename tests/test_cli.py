@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import QUESTION, bundle_with, export_arguments, plain_environment, spoil
+from conftest import QUESTION, bundle_with, export_arguments, heed_interrupts, plain_environment, spoil
 from tinygptv.runtime import TinyGPTV, cli
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.commands.options import BUNDLE_VARIABLE, TUNE_VARIABLE
@@ -444,8 +444,7 @@ def test_ctrl_c(bundle: str, photo: Path, tmp_path: Path) -> None:
         stdout=writer,
         stderr=subprocess.PIPE,
         env=plain_environment(tmp_path),
-        # A shell's background job, which a test run may be, has interrupts switched off, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
     os.close(writer)
     deadline = time.monotonic() + 60

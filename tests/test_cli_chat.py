@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import QUESTION, plain_environment
+from conftest import QUESTION, heed_interrupts, plain_environment
 from PIL import Image
 from tinygptv.runtime import Cancellation, TinyGPTV
 from tinygptv.runtime.commands.chat import COMMANDS
@@ -429,7 +429,7 @@ def test_ctrl_c_ends_a_script(bundle: str, photo: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=plain_environment(tmp_path),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(f"{QUESTION}\n{QUESTION}\n".encode())

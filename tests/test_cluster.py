@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from clusters import LocalCluster, cluster, s3_server
+from conftest import heed_interrupts
 from PIL import Image
 from pyarrow import dataset
 from served import wait_until
@@ -290,8 +291,7 @@ def begun(running: LocalCluster, folder: Path, output: Path) -> subprocess.Popen
         env=running.environment(),
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in a shell's background, Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heed_interrupts,
     )
 
 
