@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import GOLDEN_STAGES, export_arguments, heed_interrupts, plain_environment, published_files
+from file_contents import contents
 from tinygptv.export import bundle as bundle_module
 from tinygptv.export.bundle import export_bundle
 from tinygptv.export.calibration import PACKAGED, find_calibration_set
@@ -36,10 +37,6 @@ QUICKLY = ("--overwrite", "--calibration", "none")
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def keywords(files: dict[str, str]) -> dict[str, Any]:

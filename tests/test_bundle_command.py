@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from file_contents import flip
 from tinygptv.runtime.bundle.manifest import parse_manifest, read_manifest
 from tinygptv.runtime.cli import main
 from tinygptv.runtime.tuning.find import FOLDER
@@ -25,12 +26,6 @@ def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bundle(golden_bundle: Callable[[int, str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(golden_bundle(3, "int8"), tmp_path / "ein Bündel"))
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
 
 
 def verified(bundle: Path, capsys: pytest.CaptureFixture[str], status: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Refusal, open_published
+from file_contents import flip
 from sibling_layouts import build
 from siblings import write
 from tinygptv.export.sources import archives
@@ -35,12 +36,6 @@ def start_of(file: Path, info: zipfile.ZipInfo) -> int:
         opened.seek(info.header_offset + 26)
         name, extra = struct.unpack("<2H", opened.read(4))
     return info.header_offset + 30 + name + extra
-
-
-def flip(file: Path, place: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
 
 
 def zipped_again(file: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:

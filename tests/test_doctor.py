@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import plain_environment
+from file_contents import flip
 from tinygptv.runtime import diagnosis, memory_needs
 from tinygptv.runtime.bundle import sessions
 from tinygptv.runtime.bundle.manifest import (
@@ -113,10 +114,7 @@ def test_damage_that_loading_does_not_look_for(
 ) -> None:
     """Weights of a full-size bundle are too large to be hashed at each start; here they are."""
     monkeypatch.setattr("tinygptv.runtime.bundle.manifest.HASHED_BYTES", 0)
-    path = bundle / "decoder.onnx.data"
-    data = bytearray(path.read_bytes())
-    data[12345] ^= 1
-    path.write_bytes(data)
+    flip(bundle / "decoder.onnx.data", 12345)
     read_manifest(bundle)
     (problem,) = report(bundle, capsys, status=1)["problems"]
     assert problem == f"decoder.onnx.data of {bundle} is damaged; copy the bundle again"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_contents import flip
 from tinygptv.runtime import BundleError, TinyGPTV
 from tinygptv.runtime.bundle.manifest import (
     Contract,
@@ -441,7 +442,5 @@ def test_graphs_are_the_three(change: Callable[[Document], object], bundle: Path
 @pytest.mark.parametrize("name", ["tokenizer.json", "decoder.onnx", "decoder.onnx.data"])
 def test_file_with_a_changed_byte(name: str, bundle: Path) -> None:
     path = bundle / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path, path.stat().st_size // 2)
     assert f"{path} is damaged" in refusal(bundle)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PUBLISHED
+from file_contents import flip
 from PIL import Image
 from sibling_layouts import write_layout
 from siblings import FAMILIES, OPTIONS
@@ -80,9 +81,7 @@ def test_a_bundle_of_another_checkpoint_is_named(
         assert str(mipha) in line and "was made from" in line
     files = write_layout("mipha", PUBLISHED["mipha"], tmp_path / "mipha")
     shards = sorted((tmp_path / "mipha").rglob("*.safetensors"))
-    data = bytearray(shards[-1].read_bytes())
-    data[-1] ^= 1
-    shards[-1].write_bytes(data)
+    flip(shards[-1], -1)
     assert main(["verify", str(mipha), *options(files)]) == 1
     assert f"{shards[-1]} is not the file that {mipha} was made from" in capsys.readouterr().err
 

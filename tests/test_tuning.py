@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import QUESTION, export_arguments, published_files
+from file_contents import contents, flip
 from tinygptv.export import graph_ops
 from tinygptv.export.cli import main as export_main
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
@@ -26,7 +27,7 @@ from tinygptv.runtime.tuning import make as tuning
 from tinygptv.runtime.tuning.find import FOLDER, INDEX, cache_home, find_tuned
 from tinygptv.runtime.tuning.make import tune, untune
 from tinygptv.runtime.tuning.packed_weights import packed_weights
-from tuned_bundles import answer, contents, flip, posix, tuned
+from tuned_bundles import answer, posix, tuned
 
 pytest_plugins = "tuning_fixtures"
 pytestmark = pytest.mark.usefixtures("cache")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUESTION, plain_environment
+from file_contents import contents, flip
 from tinygptv.runtime import BundleError, TinyGPTV, TinyGPTVError
 from tinygptv.runtime.bundle.manifest import DECODER, GRAPHS, read_manifest
 from tinygptv.runtime.bundle.sessions import save_packed
@@ -23,7 +24,7 @@ from tinygptv.runtime.tuning import find as tuned_module
 from tinygptv.runtime.tuning import make as tuning
 from tinygptv.runtime.tuning.find import FOLDER, INDEX, is_intact, read_index
 from tinygptv.runtime.tuning.make import tune, untune
-from tuned_bundles import COMMAND, answer, contents, flip, posix, tuned
+from tuned_bundles import COMMAND, answer, posix, tuned
 
 pytest_plugins = "tuning_fixtures"
 pytestmark = pytest.mark.usefixtures("cache")

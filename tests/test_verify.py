@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from conftest import GOLDEN_STAGES, golden_checkpoint, published_files, spoil
+from file_contents import flip
 from networks import CASES, random_tensors
 from PIL import Image
 from tinygptv.export import verify_bundle
@@ -363,9 +364,7 @@ def test_damaged_bundles_are_named(
     """Also files too large to be hashed whenever the bundle is loaded."""
     monkeypatch.setattr(manifest_module, "HASHED_BYTES", hashed_bytes)
     bundle = copied(4, "int8")
-    data = bytearray((bundle / name).read_bytes())
-    data[-1] ^= 1
-    (bundle / name).write_bytes(data)
+    flip(bundle / name, -1)
     assert verify(bundle, published_files(4)) == 1
     assert f"{bundle / name} is damaged" in verify.error
 

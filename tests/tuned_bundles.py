@@ -20,15 +20,5 @@ def answer(folder: Path, photo: Path, **options: object) -> str:
         return model.ask(photo, QUESTION, max_new_tokens=12).text
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def tuned(folder: Path) -> Tuned | None:
     return find_tuned(folder, read_manifest(folder))
-
-
-def flip(path: Path, place: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[place] ^= 0x40
-    path.write_bytes(data)

@@ -86,7 +86,8 @@ def measured(document: Document) -> str:
         f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s; the command's own process "
         f"has {quarter:.0f} MB after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
     )
-    lines.append(f"- {_machine(document['overhead'])}")
+    dates = sorted({document[section]["date"] for section in ("overhead", "scaling", "rows") if section in document})
+    lines.append(f"- {_machine({**document['overhead'], 'date': ' to '.join(dict.fromkeys((dates[0], dates[-1])))})}")
     return "\n".join(wrapped(line) for line in lines)
 
 

@@ -42,6 +42,7 @@ from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned
 from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.run import Counts, datasets, plan, write
 from tinygptv.runtime.cluster.sources import find
+from tinygptv.runtime.system.process import share_one_heap
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reporting import describe
@@ -235,6 +236,7 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
 
 def rows(options: argparse.Namespace) -> dict[str, Any]:
     """The driver's memory, each hundredth of the way."""
+    share_one_heap()  # as the command does
     with tempfile.TemporaryDirectory(dir=options.work) as work, _cluster(2):
         tables(Path(work), options.rows, options.rows // 10_000)
         started = time.perf_counter()

@@ -26,7 +26,7 @@ SECONDS = 120
 """After which a command hangs."""
 
 _ENTRY = re.compile(r"(\d+) +(\w+)\((.*)")
-_OWN_NAME = re.compile(r"[0-9a-f]{16}(?=\.part)")
+_OWN_NAME = re.compile(r"[0-9a-f]{16}(?=\.part)|#\d+$")
 _WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 _FILE = re.compile(r'[<"](/[^>"]*)[>"]')
 
