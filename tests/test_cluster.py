@@ -223,6 +223,25 @@ def test_ship(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) 
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"RAY_AUTH_MODE": ""}, id="mode"),
+        pytest.param({"RAY_AUTH_TOKEN": "8" * 64}, id="wrong"),
+        pytest.param({"RAY_AUTH_TOKEN": ""}, id="none"),
+    ],
+)
+def test_a_token_is_asked_for(values: dict[str, str], two_nodes: LocalCluster, tmp_path: Path) -> None:
+    """Ray's `ray start` wants one as soon as there is one in the home folder, which programs do not give unasked."""
+    environment = two_nodes.environment() | values | {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+    environment = {name: value for name, value in environment.items() if value}
+    command = two_nodes.command(IMAGES, "-o", tmp_path / "out")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    (line,) = [line for line in done.stderr.splitlines() if "built-in demo" not in line]
+    assert line.startswith(f"tinygptv: the Ray cluster at {two_nodes.address} admits only who has its token; set RAY_")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--threads", "9"], "no node has 9 CPUs for an actor: the largest has 2 for Ray"),

@@ -125,6 +125,17 @@ def test_other_settings(name: str, uri: str) -> None:
         assert sources_done(found) == ["a.png"]
 
 
+def test_other_settings_where_no_caption_is(uri: str) -> None:
+    """Of a run that found no cluster, for example."""
+    for settings in (MODEL, MODEL | {"question": "else"}):
+        with open_output(uri, settings):
+            pass
+    with open_output(uri, MODEL | {"question": "else"}) as found:
+        found.add(rows("a.png"))
+    with pytest.raises(ArgumentError, match="another question: 'else'"), open_output(uri, MODEL):
+        pass
+
+
 def test_folders_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "report.txt").write_text("mine")
     with pytest.raises(ArgumentError, match="holds files of something else"), open_output(str(tmp_path), MODEL):
@@ -134,6 +145,8 @@ def test_folders_of_something_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": "demo"}'])
 def test_damaged_settings(text: str, tmp_path: Path) -> None:
+    with open_output(str(tmp_path), MODEL) as found:
+        found.add(rows("a.png"))
     (tmp_path / SETTINGS).write_text(text)
     with pytest.raises(ArgumentError, match=f"{SETTINGS} is damaged"), open_output(str(tmp_path), MODEL):
         pass
@@ -148,18 +161,21 @@ def test_a_damaged_part(tmp_path: Path) -> None:
         found.done(retry_failed=False)
 
 
-def test_what_a_kill_left(uri: str) -> None:
+@pytest.mark.parametrize("done", [["a.png"], []])
+def test_what_a_kill_left(done: list[str], uri: str) -> None:
     with open_output(uri, MODEL) as found:
-        found.add(rows("a.png"))
+        if done:
+            found.add(rows(*done))
         found._file_system.create_dir(found._path)
-        with found._file_system.open_output_stream(f"{found._path}/_part-1-2.parquet") as file:
-            file.write(b"half")
+        for name in ("_part-1-2.parquet", f"_{SETTINGS}"):
+            with found._file_system.open_output_stream(f"{found._path}/{name}") as file:
+                file.write(b"half")
     with open_output(uri, MODEL) as found:
-        assert sources_done(found) == ["a.png"]
+        assert sources_done(found) == done
         from pyarrow.fs import FileSelector
 
         left = [info.base_name for info in found._file_system.get_file_info(FileSelector(found._path))]
-        assert not [name for name in left if name.startswith("_part")]
+        assert not [name for name in left if name.startswith(("_part", f"_{SETTINGS}"))]
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

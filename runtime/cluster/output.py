@@ -53,29 +53,31 @@ class Output:
         self._file_system, self._path = place_of(uri)
         self._rows: list[pyarrow.Table] = []
         self._started = self._written = time.monotonic()
-        self._parts = sorted(self._begin())
+        self._parts = self._begin()
 
-    def _begin(self) -> Iterator[str]:
+    def _begin(self) -> list[str]:
         """The existing files of the output."""
         from pyarrow.fs import FileSelector
 
         if is_local(self._uri):  # object stores have no folders
             Path(self._path).mkdir(parents=True, exist_ok=True)
-        names = []
+        parts, others = [], set()
         for info in self._file_system.get_file_info(FileSelector(self._path, allow_not_found=True)):
-            names.append(info.base_name)
-            if info.base_name.startswith("_part-"):  # of a run that was killed
+            if info.base_name.startswith(("_part-", f"_{SETTINGS}")):  # of a run that was killed
                 self._file_system.delete_file(info.path)
             elif info.base_name.startswith("part-") and info.extension == "parquet":
-                yield info.base_name
-        if SETTINGS in names:
+                parts.append(info.base_name)
+            elif not info.base_name.startswith("."):
+                others.add(info.base_name)
+        if SETTINGS in others and parts:
             self._check()
-        elif any(not name.startswith(".") for name in names):
+        elif parts or others - {SETTINGS}:
             raise ArgumentError(
                 f"{self._uri} holds files of something else; expected the OUTPUT of an earlier run, or a new folder"
             )
         else:
             self._write(SETTINGS, json.dumps(self._settings, indent=2).encode() + b"\n")
+        return sorted(parts)
 
     def _check(self) -> None:
         path = f"{self._path}/{SETTINGS}"

@@ -220,13 +220,19 @@ def _cluster(address: str) -> Iterator[None]:
     for name, value in given.items():
         os.environ.setdefault(name, value)
     import ray.data
+    from ray.exceptions import RayError
 
     started: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         _check_it_answers(address)
         with status("starting Ray ..." if started else "connecting to Ray ..."), _quiet():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        if "authentication token" in f"{error} {error.__cause__}".lower():
+            raise TinyGPTVError(
+                f"the Ray cluster at {address} admits only who has its token; set RAY_AUTH_MODE=token, and copy "
+                "~/.ray/auth_token of its head here, or set RAY_AUTH_TOKEN to what that file holds"
+            ) from error
         reason = reason_of(error).strip().splitlines()[0]
         raise TinyGPTVError(f"no Ray cluster at {address}: {reason}; start one with: ray start --head") from error
     for name in ("ray", "ray.data"):

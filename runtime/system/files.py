@@ -240,9 +240,9 @@ def check_writable(folder: Path) -> None:
     """
     _remove_abandoned(folder)
     try:
-        with _partial_file(folder) as (made, _):
-            pass
-        made.unlink()
+        with _partial_file(folder) as (made, file):
+            file.close()
+            made.unlink(missing_ok=True)  # it has no lock any more: another process may have removed it
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(folder)) from error
 

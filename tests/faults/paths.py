@@ -70,6 +70,10 @@ class WritePath(ABC):
     resumes: ClassVar[bool] = False
     """Whether :meth:`is_kept` holds after errors too: what was complete stays, and the same command goes on."""
 
+    def is_as_good(self, folder: Path, finished: Path) -> bool:
+        """Whether the command may end with this, in place of what an undisturbed run makes."""
+        return False
+
     def content(self, path: Path) -> bytes:
         """Of a file, without what is different each time."""
         return path.read_bytes()
@@ -219,8 +223,16 @@ class AskTuning(Tune):
         bundle = ["--bundle", str(folder / "bundle"), "--threads", "1"]
         return [*TINYGPTV, "ask", str(RED), "[caption]", "--tune", *bundle]
 
+    def is_as_good(self, folder: Path, finished: Path) -> bool:
+        """Tuned in the cache, as the bundle's folder could not be written; the same files, and no other."""
+        parts = {f"{FOLDER}/{path.name}" for path in (finished / "bundle" / FOLDER).iterdir()}
+        parts |= {graph.data for graph in read_manifest(folder / "bundle").graphs.values()}
+        (cached,) = list((folder / "home/.cache/tinygptv/tuned").glob("*")) or [folder]
+        is_there = _files(cached) == parts and _files(folder / "bundle") == _files(DEMO_BUNDLE)
+        return is_there and self.is_kept(folder, finished)
+
     def objection(self, folder: Path, done: Done) -> str | None:
-        is_tuned = (folder / "bundle" / FOLDER / INDEX).exists()
+        is_tuned = any(folder.rglob(f"{FOLDER}/{INDEX}"))
         return None if is_tuned or "loaded without tuning" in done.err else "nothing is said of the tuning that failed"
 
 
@@ -353,6 +365,10 @@ class CacheOver(Cache):
         self._run(self.command(folder), folder)
         (entry,) = folder.glob("images/*/*")
         entry.write_bytes(entry.read_bytes()[:-1])
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def _is_visible(path: Path) -> bool:
