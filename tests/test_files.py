@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import filelock
 import pytest
 from tinygptv.runtime.system import files
 from tinygptv.runtime.system.files import (
+    check_writable,
     locked,
     publish_file,
     publish_folder,
@@ -185,6 +187,22 @@ def test_what_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
 
     write_atomically(tmp_path / "a.txt", write_more)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(["a.txt", "b.txt"], b"a text")
+
+
+def test_a_file_that_cannot_be_removed_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, failures = Path.unlink, [OSError(errno.EIO, "Input/output error")]
+
+    def fails_once(path: Path, missing_ok: bool = False) -> None:
+        if failures:
+            raise failures.pop()
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fails_once)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))):
+        check_writable(tmp_path)
+    assert names(tmp_path) == []
+    check_writable(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
