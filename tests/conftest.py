@@ -37,15 +37,15 @@ from variants import GOLDEN, Published, published_files
 
 # A test module may import onnxruntime itself, and no telemetry is sent from a test run.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("TINYGPTV_BUNDLE", None)  # where none is named, the demo model answers
 
 GOLDEN_STAGES = (3, 4)
 Refusal = Callable[..., str]
 PUBLISHED = {"llava-phi": "fused bf16", "mipha": "separate bf16", "tinyllava": "one folder", "bunny": "merged"}
 """The layout of each sibling's golden files."""
 
-
-QUESTION = "what?"
 ROOT = Path(__file__).resolve().parents[1]
+QUESTION = "what?"
 """To it and :func:`photo`, :func:`speaking_model` answers with varied text: ids 243, 262, 30, 294, 256, 294, 256 ..."""
 
 

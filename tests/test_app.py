@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tinygptv.runtime.boxes import format_box
 from windows import (
     ORANGE,
     RED,
+    SHAPE,
     TEAL,
     answers,
     ask,
@@ -39,22 +40,9 @@ from windows import (
     wait_until,
 )
 
-SHAPE = "what shape is in the image?"
+pytest_plugins = "app_fixtures"
+
 Bundle = Callable[[int, str], Path]
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
-
-
-@pytest.fixture
-def speaking(golden_bundle: Bundle, photo: Path) -> Iterator[Window]:
-    """With a model whose answers are long."""
-    with shown_window(golden_bundle(3, "fp32"), str(photo)) as window:
-        yield window
 
 
 def test_a_conversation(window: Window) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.language.decoder import DecoderState
 from windows import (
     RED,
+    SHAPE,
     TEAL,
     answers,
     ask,
@@ -36,22 +37,9 @@ from windows import (
     wait_until,
 )
 
-SHAPE = "what shape is in the image?"
+pytest_plugins = "app_fixtures"
+
 Bundle = Callable[[int, str], Path]
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
-
-
-@pytest.fixture
-def speaking(golden_bundle: Bundle, photo: Path) -> Iterator[Window]:
-    """With a model whose answers are long."""
-    with shown_window(golden_bundle(3, "fp32"), str(photo)) as window:
-        yield window
 
 
 def test_dropping_a_file(window: Window) -> None:

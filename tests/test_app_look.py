@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -21,16 +20,9 @@ from tinygptv.runtime.app.dialogs import about_dialog, help_dialog
 from tinygptv.runtime.app.turns import Said
 from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.boxes import Box, Region
-from windows import ORANGE, RED, TEAL, ask, has_colour, idle, is_colour, menu_action, open_and_wait, shown_window
+from windows import ORANGE, RED, SHAPE, TEAL, ask, has_colour, idle, is_colour, menu_action, open_and_wait
 
-SHAPE = "what shape is in the image?"
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
+pytest_plugins = "app_fixtures"
 
 
 def in_sight(window: Window, widget: QWidget) -> bool:

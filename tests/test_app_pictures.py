@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.loading import DEMO_BUNDLE
 from windows import (
     RED,
+    SHAPE,
     TEAL,
     answers,
     ask,
@@ -36,14 +37,7 @@ from windows import (
     wait_until,
 )
 
-SHAPE = "what shape is in the image?"
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
+pytest_plugins = "app_fixtures"
 
 
 def click_thumbnail(window: Window, index: int) -> None:

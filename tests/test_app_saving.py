@@ -24,6 +24,7 @@ from tinygptv.runtime.app.window import Window
 from tinygptv.runtime.drawing import draw_regions
 from windows import (
     RED,
+    SHAPE,
     TEAL,
     ask,
     boxes_of,
@@ -36,8 +37,6 @@ from windows import (
     shown_window,
     wait_until,
 )
-
-SHAPE = "what shape is in the image?"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from tinygptv.runtime.app import theme
 from tinygptv.runtime.app.settings import Settings, read_settings, settings_file, write_settings
 from tinygptv.runtime.app.settings_dialog import SettingsDialog
 from tinygptv.runtime.app.window import Window
-from windows import RED, TEAL, ask, idle, open_and_wait, said_of, shown_window, told
+from windows import RED, SHAPE, TEAL, ask, idle, open_and_wait, said_of, told
 
-SHAPE = "what shape is in the image?"
+pytest_plugins = "app_fixtures"
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +34,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_CONFIG_HOME", "HOME", "LOCALAPPDATA", "APPDATA"):
         monkeypatch.setenv(name, str(folder))
     return folder
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
 
 
 def dialog_of(window: Window) -> SettingsDialog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tinygptv.runtime.app import theme
 from tinygptv.runtime.app.window import Window
 from windows import (
     RED,
+    SHAPE,
     TEAL,
     ask,
     drag,
@@ -34,14 +35,7 @@ from windows import (
     wait_until,
 )
 
-SHAPE = "what shape is in the image?"
-
-
-@pytest.fixture
-def window() -> Iterator[Window]:
-    """With the demo model and a red triangle."""
-    with shown_window(None) as window:
-        yield window
+pytest_plugins = "app_fixtures"
 
 
 def test_status(window: Window) -> None:

@@ -20,7 +20,6 @@ from tinygptv.runtime.tuning.make import tune
 def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
 
 
 @pytest.fixture

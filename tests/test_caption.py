@@ -26,11 +26,6 @@ from tinygptv.runtime.loading import DEMO_BUNDLE
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
 
-@pytest.fixture(autouse=True)
-def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return picture_folder(tmp_path / "Bilder é")

@@ -32,11 +32,6 @@ ODD = 'a "quoted", word;\r\nand = another line\x85 é'
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 
 
-@pytest.fixture(autouse=True)
-def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return picture_folder(tmp_path / "Bilder é")

@@ -41,11 +41,6 @@ sys.exit(main(sys.argv[1:]))
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals, pipes or limits")
 
 
-@pytest.fixture(autouse=True)
-def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return picture_folder(tmp_path / "Bilder é")

@@ -29,11 +29,6 @@ TRIANGLE = Box(16, 5, 39, 25)
 """Of the red picture, as the demo answers to ``[detection] triangle``."""
 
 
-@pytest.fixture(autouse=True)
-def _demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
-
-
 @pytest.fixture
 def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong must be found before seconds are spent on loading a model."""

@@ -32,14 +32,7 @@ ANSWERS = (
 
 
 @pytest.mark.parametrize(("image", "question", "expected"), ANSWERS)
-def test_the_command_answers(
-    image: str,
-    question: str,
-    expected: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("TINYGPTV_BUNDLE", raising=False)
+def test_the_command_answers(image: str, question: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ask", str(IMAGES / image), question]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{expected}\n"

@@ -27,6 +27,7 @@ from tinygptv.runtime.vision.encoder import Vision
 
 IMAGES = Path(__file__).parent / "images"
 TEAL, RED = str(IMAGES / "teal_circle.png"), str(IMAGES / "red_triangle.png")
+SHAPE = "what shape is in the image?"
 ORANGE = QColor(230, 159, 0)
 """Of the first box that is drawn."""
 _SECONDS = 60

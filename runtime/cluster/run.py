@@ -230,4 +230,5 @@ def _computed(captions: Dataset) -> Iterator[pyarrow.Table]:
         # Ray passes errors of actors on as text, whatever they were.
         ours = _OUR_ERROR.findall(str(error))
         last = str(error).strip().splitlines()[-1]
-        raise TinyGPTVError(ours[-1] if ours else f"Ray gave up: {last}") from error
+        theirs = f"Ray gave up: {last} (its logs on the nodes, /tmp/ray/session_latest/logs, may say more)"
+        raise TinyGPTVError(ours[-1] if ours else theirs) from error
