@@ -48,9 +48,8 @@ class LocalCluster:
 
     def caption(self, *arguments: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
         """The command, on this cluster, until it ends."""
-        return subprocess.run(
-            self.command(*arguments), env=self.environment(), capture_output=True, text=True, timeout=180, **more
-        )
+        more = {"env": self.environment()} | more
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=180, **more)
 
     def command(self, *arguments: str | Path) -> list[str]:
         return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
@@ -66,6 +65,13 @@ class LocalCluster:
 
     def environment(self) -> dict[str, str]:
         return plain_environment(self.home, XDG_CACHE_HOME=str(self.home / "cache"), TQDM_DISABLE="1")
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that failed."""
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "built-in demo" not in line]
+    return line
 
 
 @contextmanager

@@ -86,8 +86,7 @@ def measured(document: Document) -> str:
         f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s; the command's own process "
         f"has {quarter:.0f} MB after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
     )
-    dates = sorted({document[section]["date"] for section in ("overhead", "scaling", "rows") if section in document})
-    lines.append(f"- {_machine({**document['overhead'], 'date': ' to '.join(dict.fromkeys((dates[0], dates[-1])))})}")
+    lines.append(f"- {_machine(*(document[part] for part in ('overhead', 'scaling', 'rows') if part in document))}")
     return "\n".join(wrapped(line) for line in lines)
 
 
@@ -105,9 +104,11 @@ def _middle(values: list[float]) -> float:
     return values[len(values) // 2]
 
 
-def _machine(section: Document) -> str:
-    machine = section["machine"]
+def _machine(*sections: Document) -> str:
+    """The days of the sections, and the first one's machine."""
+    days = sorted({section["date"] for section in sections})
+    machine = sections[0]["machine"]
     return (
-        f"{section['date']}, {machine['cpu']}, {machine['cores']} cores, Ray {machine['ray']}, onnxruntime "
-        f"{machine['onnxruntime']}."
+        f"{' to '.join(days[:1] + days[1:][-1:])}, {machine['cpu']}, {machine['cores']} cores, Ray {machine['ray']}, "
+        f"onnxruntime {machine['onnxruntime']}."
     )

@@ -60,7 +60,7 @@ def faults(document: dict[str, Any]) -> str:
     lines = ["| write path | calls | of these failed | runs | findings |", "| --- |" + " --: |" * 4]
     lines += [f"| {name} | {' | '.join(f'{cell:,}' for cell in cells)} |" for name, cells in rows.items()]
     hours = sum(one["seconds"] for one in paths.values()) / 3600
-    return "\n".join([*lines, "", wrapped(f"One after the other, all of them take {hours:.0f} hours on a core.")])
+    return "\n".join([*lines, "", f"The sweeps took {hours:.0f} hours in all; some of them ran at the same time."])
 
 
 def large_pictures(document: dict[str, Any]) -> str:

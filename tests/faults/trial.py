@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .paths import WritePath, environment
 from .tracing import KILL, REMOVALS, Done, Point, run, traced, was_killed
+from .write_path import WritePath, environment
 
 TRIES = 5
 """To meet one call, whose number may be another one in the next run."""
