@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,18 @@ from PIL import Image
 from pyarrow import dataset
 from served import wait_until
 from tinygptv.runtime import AnswerOptions, TinyGPTV
-from tinygptv.runtime.captioning import caption_each
+from tinygptv.runtime.captioning import Captioned, caption_each
 from tinygptv.runtime.cluster import caption_dataset
-from tinygptv.runtime.cluster.actor import Asking, model_in_actor, picture_of
-from tinygptv.runtime.cluster.dataset import Actors, captioned
+from tinygptv.runtime.cluster.actor import Asking, CaptionEach, model_in_actor, picture_of
+from tinygptv.runtime.cluster.dataset import Actors, captioned, captioned_batches
 from tinygptv.runtime.cluster.node import Model
+from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.places import place_of
-from tinygptv.runtime.cluster.run import _computed
+from tinygptv.runtime.cluster.run import Counts, _computed, datasets, plan, write
+from tinygptv.runtime.cluster.sources import find
 from tinygptv.runtime.errors import ImageError, TinyGPTVError
 from tinygptv.runtime.loading import DEMO_BUNDLE
+from tinygptv.runtime.vision.image import ImageSource
 
 pytest.importorskip("ray.data", reason="needs the extra ray")
 
@@ -188,6 +191,41 @@ def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
             list(_computed(lost))
     finally:
         ray.shutdown()
+
+
+@pytest.mark.parametrize("least", [100, 30_000])
+def test_actors_get_full_batches(least: int, two_nodes: LocalCluster, tmp_path: Path) -> None:
+    """Small pictures or large ones, no two of one size: each call of the model's has as many as it decodes together."""
+    import ray
+
+    for number in range(100):
+        (tmp_path / f"{number:03}.png").write_bytes(bytes(least + 997 * number % 7919))
+
+    def make() -> CaptionEach:
+        def caption(images: Iterable[ImageSource]) -> Iterator[tuple[int, Captioned]]:
+            count = len(list(images))
+            return ((number, Captioned(str(count), "stop", (), None)) for number in range(count))
+
+        return caption
+
+    ray.init(two_nodes.address, logging_level="ERROR", log_to_driver=False)
+    try:
+        with open_output(f"{tmp_path}/out", {"model": ""}) as output:
+            work = plan(find([str(tmp_path)], is_table=False), output.done(retry_failed=False))
+            (read,) = datasets(work, None, 8)
+            assert read.materialize().num_blocks() == 13, "each is a block, which any actor can take"
+            room = Actors(2, 1, 1 << 27)
+            write(
+                work,
+                (captioned_batches(batches, make, room) for batches in datasets(work, None, 8)),
+                output,
+                Counts(),
+                lambda _: None,
+            )
+            output.flush()
+    finally:
+        ray.shutdown()
+    assert Counter(row["text"] for row in rows_of(tmp_path / "out")) == {"8": 96, "4": 4}
 
 
 def test_what_a_column_may_hold() -> None:

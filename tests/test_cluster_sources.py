@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from tinygptv.runtime.cluster import places, run
+from tinygptv.runtime.cluster import places, reading, run, sources
+from tinygptv.runtime.cluster.batches import pack, unpack
 from tinygptv.runtime.cluster.output import open_output
-from tinygptv.runtime.cluster.reading import read
+from tinygptv.runtime.cluster.reading import read, schema
 from tinygptv.runtime.cluster.sources import (
-    FILES_A_UNIT,
     NOT_UNICODE,
+    PICTURES_A_UNIT,
     Found,
     Unit,
     find,
@@ -55,7 +56,7 @@ def table(path: Path, groups: int = 1, **columns: Any) -> Path:
 
 
 def rows_of(unit: Unit, column: str | None = None) -> list[dict[str, Any]]:
-    return [row for some in read(unit, column) for row in some.to_pylist()]
+    return [row for some in read(unit, column, 16) for row in some.to_pylist()]
 
 
 def contents(uri: Path, column: str | None = None) -> list[tuple[Any, ...]]:
@@ -91,12 +92,12 @@ def test_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pictures_go_before_shards_and_shards_before_tables(tmp_path: Path) -> None:
     table(tmp_path / "t.parquet", image=[RED])
     table(tmp_path / "_t.parquet", image=[RED])
-    assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/t.parquet"], [], 0)
+    assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/t.parquet"], [])
     shard(tmp_path / "s.tar", a__png=RED)
     assert find([str(tmp_path)], is_table=False) == Found([], [f"{tmp_path}/s.tar"], [])
     put(tmp_path / "a.png")
-    assert find([str(tmp_path)], is_table=False) == Found([f"{tmp_path}/a.png"], [], [], len(RED))
-    assert find([str(tmp_path)], is_table=True) == Found([], [f"{tmp_path}/t.parquet"], [], 0)
+    assert find([str(tmp_path)], is_table=False) == Found([f"{tmp_path}/a.png"], [], [])
+    assert find([str(tmp_path)], is_table=True) == Found([], [f"{tmp_path}/t.parquet"], [])
 
 
 def test_captions_of_before_are_no_sources(tmp_path: Path) -> None:
@@ -192,9 +193,9 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_many_files_are_several_units(tmp_path: Path) -> None:
-    files = [(number, f"{number}.png") for number in range(2 * FILES_A_UNIT + 1)]
+    files = [(number, f"{number}.png") for number in range(2 * PICTURES_A_UNIT + 1)]
     units = list(units_of_files(files))
-    assert [len(unit.items) for unit in units] == [FILES_A_UNIT, FILES_A_UNIT, 1]
+    assert [len(unit.items) for unit in units] == [PICTURES_A_UNIT, PICTURES_A_UNIT, 1]
     assert [(number, uri) for unit in units for number, uri in zip(unit.numbers, unit.items, strict=True)] == files
 
 
@@ -229,11 +230,54 @@ def test_a_table_as_hugging_face_writes_it(tmp_path: Path) -> None:
 def test_rows_that_are_done_are_not_read(tmp_path: Path) -> None:
     path = table(tmp_path / "t.parquet", groups=3, image=[RED] * 6)
     units = list(units_of(look_through(str(path)), 100, [0, 1, 4]))
-    assert [(unit.group, unit.rows, unit.items, unit.numbers) for unit in units] == [
-        (1, [2, 3], [0, 1], [102, 103]),
-        (2, [5], [1], [105]),
+    assert [(unit.groups, unit.rows, unit.numbers) for unit in units] == [
+        ({1: range(2, 4), 2: range(4, 6)}, [2, 3, 5], [102, 103, 105])
     ]
-    assert [row["row"] for unit in units for row in rows_of(unit)] == [2, 3, 5]
+    assert [(row["row"], row["number"]) for unit in units for row in rows_of(unit)] == [(2, 102), (3, 103), (5, 105)]
+
+
+def test_small_row_groups_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So batches are full; a group that cannot be read has no effect on the others of its unit."""
+    monkeypatch.setattr(sources, "PICTURES_A_UNIT", 5)
+    path = table(tmp_path / "t.parquet", groups=5, image=[os.urandom(2000) for _ in range(9)] + [RED])
+    units = list(units_of(look_through(str(path)), 0, ()))
+    assert [unit.rows for unit in units] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert [[len(batch) for batch in read(unit, None, 4)] for unit in units] == [[4, 2], [4]]
+    data = bytearray(path.read_bytes())
+    data[4:1000] = bytes(996)
+    path.write_bytes(data)
+    rows = [row for unit in units for row in rows_of(unit)]
+    assert [row["row"] for row in rows] == list(range(10))
+    assert [row["error"] is None for row in rows] == [False] * 2 + [True] * 8
+
+
+def test_a_table_that_has_fewer_rows_later(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", image=[RED, TEAL, RED])
+    (unit,) = units_of(look_through(str(path)), 0, ())
+    table(path, image=[RED, TEAL])
+    assert [(row["row"], row["error"]) for row in rows_of(unit)] == [
+        (0, None),
+        (1, None),
+        (2, "the table cannot be read: it has fewer rows than when it was scanned"),
+    ]
+
+
+def test_batches_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pictures' sizes, but for very large ones."""
+    monkeypatch.setattr(reading, "_BATCH_BYTES", 100_000)
+    sizes = [10, 40_000, 10, 10, 60_000, 40_000, 10, 10, 200_000, 10, 10]
+    files = [str(put(tmp_path / f"{number}.png", bytes(size))) for number, size in enumerate(sizes)]
+    (unit,) = units_of_files(list(enumerate(files)))
+    found = [[len(row["image"]) for row in batch.to_pylist()] for batch in read(unit, None, 4)]
+    assert found == [sizes[:4], sizes[4:6], sizes[6:9], sizes[9:]]
+
+
+def test_batches_are_packed_as_they_are() -> None:
+    rows = pa.Table.from_pylist([{"number": 1, "image": RED}, {"number": 2, "image": None}, {"number": 3}], schema())
+    one, other = pack(rows), pack(rows[1:])
+    assert len(one) == len(other) == 1
+    assert unpack(one) == rows and unpack(other) == rows[1:]
+    assert unpack(pa.concat_tables([one, other])[1:]) == rows[1:]
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
@@ -312,22 +356,41 @@ def test_very_many_pictures_are_several_datasets(
     monkeypatch.setattr(run, "PICTURES_A_CORE", 4)
     monkeypatch.setattr(run, "_cores", lambda: cores)
     monkeypatch.setattr(run, "_dataset", lambda units, *_: [number for unit in units for number in unit.numbers])
+    monkeypatch.setattr(sources, "PICTURES_A_UNIT", 3)
     units, first = [], 0
     for name, groups, count in (("a", 2, 6), ("b", 1, 8), ("c", 1, 1)):
         container = look_through(str(table(tmp_path / f"{name}.parquet", groups, image=[RED] * count)))
         units.extend(units_of(container, first, ()))
         first += count
-    work = run.Work(units, [], np.zeros(first, bool), 1.0)
+    work = run.Work(units, [], np.zeros(first, bool))
     parts: list[Any] = [*run.datasets(work, None, 8)]
     assert [len(part) for part in parts] == expected
     assert [number for part in parts for number in part] == list(range(first))
 
 
 @pytest.mark.parametrize(
-    ("todo", "expected"), [(1, 1), (3, 2), (16, 8), (24, 12), (32, 8), (40, 10), (100, 13), (999, 32), (10_000, 32)]
+    ("todo", "actors", "batch_size", "expected"),
+    [
+        (0, 2, 8, 1),
+        (1, 2, 8, 1),
+        (3, 2, 8, 2),
+        (16, 2, 8, 8),
+        (24, 2, 8, 6),
+        (40, 2, 8, 7),
+        (48, 2, 8, 8),
+        (999, 2, 8, 8),
+        (1023, 2, 8, 8),
+        (2048, 2, 8, 16),
+        (10_000, 2, 8, 32),
+        (10_000, 2, 64, 64),
+        (10_000, 64, 8, 8),
+        (100_000, 64, 8, 24),
+        (200_000, 64, 8, 32),
+        (100, 1, 8, 8),
+        (100, 2, 1, 1),
+        (10_000, 2, 1, 32),
+    ],
 )
-def test_how_many_an_actor_gets_at_a_time(todo: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two cores and batches of 8: few are shared out, and batches are full as soon as there are enough."""
-    monkeypatch.setattr(run, "_cores", lambda: 2)
-    is_done = np.arange(todo + 5) < 5
-    assert run.at_once(run.Work([], [], is_done, 1.0), 8) == expected
+def test_how_many_an_actor_gets_at_a_time(todo: int, actors: int, batch_size: int, expected: int) -> None:
+    """All the same; as many as are decoded together, or several times that if there are very many."""
+    assert run.at_once(todo, actors, batch_size) == expected

@@ -38,7 +38,7 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 from tinygptv.runtime.captioning import Captioned
-from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned
+from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned_batches
 from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.run import Counts, datasets, plan, write
 from tinygptv.runtime.cluster.sources import find
@@ -261,10 +261,7 @@ def _run(
                 samples.append(process.memory_info().rss - process.memory_info().shared)
 
         room = Actors(actors, 1, ACTOR_BYTES)
-        captions = (
-            captioned(pictures, make, room, AT_ONCE, column="image", keep=False, all_at_once=True)
-            for pictures in datasets(work, None, AT_ONCE)
-        )
+        captions = (captioned_batches(batches, make, room) for batches in datasets(work, None, AT_ONCE))
         write(work, captions, output, counts, step)
         output.flush()
         assert (counts.captioned, counts.failed) == (total, 0)

@@ -13,6 +13,7 @@ from ..captioning import Captioned, arrow_types, caption_each
 from ..errors import ArgumentError, ImageError, reason_of
 from ..options import AnswerOptions
 from ..vision.image import ImageSource
+from .batches import pack, unpack
 from .node import Cores, Model, load
 from .places import is_local, read_bytes
 
@@ -97,6 +98,14 @@ class Captioner:
         for name, kind in types.items():
             kept = kept.append_column(name, pyarrow.array([document[name] for document in documents], kind))
         return kept
+
+
+class BatchCaptioner(Captioner):
+    """The same for packed batches."""
+
+    def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
+        """One packed batch, with captions."""
+        return pack(super().__call__(unpack(rows)))
 
 
 def picture_of(value: object) -> ImageSource:

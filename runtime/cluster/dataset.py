@@ -18,14 +18,14 @@ from ..model import DEFAULT_BATCH_SIZE
 from ..options import AnswerOptions
 from ..system.files import sha256_of
 from ..system.machine import SystemMemory
-from .actor import Asking, CaptionEach, Captioner, model_in_actor
+from .actor import Asking, BatchCaptioner, CaptionEach, Captioner, model_in_actor
 from .node import Fetch, Model
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 AT_ONCE = 32
-"""Pictures that an actor gets at a time, at most: what it costs if it dies."""
+"""Number of pictures that an actor gets at a time, unless it decodes more together: what it costs if it dies."""
 WORKER_BYTES = 80_000_000
 """Ray itself in an actor, with pyarrow (measured: 65 MB)."""
 
@@ -81,12 +81,27 @@ def caption_dataset(
     folder = DEMO_BUNDLE if bundle is None else Path(os.path.abspath(bundle))
     manifest = read_manifest(folder)
     room = room_for(manifest, memory, actors=actors, threads=threads, cores_left=cores_left)
-    fetch = _sender(folder) if ship and bundle is not None else None
-    identity = sha256_of(folder / MANIFEST)
-    model = Model(None if bundle is None else folder, identity, room.threads, memory, fetch)
     asking = Asking(question or manifest.caption_question, batch_size, options or AnswerOptions())
-    make = partial(model_in_actor, model, asking)
+    make = model_for(None if bundle is None else folder, asking, room.threads, memory, ship=ship)
     return captioned(dataset, make, room, at_once, column=column, keep=keep, all_at_once=not cores_left)
+
+
+def model_for(
+    bundle: Path | None, asking: Asking, threads: int, memory: MemoryMode, *, ship: bool
+) -> Callable[[], CaptionEach]:
+    """A function that loads the model in an actor.
+
+    Args:
+        bundle: The model's folder; the built-in demo model's if None.
+        asking: What to ask.
+        threads: Each actor computes with.
+        memory: How it is loaded.
+        ship: Whether nodes fetch the bundle from this machine.
+    """
+    folder = bundle or DEMO_BUNDLE
+    fetch = _sender(folder) if ship and bundle is not None else None
+    model = Model(bundle, sha256_of(folder / MANIFEST), threads, memory, fetch)
+    return partial(model_in_actor, model, asking)
 
 
 def captioned(
@@ -100,15 +115,27 @@ def captioned(
     all_at_once: bool,
 ) -> Dataset:
     """The same with whatever ``make`` loads; all actors at once, or one and then as many as are worth it."""
+    least = actors.count if all_at_once else 1
+    return _mapped(dataset, Captioner, (make, column, keep), actors, at_once, least)
+
+
+def captioned_batches(dataset: Dataset, make: Callable[[], CaptionEach], actors: Actors) -> Dataset:
+    """The same for a dataset of packed batches, with column ``image``; reading it takes none of the actors' cores."""
+    return _mapped(dataset, BatchCaptioner, (make, "image", False), actors, 1, actors.count)
+
+
+def _mapped(
+    dataset: Dataset, kind: type[Captioner], arguments: tuple[Any, ...], actors: Actors, at_once: int, least: int
+) -> Dataset:
     from ray.data import ActorPoolStrategy
 
     return dataset.map_batches(
-        Captioner,
-        fn_constructor_args=(make, column, keep),
+        kind,
+        fn_constructor_args=arguments,
         batch_size=at_once,
         batch_format="pyarrow",
         # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load.
-        compute=ActorPoolStrategy(min_size=actors.count if all_at_once else 1, max_size=actors.count),
+        compute=ActorPoolStrategy(min_size=least, max_size=actors.count),
         num_cpus=actors.threads,
         memory=actors.memory,
         udf_modifying_row_count=False,

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 USUAL_COLUMNS = ("image", "jpg", "png", "bytes", "path", "file", "url")
 """Default columns with pictures in tables; the first existing one is used."""
-_AT_ONCE = 16
-"""Number of pictures in each table that is yielded."""
+_BATCH_BYTES = 64_000_000
+"""Size at which a batch of large pictures ends, however few they are."""
+_ROWS = 16
+"""Number of a table's rows that are decompressed at a time."""
 
 
 def schema() -> pyarrow.Schema:
@@ -37,26 +39,28 @@ def schema() -> pyarrow.Schema:
     )
 
 
-def read(unit: Unit, column: str | None) -> Iterator[pyarrow.Table]:
+def read(unit: Unit, column: str | None, at_once: int) -> Iterator[pyarrow.Table]:
     """Read pictures.
 
     Args:
         unit: The pictures to read.
         column: For a table, the column with its pictures.
+        at_once: Number of pictures in each batch, except for the last one and for those of very large pictures.
 
     Yields:
-        Tables in the form of :func:`schema`. A picture that cannot be read has an error, without effect on others.
+        Batches in the form of :func:`schema`. A picture that cannot be read has an error, without effect on others.
     """
     import pyarrow
 
     ways = {"files": _files, "shard": _members, "table": _rows}
     found: Iterable[tuple[Any, ...]] = ways[unit.kind](unit, column)
-    columns, rows = schema(), []
+    columns, rows, size = schema(), [], 0
     for row in found:
         rows.append(dict(zip(columns.names, row, strict=True)))
-        if len(rows) == _AT_ONCE:
+        size += len(rows[-1]["image"] or b"")
+        if len(rows) == at_once or size >= _BATCH_BYTES:
             yield pyarrow.Table.from_pylist(rows, columns)
-            rows = []
+            rows, size = [], 0
     if rows:
         yield pyarrow.Table.from_pylist(rows, columns)
 
@@ -90,22 +94,30 @@ def _part(uri: str, start: int, size: int) -> bytes:
 
 def _rows(unit: Unit, column: str | None) -> Iterator[tuple[Any, ...]]:
     import pyarrow
+
+    number_of = dict(zip(unit.rows, unit.numbers, strict=True))
+    for group, rows in unit.groups.items():
+        wanted = {row: number_of[row] for row in rows if row in number_of}
+        try:
+            for row, value in zip(rows, _group(unit.uri, group, column), strict=False):
+                if row in wanted:
+                    yield wanted.pop(row), unit.uri, row, *_value(value.as_py(), unit.uri)
+            if wanted:
+                raise ValueError("it has fewer rows than when it was scanned")
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            for row, number in wanted.items():
+                yield number, unit.uri, row, None, None, f"the table cannot be read: {reason_of(error)}"
+
+
+def _group(uri: str, group: int, column: str | None) -> Iterator[pyarrow.Scalar]:
+    """Values of the column with the pictures in a row group."""
     from pyarrow import parquet
 
-    wanted, at = dict(zip(unit.items, zip(unit.numbers, unit.rows, strict=True), strict=True)), 0
-    try:
-        file_system, path = place_of(unit.uri)
-        with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
-            chosen = column_of(table.schema_arrow.names, column)
-            for batch in table.iter_batches(_AT_ONCE, row_groups=[unit.group], columns=[chosen]):
-                for value in batch.column(0):
-                    if at in wanted:
-                        number, row = wanted.pop(at)
-                        yield number, unit.uri, row, *_value(value.as_py(), unit.uri)
-                    at += 1
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        for number, row in wanted.values():
-            yield number, unit.uri, row, None, None, f"the table cannot be read: {reason_of(error)}"
+    file_system, path = place_of(uri)
+    with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
+        chosen = column_of(table.schema_arrow.names, column)
+        for batch in table.iter_batches(_ROWS, row_groups=[group], columns=[chosen]):
+            yield from batch.column(0)
 
 
 def column_of(names: list[str], column: str | None) -> str:

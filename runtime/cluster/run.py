@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import TinyGPTVError
+from .batches import pack, unpack
 from .dataset import AT_ONCE
 from .output import Output
 from .reading import read, schema
@@ -25,10 +26,8 @@ PICTURES_A_DATASET, PICTURES_A_CORE = 250_000, 4_000
 """Approximate number of pictures in one dataset: the larger of the two. Ray keeps about 40 bytes for each until the
 dataset ends (measured). The next dataset has new actors, which wait for the last of the old ones and load the model
 again: less than a hundredth of the time of 4,000 pictures."""
-_BLOCK_BYTES = 1_000_000
-"""Maximum size of the pictures in one of Ray's blocks, unless a single one is larger."""
-_ROW_BYTES = 150
-"""Size of the data about a picture's origin, in addition to the picture."""
+_ROUNDS = 64
+"""Number of batches of each actor from which on it gets several at a time: at the end, actors wait for the last one."""
 _READERS = 4
 """Minimum number of concurrent reading tasks; they take no core from the actors."""
 UNIT = "unit"
@@ -55,8 +54,6 @@ class Work:
     """Rows of pictures that cannot be accessed."""
     is_done: np.ndarray[Any, np.dtype[np.bool_]]
     """Whether a picture is done, by its number."""
-    mean_bytes: float
-    """Mean size of a picture."""
 
 
 def plan(found: Found, done: pyarrow.Table) -> Work:
@@ -88,9 +85,7 @@ def plan(found: Found, done: pyarrow.Table) -> Work:
     for batch in done.filter(compute.is_valid(done.column("row"))).to_batches():
         for source, row in zip(*(batch.column(name).to_pylist() for name in ("source", "row")), strict=True):
             rows_of.setdefault(source, set()).add(row)
-    total_bytes = found.bytes
     for container in _looked_through(found.containers):
-        total_bytes += container.bytes
         known = rows_of.get(container.uri, set())
         units.extend(units_of(container, count, known))
         mask = np.zeros(container.count, bool)
@@ -101,7 +96,7 @@ def plan(found: Found, done: pyarrow.Table) -> Work:
             fail(container.uri, container.count, container.error, known)
     for name, error in found.unreadable:
         fail(name, 0, error, rows_of.get(name, set()))
-    return Work(units, failed, np.concatenate(is_done), total_bytes / max(count, 1))
+    return Work(units, failed, np.concatenate(is_done))
 
 
 def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
@@ -119,11 +114,17 @@ def _looked_through(uris: Sequence[str]) -> Iterator[Container]:
             waiting.append(look.remote(uris[len(waiting)]))
 
 
-def at_once(work: Work, batch_size: int) -> int:
-    """How many pictures an actor gets at a time: each the same, several times if there are enough for full batches."""
-    todo, cores = int((~work.is_done).sum()), _cores()
-    times = min(4, max(1, todo // (cores * batch_size)))
-    return min(AT_ONCE, max(1, -(-todo // (cores * times))))
+def at_once(todo: int, actors: int, batch_size: int) -> int:
+    """How many pictures an actor gets at a time: as many as it decodes together or several times that.
+
+    Args:
+        todo: Number of pictures to caption.
+        actors: Number of actors, each of which gets the same number of pictures.
+        batch_size: Maximum number of answers that an actor decodes together.
+    """
+    decoded = batch_size * max(1, min(AT_ONCE // batch_size, todo // (actors * batch_size * _ROUNDS)))
+    rounds = max(1, -(-todo // (actors * decoded)))
+    return max(1, -(-todo // (actors * rounds)))
 
 
 def _cores() -> int:
@@ -133,7 +134,7 @@ def _cores() -> int:
 
 
 def datasets(work: Work, column: str | None, at_once: int) -> Iterator[Dataset]:
-    """The pictures, read as there is room for them; see :func:`.reading.schema`.
+    """The pictures, read as there is room for them, in packed batches; see :func:`.reading.schema`.
 
     Args:
         work: The result of :func:`plan`.
@@ -146,15 +147,14 @@ def datasets(work: Work, column: str | None, at_once: int) -> Iterator[Dataset]:
     most = max(PICTURES_A_DATASET, PICTURES_A_CORE * _cores())
     ends = np.cumsum([len(unit.numbers) for unit in work.units])
     for _, units in groupby(range(len(ends)), lambda unit: (ends[unit] - 1) // most):
-        yield _dataset([work.units[unit] for unit in units], work.mean_bytes, column, at_once)
+        yield _dataset([work.units[unit] for unit in units], column, at_once)
 
 
-def _dataset(units: Sequence[Unit], mean_bytes: float, column: str | None, at_once: int) -> Dataset:
+def _dataset(units: Sequence[Unit], column: str | None, at_once: int) -> Dataset:
     import ray
 
     context = ray.data.DataContext.get_current().copy()
-    # An actor takes whole blocks: of small pictures none shall have more than it gets at a time.
-    context.target_max_block_size = int(min(_BLOCK_BYTES, at_once * (_ROW_BYTES + mean_bytes)))
+    context.target_max_block_size = 1  # so each row, which is a whole batch, is a block of its own
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         rows = [{UNIT: pickle.dumps(unit)} for unit in units]
@@ -162,7 +162,7 @@ def _dataset(units: Sequence[Unit], mean_bytes: float, column: str | None, at_on
         readers = max(_READERS, len(ray.nodes()))
         return listed.map_batches(
             _read,
-            fn_args=(column,),
+            fn_args=(column, at_once),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
@@ -170,9 +170,9 @@ def _dataset(units: Sequence[Unit], mean_bytes: float, column: str | None, at_on
         )
 
 
-def _read(rows: pyarrow.Table, column: str | None) -> Iterator[pyarrow.Table]:
+def _read(rows: pyarrow.Table, column: str | None, at_once: int) -> Iterator[pyarrow.Table]:
     for data in rows.column(UNIT).to_pylist():
-        yield from read(pickle.loads(data), column)
+        yield from map(pack, read(pickle.loads(data), column, at_once))
 
 
 def write(
@@ -186,7 +186,8 @@ def write(
 
     Args:
         work: The result of :func:`plan`.
-        captions: Captions of the pictures of its units, in datasets that are computed one after the other.
+        captions: Packed batches with captions of its units' pictures, in datasets that are computed one after the
+            other.
         output: Where the rows are written.
         counts: The counts, updated in place.
         step: Called after each change of the counts, with the sources of pictures that cannot be read, and why.
@@ -225,7 +226,7 @@ def _computed(captions: Dataset) -> Iterator[pyarrow.Table]:
     from ray.exceptions import RayError
 
     try:
-        yield from captions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        yield from map(unpack, captions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     except RayError as error:
         # Ray passes errors of actors on as text, whatever they were.
         ours = _OUR_ERROR.findall(str(error))

@@ -18,8 +18,8 @@ from .places import absolute, is_local, persistently, place_of
 
 Kind = Literal["files", "table", "shard"]
 
-FILES_A_UNIT = 256
-"""Number of files read by one task, which yields them as it reads."""
+PICTURES_A_UNIT = 256
+"""Number of pictures read by one task, which yields them as it reads; row groups of tables stay whole."""
 NOT_UNICODE = "its name is not Unicode, which Parquet cannot hold: rename it"
 TABLES = (".parquet", ".pq")
 SHARDS = (".tar",)
@@ -35,8 +35,6 @@ class Container:
     """For a table: the number of rows of each row group."""
     members: tuple[tuple[str, int, int], ...] = ()
     """For a shard: the name, offset and size in bytes of each picture."""
-    bytes: int = 0
-    """Approximate size of all its pictures."""
     error: str | None = None
     """Why the rest of the file cannot be read."""
 
@@ -53,14 +51,14 @@ class Unit:
     kind: Kind
     uri: str
     """URI of the container; empty for files."""
-    group: int
-    """For a table: the index of the row group."""
     numbers: list[int]
     """Numbers of the pictures within the run."""
     items: list[Any]
-    """For files: the URI of each. For a table: its row in the group. For a shard: name, offset and size."""
+    """For files: the URI of each. For a shard: name, offset and size. Empty for a table."""
     rows: list[int]
     """Row of each picture in its container; empty for files."""
+    groups: dict[int, range]
+    """For a table: the indices of its row groups, and the rows of each."""
 
 
 @dataclass
@@ -72,8 +70,6 @@ class Found:
     """URIs of the tables and shards to scan."""
     unreadable: list[tuple[str, str]]
     """Names that cannot be accessed, and why."""
-    bytes: int = 0
-    """Total size of all files."""
 
 
 def find(sources: Sequence[str], *, is_table: bool) -> Found:
@@ -147,7 +143,6 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
             found.containers.append(uri)
         elif _ends(uri, SUFFIXES):
             found.files.append(uri)
-            found.bytes += info.size
         else:
             raise ArgumentError(
                 f"{uri} is no picture, .parquet table or .tar shard, by its ending"
@@ -161,30 +156,26 @@ def _add(uri: str, found: Found, is_table: bool) -> None:
             return
     names = _names(uri)
     if not is_table:
-        pictures = [name for name in names if _ends(name, SUFFIXES)]
-        found.files.extend(uri.rstrip("/") + name for name in pictures)
-        found.bytes += sum(names[name] for name in pictures)
+        found.files.extend(uri.rstrip("/") + name for name in names if _ends(name, SUFFIXES))
     for endings in [TABLES] if is_table else [SHARDS, TABLES]:
         if _count(found) == kept:
             found.containers.extend(uri.rstrip("/") + name for name in names if _ends(name, endings))
 
 
-def _names(uri: str) -> dict[str, int]:
-    """Files in a folder and its subfolders, sorted: the path within the folder, and the size (0 for local files)."""
+def _names(uri: str) -> list[str]:
+    """Files in a folder and its subfolders, sorted: the path of each within the folder."""
     from pyarrow.fs import FileSelector, FileType
 
     if is_local(uri):
         top = uri.rstrip("/\\")
-        below = {os.path.join(folder, name)[len(top) :]: 0 for folder, _, names in os.walk(top) for name in names}
+        below = [os.path.join(folder, name)[len(top) :] for folder, _, names in os.walk(top) for name in names]
     else:
         file_system, path = place_of(uri)
         found = file_system.get_file_info(FileSelector(path, recursive=True))
-        below = {info.path[len(path) :]: info.size for info in found if info.type == FileType.File}
+        below = [info.path[len(path) :] for info in found if info.type == FileType.File]
     # An output that was named itself is meant.
     outputs = {os.path.dirname(name) for name in below if os.path.basename(name) == SETTINGS != name[1:]}
-    return {
-        name: below[name] for name in sorted(below) if not _is_hidden(name) and os.path.dirname(name) not in outputs
-    }
+    return [name for name in sorted(below) if not _is_hidden(name) and os.path.dirname(name) not in outputs]
 
 
 def _add_folder(uri: str, found: Found) -> None:
@@ -197,7 +188,6 @@ def _add_folder(uri: str, found: Found) -> None:
             found.unreadable.append((_unicode(name), NOT_UNICODE))
         else:
             found.files.append(name)
-            found.bytes += picture.size
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
@@ -230,9 +220,8 @@ def look_through(uri: str) -> Container:
         file_system, path = place_of(uri)
         with file_system.open_input_file(path) as file, parquet.ParquetFile(file) as table:
             found = table.metadata
-            groups = [found.row_group(group) for group in range(found.num_row_groups)]
-            total = sum(group.total_byte_size for group in groups)
-            return Container(uri, "table", groups=tuple(group.num_rows for group in groups), bytes=total)
+            groups = tuple(found.row_group(group).num_rows for group in range(found.num_row_groups))
+            return Container(uri, "table", groups=groups)
 
     try:
         return persistently(read, local=is_local(uri))
@@ -258,7 +247,7 @@ def _look_through_shard(uri: str) -> Container:
                         members.append((_unicode(member.name), member.offset_data, member.size))
             except tarfile.TarError as failure:
                 error = f"the shard cannot be read beyond {len(members)} pictures: {failure}"
-        return Container(uri, "shard", (), tuple(members), sum(size for _, _, size in members), error)
+        return Container(uri, "shard", (), tuple(members), error)
 
     try:
         return persistently(read, local=is_local(uri))
@@ -277,17 +266,24 @@ def units_of(container: Container, first: int, done: Iterable[int]) -> Iterator[
     skipped = set(done)
     if container.kind == "shard":
         rows = [row for row in range(len(container.members)) if row not in skipped]
-        for start in range(0, len(rows), FILES_A_UNIT):
-            some = rows[start : start + FILES_A_UNIT]
+        for start in range(0, len(rows), PICTURES_A_UNIT):
+            some = rows[start : start + PICTURES_A_UNIT]
             numbers = [first + row for row in some]
-            yield Unit("shard", container.uri, 0, numbers, [container.members[row] for row in some], some)
+            yield Unit("shard", container.uri, numbers, [container.members[row] for row in some], some, {})
         return
     start = 0
+    unit = Unit("table", container.uri, [], [], [], {})
     for group, count in enumerate(container.groups):
         if some := [row for row in range(start, start + count) if row not in skipped]:
-            numbers = [first + row for row in some]
-            yield Unit("table", container.uri, group, numbers, [row - start for row in some], some)
+            unit.groups[group] = range(start, start + count)
+            unit.rows.extend(some)
+            unit.numbers.extend(first + row for row in some)
+            if len(unit.rows) >= PICTURES_A_UNIT:
+                yield unit
+                unit = Unit("table", container.uri, [], [], [], {})
         start += count
+    if unit.rows:
+        yield unit
 
 
 def units_of_files(files: Sequence[tuple[int, str]]) -> Iterator[Unit]:
@@ -296,6 +292,6 @@ def units_of_files(files: Sequence[tuple[int, str]]) -> Iterator[Unit]:
     Args:
         files: The number of each file in this run, and its URI.
     """
-    for start in range(0, len(files), FILES_A_UNIT):
-        some = files[start : start + FILES_A_UNIT]
-        yield Unit("files", "", 0, [number for number, _ in some], [uri for _, uri in some], [])
+    for start in range(0, len(files), PICTURES_A_UNIT):
+        some = files[start : start + PICTURES_A_UNIT]
+        yield Unit("files", "", [number for number, _ in some], [uri for _, uri in some], [], {})

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from .options import EXIT_ERROR, EXIT_INTERRUPTED, bundle_of, positive, require
 from .terminal import complain, progress_bar, remark, status, tally
 
 if TYPE_CHECKING:
+    from ray.data import Dataset
+
     from ..cluster.output import Output
     from ..cluster.run import Counts
 
@@ -165,29 +168,33 @@ def _caption(
     counts: Counts,
     check: Callable[[], None],
 ) -> None:
-    from ..cluster.dataset import caption_dataset
+    from ..cluster.actor import Asking
+    from ..cluster.dataset import captioned_batches, model_for, room_for
     from ..cluster.run import at_once, datasets, plan, write
 
     with status("looking for what is done ..."):
         work = plan(found, output.done(retry_failed=options.retry_failed))
-    count = at_once(work, options.batch_size)
-    captions = (
-        caption_dataset(
-            pictures,
-            question,
-            bundle=None if bundle == DEMO_BUNDLE else bundle,
-            actors=options.actors,
-            threads=options.threads,
-            memory=options.memory,
-            ship=options.ship,
-            cores_left=0,  # reading takes none
-            at_once=count,
-            batch_size=options.batch_size,
-            options=AnswerOptions(options.max_new_tokens, options.template),
-        )
-        for pictures in datasets(work, options.column, count)
-    )
     todo = int((~work.is_done).sum())
+    room = partial(
+        room_for,
+        read_manifest(bundle),
+        options.memory,
+        actors=options.actors,
+        threads=options.threads,
+        cores_left=0,  # reading takes none
+    )
+    asking = Asking(question, options.batch_size, AnswerOptions(options.max_new_tokens, options.template))
+    place = None if bundle == DEMO_BUNDLE else bundle
+
+    def captions() -> Iterator[Dataset]:
+        if not work.units:
+            return
+        count = at_once(todo, room().count, options.batch_size)
+        for batches in datasets(work, options.column, count):
+            actors = room()  # on the nodes that there are by then
+            make = model_for(place, asking, actors.threads, options.memory, ship=options.ship)
+            yield captioned_batches(batches, make, actors)
+
     with progress_bar("captioning", todo, "img") as bar:
 
         def step(errors: list[tuple[str, str]]) -> None:
@@ -200,7 +207,7 @@ def _caption(
             bar.set_postfix(failed=counts.failed)
             check()
 
-        write(work, captions, output, counts, step)
+        write(work, captions(), output, counts, step)
 
 
 @contextmanager
