@@ -196,36 +196,50 @@ def test_a_dataset(two_nodes: LocalCluster, answers: dict[str, str]) -> None:
 @pytest.mark.parametrize("least", [100, 30_000])
 def test_actors_get_full_batches(least: int, two_nodes: LocalCluster, tmp_path: Path) -> None:
     """Small pictures or large ones, no two of one size: each call of the model's has as many as it decodes together."""
-    import ray
-
     for number in range(100):
         (tmp_path / f"{number:03}.png").write_bytes(bytes(least + 997 * number % 7919))
 
-    def make() -> CaptionEach:
-        def caption(images: Iterable[ImageSource]) -> Iterator[tuple[int, Captioned]]:
-            count = len(list(images))
-            return ((number, Captioned(str(count), "stop", (), None)) for number in range(count))
+    def caption(images: Iterable[ImageSource]) -> Iterator[tuple[int, Captioned]]:
+        count = len(list(images))
+        return ((number, Captioned(str(count), "stop", (), None)) for number in range(count))
 
-        return caption
+    assert Counter(captioned_by(caption, two_nodes, tmp_path)) == {"8": 96, "4": 4}
 
-    ray.init(two_nodes.address, logging_level="ERROR", log_to_driver=False)
+
+def test_actors_share_the_last_batches(two_nodes: LocalCluster, tmp_path: Path) -> None:
+    """However early one of them is there: a batch goes to an actor that has nothing to do."""
+    for number in range(16):
+        (tmp_path / f"{number}.png").write_bytes(b"a picture")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def caption(images: Iterable[ImageSource]) -> Iterator[tuple[int, Captioned]]:
+        (begun / str(os.getpid())).touch()
+        latest = time.monotonic() + 60
+        while len(list(begun.iterdir())) < 2 and time.monotonic() < latest:
+            time.sleep(0.05)
+        return ((number, Captioned(str(os.getpid()), "stop", (), None)) for number, _ in enumerate(images))
+
+    assert sorted(Counter(captioned_by(caption, two_nodes, tmp_path)).values()) == [8, 8]
+
+
+def captioned_by(caption: CaptionEach, nodes: LocalCluster, folder: Path) -> list[str]:
+    """Texts for all pictures of a folder, by two actors with this model, in batches of eight."""
+    import ray
+
+    ray.init(nodes.address, logging_level="ERROR", log_to_driver=False)
     try:
-        with open_output(f"{tmp_path}/out", {"model": ""}) as output:
-            work = plan(find([str(tmp_path)], is_table=False), output.done(retry_failed=False))
-            (read,) = datasets(work, None, 8)
-            assert read.materialize().num_blocks() == 13, "each is a block, which any actor can take"
+        with open_output(f"{folder}/out", {"model": ""}) as output:
+            work = plan(find([str(folder)], is_table=False), output.done(retry_failed=False))
             room = Actors(2, 1, 1 << 27)
-            write(
-                work,
-                (captioned_batches(batches, make, room) for batches in datasets(work, None, 8)),
-                output,
-                Counts(),
-                lambda _: None,
-            )
+            batches = [pictures.materialize() for pictures in datasets(work, None, 8)]
+            assert [some.num_blocks() for some in batches] == [some.count() for some in batches], "any actor takes one"
+            captions = (captioned_batches(some, lambda: caption, room) for some in batches)
+            write(work, captions, output, Counts(), lambda _: None)
             output.flush()
     finally:
         ray.shutdown()
-    assert Counter(row["text"] for row in rows_of(tmp_path / "out")) == {"8": 96, "4": 4}
+    return [row["text"] for row in rows_of(folder / "out")]
 
 
 def test_what_a_column_may_hold() -> None:

@@ -134,8 +134,11 @@ def _mapped(
         fn_constructor_args=arguments,
         batch_size=at_once,
         batch_format="pyarrow",
-        # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load.
-        compute=ActorPoolStrategy(min_size=least, max_size=actors.count),
+        # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load. Where it may
+        # not, nothing waits for a busy actor while another has nothing to do.
+        compute=ActorPoolStrategy(
+            min_size=least, max_size=actors.count, max_tasks_in_flight_per_actor=1 if least == actors.count else None
+        ),
         num_cpus=actors.threads,
         memory=actors.memory,
         udf_modifying_row_count=False,
