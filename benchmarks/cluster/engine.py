@@ -49,7 +49,7 @@ def memory(document: Document) -> str:
         lines.append(f"| {count} | {every / 1e9:.1f} GB | {own / 1e9:.1f} GB | {own / int(count) / 1e9:.2f} GB |")
     text = (
         "TinyGPT-V's full-size int8 bundle, one thread an actor, pictures of 448 pixels; shared pages are counted once "
-        f"(PSS). {_machine(document['memory'])}"
+        f"(PSS). {_machine(document, 'memory')}"
     )
     return "\n".join([*lines, "", wrapped(text)])
 
@@ -63,12 +63,11 @@ def measured(document: Document) -> str:
         lines.append(
             f"- {found['pictures']:,} pictures, {what}: {_middle(one):.0f} s on one machine, {_middle(ray):.0f} s with "
             f"`--ray` on the same ({'further pictures' if found['after'] else 'whole commands'}); ratio "
-            f"{found['ratio']:.3f} (median of {len(found['ratios'])} alternating rounds: {min(found['ratios']):.3f} to "
-            f"{max(found['ratios']):.3f})."
+            f"{found['ratio']:.3f} ({_rounds(found['ratios'])})."
         )
     lines.append(
-        "- Below 1: two actors of one thread each are faster than one process of two threads. Above 1: few pictures "
-        "are shared out unevenly, as blocks of Ray's are measured in bytes; at the end one actor computes alone."
+        "- Below 1: two actors of one thread each are faster than one process of two threads. Above 1: Ray's own "
+        "processes look for news many times a second, on the model's two cores; the more cores, the less it weighs."
     )
     if "scaling" in document:  # measured last, as it takes longest
         each = [
@@ -89,7 +88,7 @@ def measured(document: Document) -> str:
         f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s; the command's own process "
         f"has {quarter:.0f} MB after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
     )
-    lines.append(f"- {_machine(*(document[part] for part in ('overhead', 'scaling', 'rows') if part in document))}")
+    lines.append(f"- {_machine(document, *(part for part in ('overhead', 'scaling', 'rows') if part in document))}")
     return "\n".join(wrapped(line) for line in lines)
 
 
@@ -103,15 +102,25 @@ def kills(found: Document) -> str:
     )
 
 
+def _rounds(ratios: list[float]) -> str:
+    if len(ratios) == 1:
+        return "one round"
+    return f"median of {len(ratios)} alternating rounds: {min(ratios):.3f} to {max(ratios):.3f}"
+
+
 def _middle(values: list[float]) -> float:
     return values[len(values) // 2]
 
 
-def _machine(*sections: Document) -> str:
-    """The days of the sections, and the first one's machine."""
-    days = sorted({section["date"] for section in sections})
-    machine = sections[0]["machine"]
+def _machine(document: Document, *parts: str) -> str:
+    """The day and processor of each part, and the first one's cores and versions."""
+    found = [f"{part} {document[part]['date']}, {_processor(document[part]['machine'])}" for part in parts]
+    machine = document[parts[0]]["machine"]
     return (
-        f"{' to '.join(days[:1] + days[1:][-1:])}, {machine['cpu']}, {machine['cores']} cores, Ray {machine['ray']}, "
+        f"Measured: {'; '.join(found)}; {machine['cores']} cores, Ray {machine['ray']}, "
         f"onnxruntime {machine['onnxruntime']}."
     )
+
+
+def _processor(machine: Document) -> str:
+    return f"{machine['cpu']} ({', '.join(machine['instruction_sets'])})"
