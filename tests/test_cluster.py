@@ -28,7 +28,7 @@ from tinygptv.runtime import AnswerOptions, TinyGPTV
 from tinygptv.runtime.captioning import Captioned, caption_each
 from tinygptv.runtime.cluster import caption_dataset
 from tinygptv.runtime.cluster.actor import Asking, CaptionEach, model_in_actor, picture_of
-from tinygptv.runtime.cluster.dataset import Actors, captioned, captioned_batches
+from tinygptv.runtime.cluster.dataset import Actors, captioned, captioned_batches, model_for
 from tinygptv.runtime.cluster.node import Model
 from tinygptv.runtime.cluster.output import open_output
 from tinygptv.runtime.cluster.places import place_of
@@ -240,6 +240,14 @@ def captioned_by(caption: CaptionEach, nodes: LocalCluster, folder: Path) -> lis
     finally:
         ray.shutdown()
     return [row["text"] for row in rows_of(folder / "out")]
+
+
+def test_nodes_get_the_whole_path_of_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a cluster start in another folder than the command."""
+    shutil.copytree(DEMO_BUNDLE, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    make = model_for(Path("model"), Asking("what?", 1, AnswerOptions()), 1, "default", ship=False)
+    assert isinstance(make, partial) and make.args[0].bundle == tmp_path / "model"
 
 
 def test_what_a_column_may_hold() -> None:

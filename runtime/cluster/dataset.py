@@ -78,16 +78,15 @@ def caption_dataset(
         ArgumentError: The cluster has no room for even one actor, or for as many as were asked for.
         MemoryShortageError: No node has the memory.
     """
-    folder = DEMO_BUNDLE if bundle is None else Path(os.path.abspath(bundle))
-    manifest = read_manifest(folder)
+    manifest = read_manifest(DEMO_BUNDLE if bundle is None else Path(bundle))
     room = room_for(manifest, memory, actors=actors, threads=threads, cores_left=cores_left)
     asking = Asking(question or manifest.caption_question, batch_size, options or AnswerOptions())
-    make = model_for(None if bundle is None else folder, asking, room.threads, memory, ship=ship)
+    make = model_for(bundle, asking, room.threads, memory, ship=ship)
     return captioned(dataset, make, room, at_once, column=column, keep=keep, all_at_once=not cores_left)
 
 
 def model_for(
-    bundle: Path | None, asking: Asking, threads: int, memory: MemoryMode, *, ship: bool
+    bundle: str | os.PathLike[str] | None, asking: Asking, threads: int, memory: MemoryMode, *, ship: bool
 ) -> Callable[[], CaptionEach]:
     """A function that loads the model in an actor.
 
@@ -98,9 +97,9 @@ def model_for(
         memory: How it is loaded.
         ship: Whether nodes fetch the bundle from this machine.
     """
-    folder = bundle or DEMO_BUNDLE
+    folder = DEMO_BUNDLE if bundle is None else Path(os.path.abspath(bundle))  # workers start in another folder
     fetch = _sender(folder) if ship and bundle is not None else None
-    model = Model(bundle, sha256_of(folder / MANIFEST), threads, memory, fetch)
+    model = Model(None if bundle is None else folder, sha256_of(folder / MANIFEST), threads, memory, fetch)
     return partial(model_in_actor, model, asking)
 
 
