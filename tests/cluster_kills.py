@@ -45,7 +45,7 @@ def one_run(running: LocalCluster, folder: Path, output: Path, draw: random.Rand
             elif what == "node":
                 running.kill_node(draw.randrange(len(running.nodes)))
                 running.add_node(2)
-            elif found := running.actors("ray::MapWorker" if what == "actor" else "ray::"):
+            elif found := running.actors() if what == "actor" else running.actors("ray::"):
                 draw.choice(found).kill()
             else:
                 continue

@@ -54,7 +54,7 @@ class LocalCluster:
     def command(self, *arguments: str | Path) -> list[str]:
         return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
 
-    def actors(self, title: str = "ray::MapWorker") -> list[psutil.Process]:
+    def actors(self, title: str = "ray::MapWorker(MapBatches(BatchCaptioner))") -> list[psutil.Process]:
         """Of the model's processes, on every node of this cluster and of no other on this machine."""
         found = []
         for process in psutil.Process().children(recursive=True):

@@ -234,7 +234,7 @@ def captioned_by(caption: CaptionEach, nodes: LocalCluster, folder: Path) -> lis
             room = Actors(2, 1, 1 << 27)
             batches = [pictures.materialize() for pictures in datasets(work, None, 8)]
             assert [some.num_blocks() for some in batches] == [some.count() for some in batches], "any actor takes one"
-            captions = (captioned_batches(some, lambda: caption, room) for some in batches)
+            captions = (captioned_batches(some, lambda: caption, room, 1) for some in batches)
             write(work, captions, output, Counts(), lambda _: None)
             output.flush()
     finally:
@@ -334,7 +334,7 @@ def test_actors_and_a_node_die(two_nodes: LocalCluster, tmp_path: Path, answers:
 @pytest.mark.slow
 def test_the_command_dies(two_nodes: LocalCluster, tmp_path: Path, answers: dict[str, str]) -> None:
     """Killed, then interrupted, then left alone: each run does what the ones before have not written."""
-    count, done = 600, 0
+    count, done = 400, 0
     folder, output = pictures(tmp_path / "in", count), tmp_path / "out"
     for way in (signal.SIGKILL, signal.SIGINT):
         process = begun(two_nodes, folder, output)

@@ -394,3 +394,12 @@ def test_very_many_pictures_are_several_datasets(
 def test_how_many_an_actor_gets_at_a_time(todo: int, actors: int, batch_size: int, expected: int) -> None:
     """All the same; as many as are decoded together, or several times that if there are very many."""
     assert run.at_once(todo, actors, batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("todo", "actors", "at_once", "expected"), [(16, 2, 8, 1), (1023, 2, 8, 1), (1024, 2, 8, 2), (1, 64, 1, 1)]
+)
+def test_a_second_batch_waits_in_an_actor_only_if_there_are_very_many(
+    todo: int, actors: int, at_once: int, expected: int
+) -> None:
+    assert run.ahead(todo, actors, at_once) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from reporting import wrapped
@@ -58,16 +59,16 @@ def measured(document: Document) -> str:
     """Overhead, scaling, a million rows."""
     lines = []
     for name, found in document["overhead"]["found"].items():
-        one, ray = (sorted(found["seconds"][way]) for way in ("one machine", "Ray"))
+        one, ray = (median(found["seconds"][way]) for way in ("one machine", "Ray"))
         what = "the demo" if name == "demo" else "the full-size int8 bundle of TinyGPT-V"
         lines.append(
-            f"- {found['pictures']:,} pictures, {what}: {_middle(one):.0f} s on one machine, {_middle(ray):.0f} s with "
+            f"- {found['pictures']:,} pictures, {what}: {one:.0f} s on one machine, {ray:.0f} s with "
             f"`--ray` on the same ({'further pictures' if found['after'] else 'whole commands'}); ratio "
             f"{found['ratio']:.3f} ({_rounds(found['ratios'])})."
         )
     lines.append(
-        "- Below 1: two actors of one thread each are faster than one process of two threads. Above 1: Ray's own "
-        "processes look for news many times a second, on the model's two cores; the more cores, the less it weighs."
+        "- Below 1, as two actors of one thread each are faster than one process of two threads. Ray's own processes, "
+        "which look for news many times a second, take a part of that back: a smaller one where there are more cores."
     )
     if "scaling" in document:  # measured last, as it takes longest
         each = [
@@ -85,8 +86,9 @@ def measured(document: Document) -> str:
     samples = rows["driver_anonymous_bytes"]
     quarter, half, end = (samples[len(samples) * part // 4 - 1] / 1e6 for part in (1, 2, 4))
     lines.append(
-        f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s; the command's own process "
-        f"has {quarter:.0f} MB after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
+        f"- {rows['rows']:,} rows with a model that does nothing: {rows['seconds']:.0f} s, so Ray hands out "
+        f"{rows['rows'] / rows['seconds']:,.0f} a second at most here; the command's own process has {quarter:.0f} MB "
+        f"after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
     )
     lines.append(f"- {_machine(document, *(part for part in ('overhead', 'scaling', 'rows') if part in document))}")
     return "\n".join(wrapped(line) for line in lines)
@@ -106,10 +108,6 @@ def _rounds(ratios: list[float]) -> str:
     if len(ratios) == 1:
         return "one round"
     return f"median of {len(ratios)} alternating rounds: {min(ratios):.3f} to {max(ratios):.3f}"
-
-
-def _middle(values: list[float]) -> float:
-    return values[len(values) // 2]
 
 
 def _machine(document: Document, *parts: str) -> str:

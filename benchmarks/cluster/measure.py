@@ -6,7 +6,7 @@ scaling    of actors whose model only sleeps, on simulated nodes
 rows       the driver's memory through a million rows, with a model that does nothing
 
 python benchmarks/cluster/measure.py overhead --pictures 10000
-python benchmarks/cluster/measure.py overhead --bundle /data/bundle --pictures 24
+python benchmarks/cluster/measure.py overhead --bundle /data/bundle --pictures 48 --few 16
 python benchmarks/cluster/measure.py memory --bundle /data/bundle
 python benchmarks/cluster/measure.py scaling
 python benchmarks/cluster/measure.py rows
@@ -40,7 +40,7 @@ from pyarrow import parquet
 from tinygptv.runtime.captioning import Captioned
 from tinygptv.runtime.cluster.dataset import AT_ONCE, Actors, captioned_batches
 from tinygptv.runtime.cluster.output import open_output
-from tinygptv.runtime.cluster.run import Counts, datasets, plan, write
+from tinygptv.runtime.cluster.run import Counts, ahead, datasets, plan, write
 from tinygptv.runtime.cluster.sources import find
 from tinygptv.runtime.system.process import share_one_heap
 
@@ -64,7 +64,7 @@ def draw(folder: Path, count: int, size: int) -> None:
         Image.fromarray(picture).save(folder / f"{number:06}.png", compress_level=1)
 
 
-def overhead(options: argparse.Namespace) -> dict[str, Any]:
+def overhead(options: argparse.Namespace) -> None:
     """Whole processes, alternating; with --few, by what further pictures take, which leaves out how both begin."""
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         shared = [] if options.bundle is None else ["--bundle", str(options.bundle), "--max-new-tokens", "32"]
@@ -86,19 +86,18 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
                     assert json.loads(done.stdout)["captioned"] == count, done.stdout
                 seconds[way].append(took[-1] - took[0] if options.few else took[0])
                 print(f"{way}: {took}", flush=True)
-        ratios = [ray / one for one, ray in zip(*seconds.values(), strict=True)]
-    return {
-        "demo" if options.bundle is None else "full size": {
-            "pictures": options.pictures - options.few,
-            "after": options.few,
-            "seconds": seconds,
-            "ratio": statistics.median(ratios),
-            "ratios": ratios,
-        }
-    }
+            ratios = [ray / one for one, ray in zip(*seconds.values(), strict=True)]
+            made = {
+                "pictures": options.pictures - options.few,
+                "after": options.few,
+                "seconds": seconds,
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+            }
+            keep("overhead", {"demo" if options.bundle is None else "full size": made})  # a round can take an hour
 
 
-def memory(options: argparse.Namespace) -> dict[str, Any]:
+def memory(options: argparse.Namespace) -> None:
     """What all actors together have, at the most at once."""
     import ray
     from tinygptv.runtime import AnswerOptions
@@ -123,7 +122,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             assert len(rows) == len(files) and all(row["text"] is not None for row in rows)
         found[str(count)] = watch.most[count]
         print(count, {name: f"{value / 1e9:.2f} GB" for name, value in watch.most[count].items()}, flush=True)
-    return found
+    keep("memory", found)
 
 
 class Watch:
@@ -206,7 +205,7 @@ def tables(folder: str, rows: int, files: int) -> None:
         parquet.write_table(pa.table({"image": images}), Path(folder, f"{number:04}.parquet"), row_group_size=1000)
 
 
-def scaling(options: argparse.Namespace) -> dict[str, Any]:
+def scaling(options: argparse.Namespace) -> None:
     """How much of the time actors compute, from when the last has begun until the first has nothing more to do."""
     found = {}
     for count in options.actors:
@@ -231,10 +230,10 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
             "efficiency_with_the_end": left / (count * whole),
         }
         print(count, found[str(count)], flush=True)
-    return found
+    keep("scaling", found)
 
 
-def rows(options: argparse.Namespace) -> dict[str, Any]:
+def rows(options: argparse.Namespace) -> None:
     """The driver's memory, each hundredth of the way."""
     share_one_heap()  # as the command does
     with tempfile.TemporaryDirectory(dir=options.work) as work, _cluster(2):
@@ -243,7 +242,7 @@ def rows(options: argparse.Namespace) -> dict[str, Any]:
         intervals, samples = _run(work, 2, partial(sleeper, 0.0), keep=False)
         seconds = time.perf_counter() - started
     assert not intervals
-    return {"rows": options.rows, "seconds": seconds, "driver_anonymous_bytes": samples}
+    keep("rows", {"rows": options.rows, "seconds": seconds, "driver_anonymous_bytes": samples})
 
 
 def _run(
@@ -260,8 +259,8 @@ def _run(
             if counts.captioned >= len(samples) * total // 100:
                 samples.append(process.memory_info().rss - process.memory_info().shared)
 
-        room = Actors(actors, 1, ACTOR_BYTES)
-        captions = (captioned_batches(batches, make, room) for batches in datasets(work, None, AT_ONCE))
+        room, queue = Actors(actors, 1, ACTOR_BYTES), ahead(total, actors, AT_ONCE)
+        captions = (captioned_batches(batches, make, room, queue) for batches in datasets(work, None, AT_ONCE))
         write(work, captions, output, counts, step)
         output.flush()
         assert (counts.captioned, counts.failed) == (total, 0)
@@ -272,7 +271,19 @@ def _run(
     return [(float(a), float(b), c) for a, b, c in map(str.split, texts)], samples
 
 
-COMMANDS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+def keep(what: str, made: dict[str, Any]) -> None:
+    """Writes a section of results.json, with this machine's description; what it says of other models stays."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    before = found.get(what, {}).get("found", {}) if what in ("overhead", "scaling") else {}
+    found[what] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": describe(PACKAGES),
+        "found": {**before, **made},
+    }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "overhead": overhead,
     "memory": memory,
     "scaling": scaling,
@@ -288,21 +299,13 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=0, help="pictures of a first run that is taken off (default: none)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--each", type=int, default=320, help="pictures an actor in scaling (default: 320)")
+    parser.add_argument("--each", type=int, default=2048, help="pictures an actor in scaling (default: 2048)")
     parser.add_argument("--sleep", type=float, default=0.25, help="seconds a picture in scaling (default: 0.25)")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--work", type=Path, help="folder for temporary files")
     options = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    made = COMMANDS[options.what](options)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    before = found.get(options.what, {}).get("found", {}) if options.what in ("overhead", "scaling") else {}
-    found[options.what] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": describe(PACKAGES),
-        "found": {**before, **made},
-    }
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    COMMANDS[options.what](options)
 
 
 if __name__ == "__main__":

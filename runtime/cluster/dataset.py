@@ -114,17 +114,31 @@ def captioned(
     all_at_once: bool,
 ) -> Dataset:
     """The same with whatever ``make`` loads; all actors at once, or one and then as many as are worth it."""
-    least = actors.count if all_at_once else 1
-    return _mapped(dataset, Captioner, (make, column, keep), actors, at_once, least)
+    # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load.
+    least, ahead = (actors.count, 1) if all_at_once else (1, None)
+    return _mapped(dataset, Captioner, (make, column, keep), actors, at_once, least, ahead)
 
 
-def captioned_batches(dataset: Dataset, make: Callable[[], CaptionEach], actors: Actors) -> Dataset:
-    """The same for a dataset of packed batches, with column ``image``; reading it takes none of the actors' cores."""
-    return _mapped(dataset, BatchCaptioner, (make, "image", False), actors, 1, actors.count)
+def captioned_batches(dataset: Dataset, make: Callable[[], CaptionEach], actors: Actors, ahead: int) -> Dataset:
+    """The same for a dataset of packed batches, with column ``image``; reading it takes none of the actors' cores.
+
+    Args:
+        dataset: The batches.
+        make: Loads the model.
+        actors: Their number and resources.
+        ahead: Number of batches that an actor gets before it has done the first of them.
+    """
+    return _mapped(dataset, BatchCaptioner, (make, "image", False), actors, 1, actors.count, ahead)
 
 
 def _mapped(
-    dataset: Dataset, kind: type[Captioner], arguments: tuple[Any, ...], actors: Actors, at_once: int, least: int
+    dataset: Dataset,
+    kind: type[Captioner],
+    arguments: tuple[Any, ...],
+    actors: Actors,
+    at_once: int,
+    least: int,
+    ahead: int | None,
 ) -> Dataset:
     from ray.data import ActorPoolStrategy
 
@@ -133,11 +147,7 @@ def _mapped(
         fn_constructor_args=arguments,
         batch_size=at_once,
         batch_format="pyarrow",
-        # Where it may, Ray ends actors that have nothing to do for a moment, and each has a model to load. Where it may
-        # not, nothing waits for a busy actor while another has nothing to do.
-        compute=ActorPoolStrategy(
-            min_size=least, max_size=actors.count, max_tasks_in_flight_per_actor=1 if least == actors.count else None
-        ),
+        compute=ActorPoolStrategy(min_size=least, max_size=actors.count, max_tasks_in_flight_per_actor=ahead),
         num_cpus=actors.threads,
         memory=actors.memory,
         udf_modifying_row_count=False,

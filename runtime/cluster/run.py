@@ -27,9 +27,10 @@ PICTURES_A_DATASET, PICTURES_A_CORE = 250_000, 4_000
 dataset ends (measured). The next dataset has new actors, which wait for the last of the old ones and load the model
 again: less than a hundredth of the time of 4,000 pictures."""
 _ROUNDS = 64
-"""Number of batches of each actor from which on it gets several at a time: at the end, actors wait for the last one."""
+"""Number of batches of each actor from which on they are larger, and a second one waits in the actor for the first:
+either saves time between batches, and costs some at the end, where actors have nothing to do until the last one has."""
 _READERS = 4
-"""Minimum number of concurrent reading tasks; they take no core from the actors."""
+"""Minimum number of processes that read; Ray counts no core for them."""
 UNIT = "unit"
 _OUR_ERROR = re.compile(rf"{re.escape(TinyGPTVError.__module__)}\.\w+: (.+)")
 
@@ -127,6 +128,18 @@ def at_once(todo: int, actors: int, batch_size: int) -> int:
     return max(1, -(-todo // (actors * rounds)))
 
 
+def ahead(todo: int, actors: int, at_once: int) -> int:
+    """How many batches an actor gets before it has done the first: 1, so that none waits for a busy actor while another
+    has nothing to do; or 2, so that none waits for the next, if there are very many.
+
+    Args:
+        todo: Number of pictures to caption.
+        actors: Number of actors.
+        at_once: Number of pictures in a batch.
+    """
+    return 2 if todo >= actors * at_once * _ROUNDS else 1
+
+
 def _cores() -> int:
     import ray
 
@@ -152,6 +165,7 @@ def datasets(work: Work, column: str | None, at_once: int) -> Iterator[Dataset]:
 
 def _dataset(units: Sequence[Unit], column: str | None, at_once: int) -> Dataset:
     import ray
+    from ray.data import ActorPoolStrategy
 
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1  # so each row, which is a whole batch, is a block of its own
@@ -161,18 +175,24 @@ def _dataset(units: Sequence[Unit], column: str | None, at_once: int) -> Dataset
         listed = ray.data.from_items(rows, override_num_blocks=len(rows))
         readers = max(_READERS, len(ray.nodes()))
         return listed.map_batches(
-            _read,
-            fn_args=(column, at_once),
+            _Reader,
+            fn_constructor_args=(column, at_once),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=min(readers, len(rows))),
+            compute=ActorPoolStrategy(size=min(readers, len(rows)), max_tasks_in_flight_per_actor=1),
         )
 
 
-def _read(rows: pyarrow.Table, column: str | None, at_once: int) -> Iterator[pyarrow.Table]:
-    for data in rows.column(UNIT).to_pylist():
-        yield from map(pack, read(pickle.loads(data), column, at_once))
+class _Reader:
+    """Reads units in an actor: a process of its own for each unit would take seconds to start, on the model's cores."""
+
+    def __init__(self, column: str | None, at_once: int) -> None:
+        self._column, self._at_once = column, at_once
+
+    def __call__(self, rows: pyarrow.Table) -> Iterator[pyarrow.Table]:
+        for data in rows.column(UNIT).to_pylist():
+            yield from map(pack, read(pickle.loads(data), self._column, self._at_once))
 
 
 def write(

@@ -170,7 +170,7 @@ def _caption(
 ) -> None:
     from ..cluster.actor import Asking
     from ..cluster.dataset import captioned_batches, model_for, room_for
-    from ..cluster.run import at_once, datasets, plan, write
+    from ..cluster.run import ahead, at_once, datasets, plan, write
 
     with status("looking for what is done ..."):
         work = plan(found, output.done(retry_failed=options.retry_failed))
@@ -193,7 +193,7 @@ def _caption(
         for batches in datasets(work, options.column, count):
             actors = room()  # on the nodes that there are by then
             make = model_for(place, asking, actors.threads, options.memory, ship=options.ship)
-            yield captioned_batches(batches, make, actors)
+            yield captioned_batches(batches, make, actors, ahead(todo, actors.count, count))
 
     with progress_bar("captioning", todo, "img") as bar:
 
