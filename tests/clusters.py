@@ -55,11 +55,15 @@ class LocalCluster:
         return [sys.executable, "-c", LAUNCH, "caption", *map(str, arguments), "--ray", self.address]
 
     def actors(self, title: str = "ray::MapWorker(MapBatches(BatchCaptioner))") -> list[psutil.Process]:
-        """Of the model's processes, on every node of this cluster and of no other on this machine."""
+        """Of the model's processes, on every node of this cluster and of no other on this machine.
+
+        Ray's agents are not among them, whatever the title: a node dies with its agents, and so does the head.
+        """
         found = []
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if (process.cmdline() or [""])[0].startswith(title):
+                name = (process.cmdline() or [""])[0]
+                if name.startswith(title) and not name.endswith("Agent"):
                     found.append(process)
         return found
 
