@@ -83,6 +83,13 @@ def test_every_picture(
     }
 
 
+def test_one_picture(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(TEAL, tmp_path / "one")
+    assert main(["caption", str(tmp_path / "one"), "-o", str(output)]) == 0
+    assert "1 picture: 1 captioned, 0 done before, 0 failed" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 def test_links(folder: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A circle of them ends, and a folder that is linked is read."""

@@ -58,9 +58,9 @@ def memory(document: Document) -> str:
 def measured(document: Document) -> str:
     """Overhead, scaling, a million rows."""
     lines = []
-    for name, found in document["overhead"]["found"].items():
+    for name, what in (("demo", "the demo"), ("full size", "the full-size int8 bundle of TinyGPT-V")):
+        found = document[f"overhead {name}"]["found"]
         one, ray = (median(found["seconds"][way]) for way in ("one machine", "Ray"))
-        what = "the demo" if name == "demo" else "the full-size int8 bundle of TinyGPT-V"
         lines.append(
             f"- {found['pictures']:,} pictures, {what}: {one:.0f} s on one machine, {ray:.0f} s with "
             f"`--ray` on the same ({'further pictures' if found['after'] else 'whole commands'}); ratio "
@@ -70,18 +70,17 @@ def measured(document: Document) -> str:
         "- Below 1, as two actors of one thread each are faster than one process of two threads. Ray's own processes, "
         "which look for news many times a second, take a part of that back: a smaller one where there are more cores."
     )
-    if "scaling" in document:  # measured last, as it takes longest
-        each = [
-            f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
-            f"{'node' if found['nodes'] == 1 else 'nodes'}"
-            for count, found in document["scaling"]["found"].items()
-        ]
-        some = next(iter(document["scaling"]["found"].values()))
-        lines.append(
-            f"- Actors whose model only sleeps ({some['seconds_a_picture']} s a picture), on simulated nodes of this "
-            f"machine: they compute {', '.join(each)} of the time between the last one's beginning and the first one's "
-            "end."
-        )
+    each = [
+        f"{found['efficiency']:.1%} with {count} {'actor' if count == '1' else 'actors'} on {found['nodes']} "
+        f"{'node' if found['nodes'] == 1 else 'nodes'}"
+        for count, found in document["scaling"]["found"].items()
+    ]
+    some = next(iter(document["scaling"]["found"].values()))
+    lines.append(
+        f"- Actors whose model only sleeps ({some['seconds_a_picture']} s a picture), on simulated nodes of this "
+        f"machine: they compute {', '.join(each)} of the time between the last one's beginning and the first one's "
+        "end."
+    )
     rows = document["rows"]["found"]
     samples = rows["driver_anonymous_bytes"]
     quarter, half, end = (samples[len(samples) * part // 4 - 1] / 1e6 for part in (1, 2, 4))
@@ -90,7 +89,7 @@ def measured(document: Document) -> str:
         f"{rows['rows'] / rows['seconds']:,.0f} a second at most here; the command's own process has {quarter:.0f} MB "
         f"after a quarter of them, {half:.0f} MB after a half, {end:.0f} MB at the end."
     )
-    lines.append(f"- {_machine(document, *(part for part in ('overhead', 'scaling', 'rows') if part in document))}")
+    lines.append(f"- {_machine(document, 'overhead demo', 'overhead full size', 'scaling', 'rows')}")
     return "\n".join(wrapped(line) for line in lines)
 
 

@@ -94,7 +94,7 @@ def overhead(options: argparse.Namespace) -> None:
                 "ratio": statistics.median(ratios),
                 "ratios": ratios,
             }
-            keep("overhead", {"demo" if options.bundle is None else "full size": made})  # a round can take an hour
+            save(f"overhead {'demo' if options.bundle is None else 'full size'}", made)  # a round can take an hour
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -122,7 +122,7 @@ def memory(options: argparse.Namespace) -> None:
             assert len(rows) == len(files) and all(row["text"] is not None for row in rows)
         found[str(count)] = watch.most[count]
         print(count, {name: f"{value / 1e9:.2f} GB" for name, value in watch.most[count].items()}, flush=True)
-    keep("memory", found)
+    save("memory", found)
 
 
 class Watch:
@@ -230,7 +230,7 @@ def scaling(options: argparse.Namespace) -> None:
             "efficiency_with_the_end": left / (count * whole),
         }
         print(count, found[str(count)], flush=True)
-    keep("scaling", found)
+    save("scaling", found)
 
 
 def rows(options: argparse.Namespace) -> None:
@@ -242,7 +242,7 @@ def rows(options: argparse.Namespace) -> None:
         intervals, samples = _run(work, 2, partial(sleeper, 0.0), keep=False)
         seconds = time.perf_counter() - started
     assert not intervals
-    keep("rows", {"rows": options.rows, "seconds": seconds, "driver_anonymous_bytes": samples})
+    save("rows", {"rows": options.rows, "seconds": seconds, "driver_anonymous_bytes": samples})
 
 
 def _run(
@@ -271,15 +271,10 @@ def _run(
     return [(float(a), float(b), c) for a, b, c in map(str.split, texts)], samples
 
 
-def keep(what: str, made: dict[str, Any]) -> None:
-    """Writes a section of results.json, with this machine's description; what it says of other models stays."""
+def save(what: str, made: dict[str, Any]) -> None:
+    """Writes a section of results.json, with this machine's description."""
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    before = found.get(what, {}).get("found", {}) if what in ("overhead", "scaling") else {}
-    found[what] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": describe(PACKAGES),
-        "found": {**before, **made},
-    }
+    found[what] = {"date": datetime.now(UTC).date().isoformat(), "machine": describe(PACKAGES), "found": made}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ from .options import (
     loader,
     positive,
 )
-from .terminal import complain, interruptible, progress_bar, remark, status, tally
+from .terminal import complain, interruptible, number_of, progress_bar, remark, status, tally
 
 if TYPE_CHECKING:
     from .options import Commands
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
         advice = "" if output == STDOUT else "; run the same command again to continue"
         remark(f"{'stopped' if is_stopped else 'interrupted'} ({summary}){advice}")
         return EXIT_ERROR if is_stopped else EXIT_INTERRUPTED
-    remark(f"{done.pictures} pictures: {summary}")
+    remark(f"{number_of(done.pictures)}: {summary}")
     return EXIT_ERROR if done.failed else 0
 
 

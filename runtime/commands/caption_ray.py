@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from ..loading import DEMO_BUNDLE
 from ..options import AnswerOptions
 from ..system.files import sha256_of
 from .options import EXIT_ERROR, EXIT_INTERRUPTED, bundle_of, positive, require
-from .terminal import complain, progress_bar, remark, status, tally
+from .terminal import complain, number_of, progress_bar, remark, status, tally
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -129,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     if is_interrupted:
         remark(f"interrupted ({summary}); run the same command again to continue")
         return EXIT_INTERRUPTED
-    remark(f"{counts.pictures} pictures: {summary}")
+    remark(f"{number_of(counts.pictures)}: {summary}")
     return EXIT_ERROR if counts.failed else 0
 
 
@@ -192,6 +193,7 @@ def _caption(
         count = at_once(todo, room().count, options.batch_size)
         for batches in datasets(work, options.column, count):
             actors = room()  # on the nodes that there are by then
+            actors = replace(actors, count=min(actors.count, todo))  # no model is loaded for nothing
             make = model_for(place, asking, actors.threads, options.memory, ship=options.ship)
             yield captioned_batches(batches, make, actors, ahead(todo, actors.count, count))
 

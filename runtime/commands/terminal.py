@@ -126,6 +126,11 @@ def pace(rate: float) -> str:
     return f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute"
 
 
+def number_of(pictures: int) -> str:
+    """Of pictures, as readable text."""
+    return "1 picture" if pictures == 1 else f"{pictures} pictures"
+
+
 def tally(captioned: int, skipped: int, failed: int, seconds: float) -> str:
     """What a run over many pictures has done so far, as readable text."""
     rate = f"; {pace(captioned / seconds)}" if captioned else ""
