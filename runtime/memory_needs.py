@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .bundle.manifest import DECODER, GRAPHS, Contract, Manifest
 from .errors import MemoryShortageError, is_memory_shortage
+from .language.kv_cache import GROWTH
 from .system.machine import SystemMemory, system_memory
 
 PROCESS_BYTES = 120_000_000
@@ -16,6 +17,8 @@ PACKING_OVERHEAD = 1.07
 """Ratio of packed weights to the weights in the bundle (measured: 1.01 to 1.06)."""
 TEXT_POSITIONS = 480
 """Positions of a question and its answer without pictures, for estimates of the KV cache."""
+CAPTION_POSITIONS = 96
+"""Typical positions of a caption and its prompt without the picture, for estimates of a batch's KV caches."""
 DECODER_SHARE = {"int8": 1.0, "int4": 0.6}
 """Size of a decoder's weights by precision, relative to int8 (at Phi-2's sizes; the last layer is int8 in both)."""
 MOST_PICTURES = 3
@@ -62,11 +65,14 @@ class CacheNeed:
     bytes: int
 
 
-def need_of(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory) -> Need:
-    """Memory needs of a bundle in a mode, ``default`` or ``low``; tuned or not."""
+def need_of(manifest: Manifest, mode: str, is_tuned: bool, mem: SystemMemory, captions: int = 1) -> Need:
+    """Memory needs of a bundle in a mode, ``default`` or ``low``; tuned or not; for captions decoded together."""
     weights = _weights(manifest)
     computing = max(graph.working_bytes for graph in manifest.graphs.values())
-    work = PROCESS_BYTES + computing + caches_of(manifest.contract)[0].bytes
+    caches = caches_of(manifest.contract)[0].bytes
+    if captions > 1:
+        caches = max(caches, _caption_bytes(manifest.contract) * (captions + 1))  # one more is at its prompt
+    work = PROCESS_BYTES + computing + caches
     held = sum(weights.values()) if mode == "default" else max(weights.values())
     peak = held + work
     return Need(mode, peak, work if is_tuned else peak, _fits(peak, mem))
@@ -103,6 +109,12 @@ def caches_of(contract: Contract) -> tuple[CacheNeed, ...]:
         positions = min(positions, contract.context)
         found.append(CacheNeed(pictures, positions, positions * contract.cache_bytes_per_position))
     return tuple(found)
+
+
+def _caption_bytes(contract: Contract) -> int:
+    """Size of the KV cache of a typical caption."""
+    steps = -(-(contract.image_tokens + CAPTION_POSITIONS) // GROWTH)
+    return min(steps * GROWTH, contract.context) * contract.cache_bytes_per_position
 
 
 def check_memory(manifest: Manifest, mode: str, is_tuned: bool) -> None:

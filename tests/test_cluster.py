@@ -309,6 +309,10 @@ def test_a_token_is_asked_for(values: dict[str, str], two_nodes: LocalCluster, t
     [
         (["--threads", "9"], "no node has 9 CPUs for an actor: the largest has 2 for Ray"),
         (["--actors", "9"], "the cluster has the CPUs for 4 actors of 1 threads, not for 9"),
+        (
+            ["--batch-size", "10000000"],
+            "of memory for Ray that an actor needs; start Ray with more (ray start ",
+        ),
         (["--bundle", "nowhere"], "nowhere is not a folder; expected a bundle"),
         (["--question", "what " * 3000], "the question has 15,000 characters, and cannot fit in the model's context"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 from conftest import QUESTION, plain_environment
 from tinygptv.runtime import BundleError, MemoryShortageError, TinyGPTV, TinyGPTVError, memory_needs
 from tinygptv.runtime.bundle.manifest import Manifest, read_manifest
+from tinygptv.runtime.captioning import caption_each
 from tinygptv.runtime.language.kv_cache import KVCache
+from tinygptv.runtime.loading import DEMO_BUNDLE
 from tinygptv.runtime.memory_needs import check_memory, shortage_told
 from tinygptv.runtime.system.machine import SystemMemory
 from tinygptv.runtime.vision.encoder import Vision
@@ -133,6 +136,27 @@ def test_while_answering(
             with pytest.raises(MemoryShortageError, match="there is not enough memory"):
                 ask(image, QUESTION)
     assert model.ask(image, QUESTION, max_new_tokens=4).token_ids == wanted
+
+
+def test_the_caches_of_captions_decoded_together(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray holds free for an actor is what they take, and not many times that."""
+    alive: weakref.WeakSet[KVCache] = weakref.WeakSet()
+    taken = []
+    reserve = KVCache.reserve
+
+    def noting(cache: KVCache, positions: int) -> bool:
+        grew = reserve(cache, positions)
+        alive.add(cache)
+        taken.append(sum(each.nbytes for each in alive))
+        return grew
+
+    monkeypatch.setattr(KVCache, "reserve", noting)
+    with TinyGPTV.load() as demo:
+        assert len(list(caption_each(demo, [photo] * 20, batch_size=8))) == 20
+    manifest, nothing = read_manifest(DEMO_BUNDLE), SystemMemory(None, None, None)
+    one, eight = (memory_needs.need_of(manifest, "default", True, nothing, count).unbacked for count in (1, 8))
+    caches = eight - one + memory_needs.caches_of(manifest.contract)[0].bytes
+    assert caches / 2 < max(taken) <= caches
 
 
 LIMITED = """

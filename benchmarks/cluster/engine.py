@@ -110,8 +110,11 @@ def _rounds(ratios: list[float]) -> str:
 
 
 def _machine(document: Document, *parts: str) -> str:
-    """The day and processor of each part, and the first one's cores and versions."""
-    found = [f"{part} {document[part]['date']}, {_processor(document[part]['machine'])}" for part in parts]
+    """The day and processor of the parts, and the first one's cores and versions."""
+    measured: dict[str, list[str]] = {}
+    for part in parts:
+        measured.setdefault(f"{document[part]['date']}, {_processor(document[part]['machine'])}", []).append(part)
+    found = [f"{', '.join(each)} {where}" for where, each in measured.items()]
     machine = document[parts[0]]["machine"]
     return (
         f"Measured: {'; '.join(found)}; {machine['cores']} cores, Ray {machine['ray']}, "

@@ -79,7 +79,7 @@ def caption_dataset(
         MemoryShortageError: No node has the memory.
     """
     manifest = read_manifest(DEMO_BUNDLE if bundle is None else Path(bundle))
-    room = room_for(manifest, memory, actors=actors, threads=threads, cores_left=cores_left)
+    room = room_for(manifest, memory, batch_size, actors=actors, threads=threads, cores_left=cores_left)
     asking = Asking(question or manifest.caption_question, batch_size, options or AnswerOptions())
     make = model_for(bundle, asking, room.threads, memory, ship=ship)
     return captioned(dataset, make, room, at_once, column=column, keep=keep, all_at_once=not cores_left)
@@ -165,13 +165,20 @@ class Actors:
 
 
 def room_for(
-    manifest: Manifest, memory: MemoryMode, *, actors: int | None, threads: int | None, cores_left: int
+    manifest: Manifest,
+    memory: MemoryMode,
+    batch_size: int,
+    *,
+    actors: int | None,
+    threads: int | None,
+    cores_left: int,
 ) -> Actors:
     """What the cluster has room for, or what a user wanted.
 
     Args:
         manifest: The model's.
         memory: How it is loaded.
+        batch_size: Answers decoded at a time in each actor; each keeps its own KV cache.
         actors: How many, if the user said it.
         threads: Of each, if the user said it.
         cores_left: To others, of the largest node.
@@ -192,7 +199,8 @@ def room_for(
             f"no node has {threads or 1} CPUs for an actor: the largest has {cores[0] + cores_left} for Ray{left}; "
             "use fewer --threads"
         )
-    need = WORKER_BYTES + need_of(manifest, memory, is_tuned=True, mem=SystemMemory(None, None, None)).unbacked
+    of_model = need_of(manifest, memory, True, SystemMemory(None, None, None), captions=batch_size)
+    need = WORKER_BYTES + of_model.unbacked
     fits = [int(node.get("memory", 0) // need) for node in nodes]
     threads = threads or max([1, *(-(-count // fit) for count, fit in zip(cores, fits, strict=True) if fit)])
     by_cores = [count // threads for count in cores]
@@ -200,7 +208,7 @@ def room_for(
     if not fitting:
         raise MemoryShortageError(
             f"no node has the {need / 1e9:.1f} GB of memory for Ray that an actor needs; start Ray with more "
-            "(ray start --memory), or use a smaller model"
+            "(ray start --memory), or use a smaller --batch-size or model"
         )
     if actors is not None and actors > fitting:
         why = "memory" if actors <= sum(by_cores) else "CPUs"

@@ -180,6 +180,7 @@ def _caption(
         room_for,
         read_manifest(bundle),
         options.memory,
+        options.batch_size,
         actors=options.actors,
         threads=options.threads,
         cores_left=0,  # reading takes none
