@@ -15,14 +15,15 @@ from typing import NamedTuple
 from .errors import ArgumentError
 
 # Possessive quantifiers, and no part that matches another brace or bracket: a failed match never looks at a character
-# twice, so that time stays linear in the text. Nine digits keep int() cheap. What is cut off matches at the end only.
+# twice, so that time stays linear in the text. Of single characters only: Python before 3.11.5 matches other parts
+# wrongly if they are possessive. Nine digits keep int() cheap. What is cut off matches at the end only.
 _NUMBER = r"<\s*+(-?[0-9]{1,9}+)\s*+>\s*+"
 _SYNTAX = re.compile(
     rf"(?P<box>\{{\s*+{_NUMBER * 4}\}})"
     r"|(?P<open><\s*+p\s*+>)"
     r"|(?P<close><\s*+/\s*+p\s*+>)"
     r"|(?P<delimiter><\s*+delim\s*+>)"
-    r"|(?P<malformed>\{(?:\s*+<\s*+-?[0-9]++(?:\s*+>)?+)++(?:\s*+\})?+)"
+    r"|(?P<malformed>\{(?:\s*+<\s*+-?[0-9]++(?:\s*+>)?)+(?:\s*+\})?)"
     r"|(?P<cut_box>\{\s*+(?:<\s*+-?\s*+)?\Z|<\s*+-\s*+\Z)"
     r"|(?P<cut_tag><\s*+/?\s*+(?:p|d|de|del|deli|delim)?\s*+\Z)"
 )
