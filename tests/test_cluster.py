@@ -159,6 +159,7 @@ def test_an_object_store(two_nodes: LocalCluster, answers: dict[str, str]) -> No
         store.put_object(Bucket="archive", Key=f"photos/2026 é/{name}", Body=(IMAGES / name).read_bytes())
     places = ("s3://archive/photos", "-o", "s3://archive/captions")
     done = two_nodes.caption(*places, "--threads", "1")
+    assert done.returncode == 0, done.stderr
     assert "2 pictures: 2 captioned, 0 done before, 0 failed" in done.stderr
     file_system, path = place_of("s3://archive/captions")
     found = dataset.dataset(path, filesystem=file_system, format="parquet").to_table().to_pylist()
